@@ -1,0 +1,22 @@
+# Each target stands alone on a fresh machine with Python 3.11 or newer: it makes .venv from the locked versions first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test bench lint
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/seedtune run demo --out runs/demo --replace
+
+test: .venv/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks

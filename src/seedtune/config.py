@@ -1,0 +1,212 @@
+"""A run as frozen data: `Recipe` is everything that changes results, `Machine` everything that changes only speed.
+
+Each field says its unit and its range; building one checks them. A recipe is written as TOML (one table a section), read
+back by `Recipe.model_validate`, and saved resolved with the run. Presets (`seedtune.experiment`) are partial recipes.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError, unknown
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """Which model, and which of its tensors are tuned."""
+
+    name: str = Field("starter", description="'starter', a folder, or a Hugging Face hub id")
+    kind: Literal["auto", "causal", "masked", "classifier"] = Field(
+        "auto", description="how the task is put: next token, masked token, or a classification head on an encoder"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage of all weights")
+    trainable: tuple[str, ...] = Field(
+        (), description="patterns (fnmatch) of the tensors to tune, e.g. '*.mlp.*'; empty: all of them"
+    )
+    adapter: Literal["none", "lora"] = Field("none", description="'lora': tune low-rank adapters through PEFT")
+    lora_rank: int = Field(8, ge=1, le=4096)
+    lora_alpha: float = Field(16.0, gt=0)
+    lora_targets: tuple[str, ...] = Field((), description="names of modules to adapt; empty: PEFT's choice")
+    head: Literal["fresh", "labels", "probe"] = Field(
+        "labels",
+        description="start of a classification head: drawn by key, from embeddings of the label descriptions, or "
+        "fitted on features of some training examples",
+    )
+    label_descriptions: tuple[str, ...] = Field((), description="one text a label, for head = 'labels'")
+
+
+class TaskConfig(_Section):
+    """Which examples, and how they are put to the model."""
+
+    name: str = Field("stdlib-topics", description="a known task, or 'custom' with template, columns and files")
+    path: str | None = Field(None, description="folder (or file) with the task's data; none: built in, or the hub")
+    test_path: str | None = Field(None, description="custom tasks: file with test rows; none: split off by a hash")
+    kind: Literal["choice", "text"] = Field("choice", description="custom tasks: pick an answer, or write text")
+    template: str | None = Field(None, description="prompt with {column} names in braces")
+    answer: str | None = Field(None, description="custom text tasks: template of the text to be learned")
+    label_column: str | None = Field(None, description="custom choice tasks: column with the label")
+    answers: dict[str, str] = Field({}, description="custom choice tasks: answer word for each label")
+    group_column: str | None = Field(None, description="column for the natural partition into clients")
+    max_tokens: int = Field(0, ge=0, le=1_000_000, description="tokens kept of an example; 0: the task's default")
+    max_train: int = Field(0, ge=0, description="training examples kept, chosen by key; 0: all")
+    max_eval: int = Field(0, ge=0, description="test examples kept, chosen by key; 0: all")
+
+
+class PartitionConfig(_Section):
+    """How the training examples are dealt to clients."""
+
+    kind: Literal["iid", "dirichlet", "natural"] = "iid"
+    num_clients: int = Field(8, ge=1, le=1_000_000)
+    alpha: float = Field(0.5, gt=0, le=1e6, description="Dirichlet concentration; smaller is less alike")
+    min_examples: int = Field(1, ge=1, description="a client with fewer is an error")
+
+
+class FederationConfig(_Section):
+    """Who takes part in a round and what is exchanged."""
+
+    protocol: Literal["weights", "scalars"] = "scalars"
+    keys: Literal["own", "shared"] = Field("own", description="scalars: directions per client, or one set for all")
+    num_rounds: int = Field(100, ge=0, le=10_000_000)
+    cohort_size: int = Field(0, ge=0, description="clients asked in a round; 0: all of them")
+    min_replies: int = Field(1, ge=1, description="a round with fewer usable replies stops the run")
+    local_steps: int = Field(1, ge=1, le=100_000, description="H: steps that a client makes in a round")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="examples a local step")
+    weighting: Literal["examples", "equal"] = "examples"
+    dropout_rate: float = Field(0.0, ge=0, lt=1, description="chance that a client of the cohort does not answer")
+
+
+class LocalConfig(_Section):
+    """What a client does in one local step."""
+
+    order: Literal["zeroth", "first"] = Field("zeroth", description="forward passes only, or backpropagation")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="first order only; zeroth order is plain SGD")
+    estimator: Literal["two-point", "one-sided"] = "two-point"
+    num_directions: int = Field(1, ge=1, le=100_000, description="P: directions a step")
+    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+    perturbation_scale: float = Field(1e-3, gt=0, le=10, description="mu, in units of the weights")
+    learning_rate: float = Field(1e-4, gt=0, le=1e6, description="eta")
+
+
+class RunConfig(_Section):
+    seed: int = Field(0, ge=0, lt=2**63)
+    eval_every: int = Field(10, ge=1, description="rounds between evaluations; the last round is always evaluated")
+    keep_snapshots: Literal["last", "all"] = Field("last", description="weights protocol: whose weights stay on disk")
+    num_threads: int = Field(
+        0, ge=0, le=1024, description="threads of a forward pass (changes a loss's last bits); 0: all cores"
+    )
+
+
+class Recipe(_Section):
+    """Everything that determines the result of a run."""
+
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    partition: PartitionConfig = PartitionConfig()
+    federation: FederationConfig = FederationConfig()
+    local: LocalConfig = LocalConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        federation, partition = self.federation, self.partition
+        if federation.cohort_size > partition.num_clients:
+            raise ValueError(
+                f"federation.cohort_size is {federation.cohort_size} but partition.num_clients is "
+                f"{partition.num_clients}: a cohort cannot be larger than the federation"
+            )
+        if self.local.order == "first" and federation.protocol == "scalars":
+            raise ValueError(
+                "local.order = 'first' needs federation.protocol = 'weights': a gradient is not a handful of scalars"
+            )
+        if federation.keys == "shared" and federation.protocol == "weights":
+            raise ValueError("federation.keys = 'shared' needs federation.protocol = 'scalars'")
+        cohort = federation.cohort_size or partition.num_clients
+        if federation.min_replies > cohort:
+            raise ValueError(f"federation.min_replies is {federation.min_replies} but a round asks {cohort} clients")
+        return self
+
+
+class Machine(_Section):
+    """What changes speed and memory, never a result."""
+
+    kernel: Literal["auto", "numba", "torch"] = "auto"
+    device: str = "cpu"
+    scratch_bytes: int = Field(2**20, ge=2**12, description="largest piece of perturbed weights held at once")
+
+
+def build(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """A checked recipe from nested values (as TOML gives them); `source` names them in errors.
+
+    Raises:
+        ConfigError: an unknown section or key (with the nearest known one), a wrong type or range.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explained(error)}") from None
+
+
+def _explained(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *sections, key = [str(part) for part in first["loc"]]
+        fields = Recipe.model_fields[sections[0]].annotation.model_fields if sections else Recipe.model_fields
+        return unknown("key" if sections else "section", key, fields) + (f" (in [{sections[0]}])" if sections else "")
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    return f"{where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The nested values of a recipe file.
+
+    Raises:
+        ConfigError: no such file, or not TOML; says the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"recipe {path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path}: is not valid TOML: {error}") from None
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` laid on top, section by section.
+
+    >>> merged({"run": {"seed": 1, "eval_every": 5}}, {"run": {"seed": 2}})
+    {'run': {'seed': 2, 'eval_every': 5}}
+    """
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        nested = isinstance(below, Mapping) and isinstance(value, Mapping) and key != "answers"
+        result[key] = merged(below, value) if nested else value
+    return result
+
+
+def assignment(text: str) -> dict[str, Any]:
+    """The nested values of one `section.key=value`; the value is read as TOML, else as a plain string.
+
+    >>> assignment("local.learning_rate=3e-4"), assignment("model.name=gpt2")
+    ({'local': {'learning_rate': 0.0003}}, {'model': {'name': 'gpt2'}})
+
+    Raises:
+        ConfigError: no '=' or no dot.
+    """
+    name, equals, raw = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set {text!r}: expected section.key=value, for example --set local.learning_rate=3e-4")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    return {section: {key: value}}

@@ -1,0 +1,58 @@
+"""What can go wrong, as one tree.
+
+    SeedtuneError
+    ├── ConfigError        a recipe, preset or flag that cannot be run
+    ├── DataError          a file, column, template, label or partition that cannot be used
+    ├── ModelError         a model that cannot be loaded, tuned or evaluated as asked
+    ├── TrajectoryError    a trajectory that is damaged, foreign or from the future
+    │   └── DigestMismatch   weights that are not the ones the record speaks of
+    ├── MessageError       an order or a reply that fails validation
+    ├── EngineError        too few clients answered, or one failed: names client, round and step
+    └── RunStoreError      a run folder that cannot be written, resumed or is in use
+
+A message says what was given, the rule, what was found and what to do, on one line. The command line prints it and
+exits with 2; it never shows a traceback for one of these.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SeedtuneError(Exception):
+    """Everything that this package raises on purpose."""
+
+
+class ConfigError(SeedtuneError): ...
+
+
+class DataError(SeedtuneError): ...
+
+
+class ModelError(SeedtuneError): ...
+
+
+class TrajectoryError(SeedtuneError): ...
+
+
+class DigestMismatch(TrajectoryError): ...
+
+
+class MessageError(SeedtuneError): ...
+
+
+class EngineError(SeedtuneError): ...
+
+
+class RunStoreError(SeedtuneError): ...
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist, with the nearest that does.
+
+    >>> unknown("task", "sst-2", ["rte", "sst2"])
+    "unknown task 'sst-2': did you mean 'sst2'? Known: rte, sst2"
+    """
+    known = sorted(known)
+    near = get_close_matches(given, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {given!r}: {hint}Known: {', '.join(known) or 'none'}"

@@ -1,0 +1,68 @@
+"""Projected gradients from loss values alone.
+
+An estimator asks for the loss at a few points of theta + mu z and returns one scalar a direction; it never sees weights,
+batches or models. E[z z^T] = I for every distribution here, so sum_p g_p z_p / P estimates the gradient.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .noise import Distribution
+from .perturb import Perturbation
+
+LossAt = Callable[[Perturbation | None], float]
+"""The loss of one fixed batch at a point; `None` is theta itself. One forward pass a call."""
+
+Estimator = Callable[[LossAt, Sequence[int], float, Distribution], "Probe"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one step learned.
+
+    keys: one 64-bit key a direction, [P].
+    scalars: projected gradients, float32 [P]; all NaN where a loss was not finite, so that no half step is made.
+    loss: mean of the losses seen, an estimate of F(theta) with an error of order mu^2 (one-sided: F(theta) itself).
+    num_forwards: forward passes made.
+    """
+
+    keys: tuple[int, ...]
+    scalars: np.ndarray
+    loss: float
+    num_forwards: int
+
+
+def two_point(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Distribution) -> Probe:
+    """g_p = [F(theta + mu z_p) - F(theta - mu z_p)] / 2 mu: central differences, error O(mu^2).
+
+    Cost: 2 P forwards. Source: Spall 1992 (SPSA); MeZO, arXiv 2305.17333, Definition 1.
+
+    >>> probe = two_point(lambda at: 3.0 if at is None else 3.0 + 2.0 * at.mu, [1, 2], 1e-3, Distribution.RADEMACHER)
+    >>> probe.scalars.round(3), probe.num_forwards
+    (array([2., 2.], dtype=float32), 4)
+    """
+    above = np.array([loss_at(Perturbation(key, mu, distribution)) for key in keys])
+    below = np.array([loss_at(Perturbation(key, -mu, distribution)) for key in keys])
+    return _probe(keys, (above - below) / (2 * mu), float(np.mean([above, below])), 2 * len(keys))
+
+
+def one_sided(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Distribution) -> Probe:
+    """g_p = [F(theta + mu z_p) - F(theta)] / mu: forward differences, error O(mu).
+
+    Cost: P + 1 forwards. Source: FedZO (Fang et al. 2022); BAFFLE, arXiv 2302.03195.
+    """
+    here = loss_at(None)
+    above = np.array([loss_at(Perturbation(key, mu, distribution)) for key in keys])
+    return _probe(keys, (above - here) / mu, here, len(keys) + 1)
+
+
+ESTIMATORS: dict[str, Estimator] = {"two-point": two_point, "one-sided": one_sided}
+
+
+def _probe(keys: Sequence[int], scalars: np.ndarray, loss: float, num_forwards: int) -> Probe:
+    scalars = scalars.astype(np.float32)
+    if not np.isfinite(scalars).all():
+        scalars = np.full_like(scalars, np.nan)
+    return Probe(tuple(keys), scalars, loss, num_forwards)

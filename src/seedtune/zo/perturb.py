@@ -1,0 +1,165 @@
+"""A model's forward pass at theta + mu z, without ever writing theta.
+
+A perturbed weight exists only where it is used: while a module that owns tuned parameters runs its own forward, every
+torch function that receives one of them receives theta + mu z in its place, made for that call alone. A linear layer
+is perturbed in chunks of rows, an embedding only in the rows looked up, anything else (norms, biases, convolutions)
+as a whole. So nothing is ever restored, theta is byte-identical before and after, also when the forward raises, 16-bit
+weights do not drift, and memory is inference plus one chunk.
+
+It does not choose directions (estimators) and does not move weights (update). A module that reads another module's
+parameter from outside that module's forward is not seen; `Perturber` then names the tensors that no forward used.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from ..errors import ModelError
+from ..space import Space, TensorSpec
+from . import noise
+from .noise import Distribution
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """The point theta + `mu` z(`key`): `mu` is signed, in units of the weights."""
+
+    key: int
+    mu: float
+    distribution: Distribution
+
+
+class Perturber:
+    """Runs a module's forward at perturbed points; one object serves one module, one thread at a time.
+
+    Args:
+        module: the model; its parameters may be re-pointed (`space.bind`) between evaluations.
+        space: the tuned tensors.
+        scratch_bytes: largest chunk of perturbed rows that a linear layer holds at once.
+    """
+
+    def __init__(self, module: torch.nn.Module, space: Space, scratch_bytes: int = 2**20):
+        specs = {spec.name: spec for spec in space.tensors}
+        self._specs = {id(p): specs[name] for name, p in module.named_parameters() if name in specs}
+        self._owners = [m for m in module.modules() if any(id(p) in self._specs for p in m._parameters.values())]
+        self._scratch_bytes = scratch_bytes
+        self._all = frozenset(specs)
+
+    @contextmanager
+    def at(self, perturbation: Perturbation | None) -> Iterator[None]:
+        """Within it, the module computes at theta + mu z; `None` is theta itself. No autograd graph is built.
+
+        Raises:
+            ModelError: a forward ended without having used every tuned tensor; the message names one.
+        """
+        if perturbation is None:
+            with torch.no_grad():
+                yield
+            return
+        mode = _AtUse(self._specs, perturbation, self._scratch_bytes)
+        before = [module.__dict__.get("forward") for module in self._owners]
+        try:
+            for module in self._owners:
+                module.forward = _within(mode, module.forward)
+            with torch.no_grad():
+                yield
+        finally:
+            for module, forward in zip(self._owners, before, strict=True):
+                if forward is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.forward = forward
+        unused = self._all - mode.used
+        if unused:
+            raise ModelError(
+                f"tensor {min(unused)!r} ({len(unused)} in all) is tuned but no forward pass of its module used it: "
+                f"leave it out with model.trainable"
+            )
+
+
+def _within(mode: TorchFunctionMode, forward: Callable) -> Callable:
+    def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
+        with mode:
+            return forward(*args, **kwargs)
+
+    return perturbed_forward
+
+
+class _AtUse(TorchFunctionMode):
+    """Replaces tuned parameters among the arguments of torch functions."""
+
+    def __init__(self, specs: dict[int, TensorSpec], perturbation: Perturbation, scratch_bytes: int):
+        super().__init__()
+        self._specs, self._point, self._scratch_bytes = specs, perturbation, scratch_bytes
+        self._scratch: dict[torch.dtype, torch.Tensor] = {}
+        self.used: set[str] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is functional.linear:
+            return self._linear(*args, **kwargs)
+        if func is functional.embedding and self._is_plain_lookup(args, kwargs):
+            return self._embedding(*args[:2])
+        if getattr(func, "__name__", "") == "__get__" and not isinstance(value := func(*args), torch.Tensor):
+            return value  # shape, dtype, device and their like: no value is read
+        args = tuple(self._perturbed(value) for value in args)
+        return func(*args, **{name: self._perturbed(value) for name, value in kwargs.items()})
+
+    def _is_plain_lookup(self, args: tuple, kwargs: dict) -> bool:
+        options = dict(zip(("padding_idx", "max_norm"), args[2:4], strict=False)) | kwargs
+        return len(args) >= 2 and id(args[1]) in self._specs and options.get("max_norm") is None
+
+    def _perturbed(self, value: Any) -> Any:
+        """theta + mu z for a tuned parameter, in storage of its own; anything else as it is."""
+        spec = self._specs.get(id(value)) if isinstance(value, torch.Tensor) else None
+        if spec is None:
+            return value
+        self.used.add(spec.name)
+        out = torch.empty_like(value.data, memory_format=torch.contiguous_format)
+        self._write(out, value.data, spec.start)
+        return out
+
+    def _write(self, out: torch.Tensor, weights: torch.Tensor, start: int) -> None:
+        point = self._point
+        noise.perturb(out.view(-1), weights.reshape(-1), point.key, start, point.mu, point.distribution)
+
+    def _linear(self, value: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        bias = self._perturbed(bias)
+        spec = self._specs.get(id(weight))
+        if spec is None:
+            return functional.linear(value, weight, bias)
+        self.used.add(spec.name)
+        num_rows, row = weight.shape
+        step = max(1, self._scratch_bytes // (row * weight.element_size()))
+        step = -(-num_rows // -(-num_rows // step))  # chunks of about equal size
+        if step >= num_rows:
+            return functional.linear(value, self._chunk(weight, spec, 0, num_rows), bias)
+        out = value.new_empty(*value.shape[:-1], num_rows)
+        for first in range(0, num_rows, step):
+            last = min(first + step, num_rows)
+            part = functional.linear(value, self._chunk(weight, spec, first, last))
+            out[..., first:last] = part if bias is None else part.add_(bias[first:last])
+        return out
+
+    def _chunk(self, weight: torch.Tensor, spec: TensorSpec, first: int, last: int) -> torch.Tensor:
+        """Rows `first` to `last` of theta + mu z, in the scratch that the next chunk overwrites."""
+        size = (last - first) * weight.shape[1]
+        held = self._scratch.get(weight.dtype)
+        if held is None or held.numel() < size:
+            held = self._scratch[weight.dtype] = torch.empty(size, dtype=weight.dtype, device=weight.device)
+        out = held[:size]
+        self._write(out, weight.data[first:last], spec.start + first * weight.shape[1])
+        return out.view(last - first, weight.shape[1])
+
+    def _embedding(self, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        spec, point = self._specs[id(table)], self._point
+        self.used.add(spec.name)
+        out = table.new_empty(*rows.shape, table.shape[1])
+        flat = out.view(-1, table.shape[1])
+        noise.perturb_rows(flat, table.data, rows.reshape(-1), point.key, spec.start, point.mu, point.distribution)
+        return out
