@@ -1,0 +1,212 @@
+"""A model, ready to be tuned: loaded, put in evaluation mode, with the tensors to tune chosen and their starts drawn.
+
+Three kinds. *causal* and *masked* language models answer with their own output head, evaluated at answer positions only
+(`answer_head`). *classifier*: a checkpoint that already is a sequence classifier is loaded as it is; any other encoder
+gets mean pooling and a new linear head (`encoder`).
+
+Guarantees: evaluation mode, no dropout, no parameter requires gradients (first-order training enables them itself), no
+use of the global random generator. Not here: the start of a new head from labels or a probe (`heads`), losses
+(`objective`), quantised bases, models that need code of their own.
+"""
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from ..config import ModelConfig
+from ..errors import ModelError
+from . import answer_head, lora
+from .encoder import HEAD_FILE, EncoderWithHead
+from .lora import Gaussian
+from .source import Source, find, from_pretrained, read_config, read_tokenizer
+
+Kind = Literal["causal", "masked", "classifier"]
+_AUTO = {
+    "causal": AutoModelForCausalLM,
+    "masked": AutoModelForMaskedLM,
+    "classifier": AutoModelForSequenceClassification,
+}
+_PEFT_TASK = {"causal": "CAUSAL_LM", "masked": None, "classifier": "SEQ_CLS"}
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A loaded model.
+
+    `trainable` are the names of the tensors to tune, as `module.named_parameters()` gives them: a tied parameter is
+    there once, under its first name. `base_id` is what a replay asks for. `fresh_head`: a classification head was made
+    here and holds random values, for `heads` to better. `adapter`: the tuned tensors are LoRA's.
+    """
+
+    module: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    kind: Kind
+    trainable: tuple[str, ...]
+    base_id: str
+    fresh_head: bool = False
+    adapter: Literal["none", "lora"] = "none"
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The tensors to tune, by name: the model's own storage."""
+        named = dict(self.module.named_parameters())
+        return {name: named[name] for name in self.trainable}
+
+
+def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> Tuned:
+    """The model that `config` names, in `config.dtype`, on the CPU.
+
+    Args:
+        config: which model, which tensors, which adapter.
+        task_choices: how many answers the task chooses from; None for text tasks.
+        gaussian: draws the start of new tensors (a fresh head's weight, LoRA's A): (name, shape) to float32 standard
+            normal values, the same ones whenever the same name is asked for.
+
+    Raises:
+        ModelError: not found or not readable, weights missing or pickled, a kind that the checkpoint or the task does
+            not fit, or a choice of tensors that matches nothing.
+
+    `trainable` empty means every parameter. A parameter that this kind's forward never uses would make a perturbed
+    evaluation fail by name; an encoder's pooler, the usual one, is dropped here.
+    """
+    if config.trainable and config.adapter == "lora":
+        raise ModelError(
+            "model.trainable and model.adapter = 'lora' were both given: choose one (model.lora_targets narrows LoRA)"
+        )
+    source = find(config.name)
+    tokenizer, hf_config = read_tokenizer(source), read_config(source)
+    kind = _kind(config.kind, hf_config, source)
+    if kind == "classifier":
+        module, fresh_head = _classifier(source, hf_config, config, task_choices, tokenizer)
+    else:
+        module, fresh_head = _pretrained(_AUTO[kind], source, config, kind), False
+    if config.adapter == "lora":
+        module = _with_lora(module, config, kind, gaussian)
+    if kind != "classifier":
+        answer_head.install(module)
+    if fresh_head:
+        _draw_head(module, hf_config, gaussian)
+    module.eval().requires_grad_(False)
+    trainable = _trainable(module, config)
+    return Tuned(module, tokenizer, kind, trainable, source.base_id, fresh_head, config.adapter)
+
+
+def _kind(asked: str, config: PretrainedConfig, source: Source) -> Kind:
+    if asked != "auto":
+        return asked
+    names = config.architectures or ()
+    if not names:
+        raise ModelError(f"model {source.name!r}: config.json names no architecture; set model.kind")
+    if any(name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() for name in names):
+        return "masked"
+    return "causal" if any(name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in names) else "classifier"
+
+
+def _pretrained(auto: type, source: Source, config: ModelConfig, kind: Kind) -> torch.nn.Module:
+    """Loaded weights, all of them from the checkpoint: a tensor that transformers made up is an error."""
+    module, info = from_pretrained(
+        auto, source, dtype=getattr(torch, config.dtype), use_safetensors=True, output_loading_info=True
+    )
+    missing = sorted(name for name in info["missing_keys"] if not (auto is AutoModel and name.startswith("pooler.")))
+    if missing:
+        raise ModelError(
+            f"model {source.name!r}: its checkpoint lacks {len(missing)} tensors of a {kind} model, such as "
+            f"{missing[0]!r}: set model.kind to what it was trained as ('classifier' takes any encoder), or choose "
+            "another model"
+        )
+    return module
+
+
+def _classifier(
+    source: Source,
+    hf_config: PretrainedConfig,
+    config: ModelConfig,
+    task_choices: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[torch.nn.Module, bool]:
+    """(model, whether its head is fresh)."""
+    if task_choices is None:
+        raise ModelError(f"model {source.name!r} is a classifier but the task is text: choose a causal model for it")
+    if any(name.endswith("ForSequenceClassification") for name in hf_config.architectures or ()):
+        module = _pretrained(AutoModelForSequenceClassification, source, config, "classifier")
+        _check_labels(source, module.config.num_labels, task_choices)
+        if module.config.pad_token_id is None:
+            module.config.pad_token_id = tokenizer.pad_token_id
+        return module, False
+    module = EncoderWithHead(_pretrained(AutoModel, source, config, "classifier"), task_choices)
+    return module, not _read_head(module, source, task_choices)
+
+
+def _read_head(module: EncoderWithHead, source: Source, task_choices: int) -> bool:
+    """Loads the head that an export left beside its encoder; False where there is none."""
+    path = Path(source.location) / HEAD_FILE
+    if not path.is_file():
+        return False
+    head = load_file(path)
+    _check_labels(source, len(head["weight"]), task_choices)
+    module.head.load_state_dict(head)
+    return True
+
+
+def _check_labels(source: Source, num_labels: int, task_choices: int) -> None:
+    if num_labels != task_choices:
+        raise ModelError(
+            f"model {source.name!r}: its head has {num_labels} labels but the task has {task_choices} answers: "
+            "choose an encoder without a classification head, or a task that fits"
+        )
+
+
+def _with_lora(module: torch.nn.Module, config: ModelConfig, kind: Kind, gaussian: Gaussian) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(module, EncoderWithHead):
+            module.encoder = lora.attach(module.encoder, config, "FEATURE_EXTRACTION")
+        else:
+            module = lora.attach(module, config, _PEFT_TASK[kind])
+    lora.initialise(module, gaussian)
+    return module
+
+
+@torch.no_grad()
+def _draw_head(module: EncoderWithHead, config: PretrainedConfig, gaussian: Gaussian) -> None:
+    """The start that transformers gives new heads: standard deviation `initializer_range`, zero bias."""
+    weight = module.head.weight
+    weight.copy_(gaussian("head.weight", tuple(weight.shape)) * getattr(config, "initializer_range", 0.02))
+    module.head.bias.zero_()
+
+
+def _trainable(module: torch.nn.Module, config: ModelConfig) -> tuple[str, ...]:
+    names = [name for name, _ in module.named_parameters()]
+    if config.adapter == "lora":
+        return tuple(name for name in names if lora.is_adapter(name) or name.startswith("head."))
+    for pattern in config.trainable:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ModelError(_matches_nothing(module, pattern, names))
+    patterns = config.trainable or ("*",)
+    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def _matches_nothing(module: torch.nn.Module, pattern: str, names: list[str]) -> str:
+    every = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    if tied := [name for name in every if fnmatchcase(name, pattern)]:
+        return (
+            f"model.trainable: {pattern!r} matches only {tied[0]!r}, which is tied to a tensor of another name: use it"
+        )
+    modules = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name.rpartition(".")[0]) for name in names))
+    shown = ", ".join(modules[:12]) + (", ..." if len(modules) > 12 else "")
+    return f"model.trainable: {pattern!r} matches no tensor of this model; it has tensors in {shown}"

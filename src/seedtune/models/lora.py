@@ -1,0 +1,91 @@
+"""LoRA through PEFT: which modules are adapted, and a start that is drawn by key.
+
+PEFT's own default start is kept in distribution's second moment: A has variance 1 / (3 in_features) (the uniform
+Kaiming start of its `reset_lora_parameters` has the same), but Gaussian, because seedtune's keyed noise is; B is zero,
+so the adapted model begins as the base. Adapters are float32 also on a 16-bit base, without dropout.
+
+Not here: merging and saving (`seedtune.models.export`).
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers.pytorch_utils import Conv1D
+
+from ..config import ModelConfig
+from ..errors import ModelError
+
+Gaussian = Callable[[str, tuple[int, ...]], torch.Tensor]
+"""Draws a tensor's start: (canonical name, shape) to float32 standard normal values, always the same for a name."""
+
+
+def attach(module: torch.nn.Module, config: ModelConfig, task_type: str | None) -> PeftModel:
+    """`module` (changed in place) with adapters of `config.lora_rank` on the modules of `config.lora_targets`.
+
+    `task_type` is PEFT's (CAUSAL_LM, SEQ_CLS, FEATURE_EXTRACTION or None); SEQ_CLS keeps the classifier trainable.
+
+    Raises:
+        ModelError: a target that matches no linear module, or no target and PEFT has no choice for this model.
+    """
+    linear = linear_names(module)
+    _check_targets(config.lora_targets, linear)
+    adapter = LoraConfig(
+        task_type=task_type,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=_as_peft_writes(config.lora_targets),
+        lora_dropout=0.0,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that GPT-2 stores its weights transposed is handled, not news
+            return get_peft_model(module, adapter)
+    except ValueError:
+        raise ModelError(
+            f"model.lora_targets is empty and PEFT has no choice for {type(module).__name__}: name modules to adapt, "
+            f"such as {_endings(linear)}"
+        ) from None
+
+
+@torch.no_grad()
+def initialise(module: torch.nn.Module, gaussian: Gaussian) -> None:
+    """Sets every lora_A to `gaussian` / sqrt(3 in_features) and every lora_B to zero."""
+    for name, parameter in module.named_parameters():
+        if ".lora_A." in name:
+            parameter.copy_(gaussian(name, tuple(parameter.shape)) / math.sqrt(3 * parameter.shape[1]))
+        elif ".lora_B." in name:
+            parameter.zero_()
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of a PEFT model belongs to the adapter: LoRA factors and the classifier kept beside them."""
+    return ".lora_" in name or ".modules_to_save." in name
+
+
+def linear_names(module: torch.nn.Module) -> list[str]:
+    """Dotted names of the modules that LoRA can adapt here: linear layers, except the output head."""
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    kinds = (torch.nn.Linear, Conv1D)
+    return [name for name, child in module.named_modules() if isinstance(child, kinds) and child is not head]
+
+
+def _check_targets(targets: tuple[str, ...], linear: list[str]) -> None:
+    for target in () if targets == ("all-linear",) else targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            raise ModelError(
+                f"model.lora_targets: {target!r} matches no linear module (the output head cannot be adapted); "
+                f"there are {_endings(linear)}, or 'all-linear' alone"
+            )
+
+
+def _as_peft_writes(targets: tuple[str, ...]) -> list[str] | str | None:
+    return "all-linear" if targets == ("all-linear",) else list(targets) or None
+
+
+def _endings(names: Iterable[str]) -> str:
+    """The distinct last parts of dotted names, at most twelve, in order of appearance."""
+    endings = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    return ", ".join(endings[:12]) + (", ..." if len(endings) > 12 else "")

@@ -1,0 +1,93 @@
+"""What a batch's loss is: one function for causal LMs, masked LMs and classifiers, choices and texts.
+
+A choice is learned by cross-entropy over the scores of its candidates: logits of single-token answers,
+length-normalised log-likelihoods of longer ones (MeZO, arXiv 2305.17333), or a classification head's logits. A text is
+learned by the mean negative log-likelihood of its tokens. Softmax is always float32.
+
+Cost: one forward over [S, T], with output logits at the n scored positions only (see `seedtune.models.answer_head`).
+An autograd graph is built only where the caller lets parameters require gradients; `load` lets none.
+Batches are right-padded; the attention mask keeps real tokens blind to padding, so no position ids are passed.
+Not here: accuracy, answer metrics, perturbation.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from ..errors import ModelError
+from .answer_head import Selection, answering_at
+from .load import Tuned
+
+if TYPE_CHECKING:
+    from ..data.batches import Batch
+
+
+def loss(model: Tuned, batch: "Batch") -> torch.Tensor:
+    """The training loss of a batch: scalar float32, the mean over examples (choices) or scored tokens (texts).
+
+    Raises:
+        ModelError: a text (or multi-token) batch for a model that scores whole examples only.
+    """
+    if batch.labels is None:
+        return _target_losses(model, batch).mean()
+    return cross_entropy(scores(model, batch), batch.labels)
+
+
+def scores(model: Tuned, batch: "Batch") -> torch.Tensor:
+    """One score for each choice of each example: float32 [B, C]; the argmax is the prediction.
+
+    Raises:
+        ModelError: the batch is of a text task, or holds multi-token answers for a masked LM.
+    """
+    if batch.labels is None:
+        raise ModelError("scores of a text batch were asked for: only choice tasks have scores; use token_loss_sum")
+    if model.kind == "classifier":
+        return model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+    if batch.candidates is not None:
+        return answer_logits(model, batch)
+    return _length_normalised(-_target_losses(model, batch), batch)
+
+
+def answer_logits(model: Tuned, batch: "Batch") -> torch.Tensor:
+    """Logits at the scored positions of a language model: float32 [n, C] of the candidates, or [n, vocabulary].
+
+    Row i belongs to sequence `rows[i]` at position `columns[i]`: for causal models the position before the target, for
+    masked models the mask token itself.
+    """
+    options = {"use_cache": False} if model.kind == "causal" else {}
+    with answering_at(Selection(batch.rows, batch.columns, batch.candidates)):
+        output = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
+    return output.logits[0].float()
+
+
+def token_loss_sum(model: Tuned, batch: "Batch") -> tuple[float, int]:
+    """(sum of the targets' negative log-likelihoods in nats, number of targets): perplexity is exp(sums / counts).
+
+    Summed in float64, without an autograd graph.
+
+    Raises:
+        ModelError: the model is not causal, or the batch holds no target tokens.
+    """
+    with torch.no_grad():
+        losses = _target_losses(model, batch)
+    return losses.double().sum().item(), len(losses)
+
+
+def _target_losses(model: Tuned, batch: "Batch") -> torch.Tensor:
+    """Negative log-likelihood of each target token, float32 [n]."""
+    if model.kind != "causal":
+        raise ModelError(
+            f"a {model.kind} model was given a batch of texts or of answers longer than one token: only a causal model "
+            "can score these; use one, or choose answers that are single tokens"
+        )
+    if batch.targets is None:
+        raise ModelError("a batch without target tokens has no loss per token: it is scored by its candidates")
+    return cross_entropy(answer_logits(model, batch), batch.targets, reduction="none")
+
+
+def _length_normalised(log_likelihoods: torch.Tensor, batch: "Batch") -> torch.Tensor:
+    """Mean log-likelihood of each sequence's targets, [B, C]; a product, as scattered sums vary on CUDA."""
+    sequences = torch.arange(len(batch.input_ids), device=batch.rows.device)
+    belongs = (sequences[:, None] == batch.rows[None, :]).float()
+    return (belongs @ log_likelihoods / belongs.sum(1)).view(batch.num_examples, -1)
