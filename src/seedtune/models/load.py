@@ -202,11 +202,11 @@ def _trainable(module: torch.nn.Module, config: ModelConfig) -> tuple[str, ...]:
 
 
 def _matches_nothing(module: torch.nn.Module, pattern: str, names: list[str]) -> str:
-    every = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-    if tied := [name for name in every if fnmatchcase(name, pattern)]:
-        return (
-            f"model.trainable: {pattern!r} matches only {tied[0]!r}, which is tied to a tensor of another name: use it"
-        )
+    first_names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if fnmatchcase(name, pattern):
+            first = first_names[id(parameter)]
+            return f"model.trainable: {pattern!r} matches only {name!r}, which is tied to {first!r}: use that name"
     modules = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name.rpartition(".")[0]) for name in names))
     shown = ", ".join(modules[:12]) + (", ..." if len(modules) > 12 else "")
     return f"model.trainable: {pattern!r} matches no tensor of this model; it has tensors in {shown}"
