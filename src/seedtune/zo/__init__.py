@@ -1,0 +1,1 @@
+"""Zeroth-order optimisation: directions, perturbed evaluation, estimators, updates, trajectory."""

@@ -1,0 +1,96 @@
+"""Every kernel gives the same bits as the torch reference, for every distribution, dtype, offset and length."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from seedtune.zo.kernels import kernel_for, using
+from seedtune.zo.noise import Distribution, accumulate, perturb, perturb_rows, values
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+keys = st.integers(0, 2**64 - 1)
+starts = st.one_of(st.integers(0, 10_000), st.integers(2**32 - 9_000, 2**32 + 9_000), st.integers(0, 2**63 - 20_000))
+counts = st.one_of(st.integers(0, 300), st.integers(3_900, 9_000))
+distributions = st.sampled_from(Distribution)
+dtypes = st.sampled_from(DTYPES)
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
+
+
+def assert_same_bits(first: torch.Tensor, second: torch.Tensor) -> None:
+    assert first.dtype == second.dtype
+    assert torch.equal(bits(first), bits(second))
+
+
+def weights_like(count: int, dtype: torch.dtype) -> torch.Tensor:
+    return (values(99, 7, count, Distribution.GAUSSIAN) * 0.05).to(dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(keys, starts, counts, distributions)
+def test_values(key, start, count, distribution):
+    fast = values(key, start, count, distribution)
+    with using("torch"):
+        assert_same_bits(fast, values(key, start, count, distribution))
+
+
+@settings(max_examples=80, deadline=None)
+@given(keys, starts, counts, distributions, dtypes, st.sampled_from([1e-3, -1e-3, 0.0, 1.0, 3e38]))
+@example(0, 0, 0, Distribution.GAUSSIAN, torch.float16, 1e-3)
+@example(2**64 - 1, 2**63 - 1, 1, Distribution.RADEMACHER, torch.bfloat16, 1e-3)
+def test_perturb(key, start, count, distribution, dtype, mu):
+    weights = weights_like(count, dtype)
+    fast, slow = torch.empty_like(weights), torch.empty_like(weights)
+    perturb(fast, weights, key, start, mu, distribution)
+    with using("torch"):
+        perturb(slow, weights, key, start, mu, distribution)
+    assert_same_bits(fast, slow)
+
+
+@settings(max_examples=40, deadline=None)
+@given(keys, starts, distributions, dtypes, st.lists(st.integers(0, 12), max_size=9), st.integers(0, 400))
+def test_perturb_rows(key, start, distribution, dtype, rows, width):
+    table = weights_like(13 * width, dtype).view(13, width)
+    index = torch.tensor(rows, dtype=torch.int64)
+    fast = torch.empty(len(rows), width, dtype=dtype)
+    slow, whole = torch.empty_like(fast), torch.empty_like(table)
+    perturb_rows(fast, table, index, key, start, 1e-3, distribution)
+    with using("torch"):
+        perturb_rows(slow, table, index, key, start, 1e-3, distribution)
+    perturb(whole, table, key, start, 1e-3, distribution)
+    assert_same_bits(fast, slow)
+    assert_same_bits(fast, whole[index])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(keys, max_size=4), starts, counts, distributions, dtypes, keys, st.sampled_from([0.0, -1e-4, 0.3, 1e30])
+)
+def test_accumulate(several, start, count, distribution, dtype, rounding_key, factor):
+    factors = [factor / (n + 1) for n in range(len(several))]
+    fast = weights_like(count, dtype)
+    slow = fast.clone()
+    accumulate(fast, start, several, factors, distribution, rounding_key)
+    with using("torch"):
+        accumulate(slow, start, several, factors, distribution, rounding_key)
+    assert_same_bits(fast, slow)
+
+
+def test_an_unknown_kernel_is_an_error():
+    with pytest.raises(ValueError, match="kernel 'cuda': must be one of auto, numba, torch"), using("cuda"):
+        pass
+
+
+def test_numba_refuses_other_devices():
+    with using("numba"), pytest.raises(ValueError, match="works on CPU tensors, not on meta: choose 'auto' or 'torch'"):
+        kernel_for(torch.empty(1, device="meta"))
+
+
+def test_using_ends_with_its_block():
+    before = kernel_for(torch.empty(1))
+    with using("torch"):
+        assert kernel_for(torch.empty(1)) is not before
+    assert kernel_for(torch.empty(1)) is before
