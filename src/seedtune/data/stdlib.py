@@ -9,7 +9,7 @@ import inspect
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -17,6 +17,9 @@ from pathlib import Path
 
 HELD_BACK = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")
 """The packages of the tasks `stdlib-topics` and `stdlib-text`. The starter's pretraining never sees their files."""
+
+FORM = "{text}\nThis text documents the package"
+"""How `stdlib-topics` puts a masked docstring to a causal model; the starter's pretraining uses the same words."""
 
 MASK = "___"
 MIN_CHARACTERS = 30
@@ -40,17 +43,22 @@ def stable_fraction(text: str) -> float:
 @cache
 def source_files() -> tuple[tuple[str, str], ...]:
     """(path below the library's root, source) of every readable module, sorted by path; tests are left out."""
+    return tuple(_read(_module_paths()))
+
+
+def _module_paths() -> list[str]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = []
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if not _SKIPPED.isdisjoint(relative.parts):
-            continue
+    below = [path.relative_to(root) for path in sorted(root.rglob("*.py"))]
+    return [path.as_posix() for path in below if _SKIPPED.isdisjoint(path.parts)]
+
+
+def _read(paths: list[str]) -> Iterator[tuple[str, str]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in paths:
         try:
-            files.append((relative.as_posix(), path.read_text(encoding="utf-8")))
+            yield path, (root / path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-    return tuple(files)
 
 
 def package_of(path: str) -> str:
@@ -65,8 +73,18 @@ def package_of(path: str) -> str:
 @cache
 def docstrings() -> tuple[Docstring, ...]:
     """Every distinct docstring of at least 30 characters, in the order of files and lines."""
+    return _distinct(source_files())
+
+
+@cache
+def held_back_docstrings() -> tuple[Docstring, ...]:
+    """The distinct docstrings of the packages `HELD_BACK`, without reading the rest of the library: under a second."""
+    return _distinct(_read([path for path in _module_paths() if package_of(path) in HELD_BACK]))
+
+
+def _distinct(files: Iterable[tuple[str, str]]) -> tuple[Docstring, ...]:
     found, seen = [], set()
-    for path, source in source_files():
+    for path, source in files:
         for text in _docstrings_of(source):
             if len(text) >= MIN_CHARACTERS and text not in seen:
                 seen.add(text)

@@ -1,0 +1,105 @@
+"""Batches: what an objective consumes. Right-padded tokens, the positions to score, and what to predict there.
+
+Positions are gathered before the vocabulary is touched, so nobody needs logits of a whole [batch, time, vocabulary]
+tensor. Which examples make a batch is decided elsewhere (`keyed.client_batch_indices`); devices are not a concern
+here, every tensor is on the CPU.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .encoding import Encoded, EncodedSet
+
+
+@dataclass(frozen=True)
+class Batch:
+    """S sequences of T tokens, n scored positions, B examples. All tensors are int64.
+
+    | task | S | n | targets | candidates | labels |
+    |---|---|---|---|---|---|
+    | choice, every answer one token | B | B | None | [C] | [B] |
+    | choice, longer answers (causal) | B * C, sequence b * C + c | their tokens | [n] | None | [B] |
+    | choice, classifier | B | B | None | None | [B] |
+    | text | B | tokens to be learned | [n] | None | None |
+
+    `columns[i]` is the position in sequence `rows[i]` whose logits predict `targets[i]` (causal models: the position
+    before the token; masked models: the mask; classifiers: position 0, to be ignored by models that pool).
+    """
+
+    input_ids: torch.Tensor  # [S, T], right-padded
+    attention_mask: torch.Tensor  # [S, T]
+    rows: torch.Tensor  # [n]
+    columns: torch.Tensor  # [n]
+    targets: torch.Tensor | None  # [n]
+    candidates: torch.Tensor | None  # [C]
+    labels: torch.Tensor | None  # [B]
+    num_examples: int
+
+
+def batch_of(encoded: EncodedSet, indices: Sequence[int] | np.ndarray) -> Batch:
+    """The batch of `indices`, in that order, padded to its longest sequence.
+
+    Cost: about 0.1 ms for 16 examples.
+    """
+    chosen = [encoded.examples[i] for i in indices]
+    if chosen and chosen[0].label is None:
+        return _text_batch(encoded, chosen)
+    if any(len(answer) > 1 for answer in encoded.answers):
+        return _long_answer_batch(encoded, chosen)
+    return _label_batch(encoded, chosen)
+
+
+def eval_batches(encoded: EncodedSet, batch_size: int) -> Iterator[Batch]:
+    """All examples in batches of like length, longest first, so that little is padding; the same at every call."""
+    lengths = np.array([len(e.prompt) + len(e.answer) for e in encoded.examples])
+    order = np.argsort(-lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield batch_of(encoded, order[start : start + batch_size])
+
+
+def _label_batch(encoded: EncodedSet, chosen: list[Encoded]) -> Batch:
+    """One sequence and one scored position an example."""
+    offset = {"causal": -1, "masked": 0, "classifier": None}[encoded.kind]
+    columns = [0 if offset is None else e.answer_at + offset for e in chosen]
+    candidates = np.concatenate(encoded.answers) if encoded.answers else None
+    return _batch([e.prompt for e in chosen], encoded, np.arange(len(chosen)), np.array(columns, np.int64),
+                  candidates=candidates, labels=_labels(chosen), num_examples=len(chosen))  # fmt: skip
+
+
+def _long_answer_batch(encoded: EncodedSet, chosen: list[Encoded]) -> Batch:
+    """A sequence for each example and answer; the answer's tokens are scored."""
+    pairs = [(e.prompt, answer) for e in chosen for answer in encoded.answers]
+    return _scored_batch(pairs, encoded, labels=_labels(chosen), num_examples=len(chosen))
+
+
+def _text_batch(encoded: EncodedSet, chosen: list[Encoded]) -> Batch:
+    return _scored_batch([(e.prompt, e.answer) for e in chosen], encoded, num_examples=len(chosen))
+
+
+def _scored_batch(pairs: list[tuple[np.ndarray, np.ndarray]], encoded: EncodedSet, **rest) -> Batch:
+    """Sequences prompt + answer with every answer token scored; without a prompt nothing predicts the first one."""
+    pairs = [(prompt, answer) if len(prompt) else (answer[:1], answer[1:]) for prompt, answer in pairs]
+    sequences = [np.concatenate((prompt, answer[:-1])) for prompt, answer in pairs]
+    counts = np.array([len(answer) for _, answer in pairs])
+    before = np.array([len(prompt) - 1 for prompt, _ in pairs])
+    rows = np.repeat(np.arange(len(pairs)), counts)
+    columns = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(before, counts)
+    targets = np.concatenate([answer for _, answer in pairs])
+    return _batch(sequences, encoded, rows, columns, targets=targets, **rest)
+
+
+def _labels(chosen: list[Encoded]) -> np.ndarray:
+    return np.array([e.label for e in chosen], np.int64)
+
+
+def _batch(sequences: list[np.ndarray], encoded: EncodedSet, rows, columns, *, num_examples: int,
+           targets=None, candidates=None, labels=None) -> Batch:  # fmt: skip
+    lengths = np.array([len(s) for s in sequences])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(mask.shape, encoded.pad_token, np.int64)
+    ids[mask] = np.concatenate(sequences)
+    given = (ids, mask.astype(np.int64), rows, columns, targets, candidates, labels)
+    return Batch(*(None if array is None else torch.from_numpy(array) for array in given), num_examples)

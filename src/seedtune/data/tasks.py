@@ -1,0 +1,96 @@
+"""Tasks by name: `load_task` reads a task's files, fills its prompts and splits it.
+
+The two built-in tasks read the running Python's own docstrings and need no file. Tokens are made in `encoding`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from ..config import TaskConfig
+from ..errors import DataError, unknown
+from . import stdlib
+from .examples import Example, ModelKind, Task
+from .keyed import keyed_choice, sub_key
+from .prompts import MASK_SLOT, fill
+
+__all__ = ["KNOWN", "Example", "ModelKind", "Task", "load_task"]
+
+TEST_FRACTION = 0.2
+
+_TOPIC_DESCRIPTIONS = (
+    "asynchronous code: event loops, coroutines, tasks, futures, streams and transports",
+    "mail messages: headers, addresses, MIME parts, charsets, parsing and generating messages",
+    "the web protocol: clients and servers, requests, responses, status codes, cookies",
+    "the import system: finders, loaders, module specs, resources, package metadata",
+    "log messages: loggers, handlers, formatters, filters, levels and their configuration",
+    "processes that run in parallel: pools, queues, pipes, locks, shared memory, managers",
+    "tests: test cases, suites, runners, assertions and mock objects",
+    "XML documents: elements, trees, nodes, attributes, SAX handlers and parsers",
+)
+
+
+def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal") -> Task:
+    """The task that `config` asks for, put as a model of `kind` reads it.
+
+    Guarantees: the same files, configuration and key give the same examples in the same order; the split into train
+    and test does not depend on the key; `max_train` and `max_eval` choose by key, and what they keep stays in order.
+
+    Raises:
+        DataError: no such task, a file, column, label or template that cannot be used, or a task that a model of
+            this kind cannot read.
+    """
+    if config.name not in KNOWN:
+        raise DataError(unknown("task", config.name, KNOWN))
+    task = KNOWN[config.name](config, kind)
+    for split, examples in (("train", task.train), ("test", task.test)):
+        if not examples:
+            raise DataError(f"task {config.name!r} has no {split} examples: give it files with more rows")
+    return replace(
+        task,
+        train=_limited(task.train, config.max_train, sub_key(seed_key, "train")),
+        test=_limited(task.test, config.max_eval, sub_key(seed_key, "test")),
+        max_tokens=config.max_tokens or task.max_tokens,
+    )
+
+
+def _limited(examples: tuple[Example, ...], count: int, key: int) -> tuple[Example, ...]:
+    return tuple(examples[i] for i in keyed_choice(key, len(examples), count))
+
+
+def split_by_hash(examples: Iterable[tuple[str, Example]]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(train, test) of (text, example): a fifth of all texts, chosen by their hash, is for testing."""
+    train, test = [], []
+    for text, example in examples:
+        (test if stdlib.stable_fraction(text) < TEST_FRACTION else train).append(example)
+    return tuple(train), tuple(test)
+
+
+def _held_back() -> tuple[stdlib.Docstring, ...]:
+    found = stdlib.held_back_docstrings()
+    if not found:
+        raise DataError("this Python was installed without the sources of its standard library: choose another task")
+    return found
+
+
+def _stdlib_topics(config: TaskConfig, kind: ModelKind) -> Task:
+    template = {"causal": stdlib.FORM, "masked": f"{stdlib.FORM} {MASK_SLOT}.", "classifier": "{text}"}[kind]
+    answers = tuple(f" {package}" for package in stdlib.HELD_BACK)
+
+    def example(d: stdlib.Docstring) -> Example:
+        label = stdlib.HELD_BACK.index(d.package)
+        return Example(*fill(template, {"text": stdlib.masked(d)}), answers[label], label, d.package)
+
+    train, test = split_by_hash((d.text, example(d)) for d in _held_back())
+    shown = () if kind == "classifier" else answers
+    return Task(config.name, "choice", shown, stdlib.HELD_BACK, train, test, 72, _TOPIC_DESCRIPTIONS)
+
+
+def _stdlib_text(config: TaskConfig, kind: ModelKind) -> Task:
+    examples = [(d.text, Example("", "", "", d.text, None, d.package)) for d in _held_back()]
+    return Task(config.name, "text", (), (), *split_by_hash(examples), 128)
+
+
+KNOWN: dict[str, Callable[[TaskConfig, ModelKind], Task]] = {
+    "stdlib-topics": _stdlib_topics,
+    "stdlib-text": _stdlib_text,
+}
