@@ -51,8 +51,9 @@ class Tuned:
     """A loaded model.
 
     `trainable` are the names of the tensors to tune, as `module.named_parameters()` gives them: a tied parameter is
-    there once, under its first name. `base_id` is what a replay asks for. `fresh_head`: a classification head was made
-    here and holds random values, for `heads` to better. `adapter`: the tuned tensors are LoRA's.
+    there once, under its first name. `base_id` is what a replay asks for. `window`: most tokens of a sequence, 0 if
+    unlimited. `fresh_head`: a classification head was made here and holds random values, for `heads` to better.
+    `adapter`: the tuned tensors are LoRA's.
     """
 
     module: torch.nn.Module
@@ -60,6 +61,7 @@ class Tuned:
     kind: Kind
     trainable: tuple[str, ...]
     base_id: str
+    window: int = 0
     fresh_head: bool = False
     adapter: Literal["none", "lora"] = "none"
 
@@ -104,7 +106,8 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
         _draw_head(module, hf_config, gaussian)
     module.eval().requires_grad_(False)
     trainable = _trainable(module, config)
-    return Tuned(module, tokenizer, kind, trainable, source.base_id, fresh_head, config.adapter)
+    window = _window(tokenizer, hf_config)
+    return Tuned(module, tokenizer, kind, trainable, source.base_id, window, fresh_head, config.adapter)
 
 
 def _kind(asked: str, config: PretrainedConfig, source: Source) -> Kind:
@@ -188,6 +191,13 @@ def _draw_head(module: EncoderWithHead, config: PretrainedConfig, gaussian: Gaus
     weight = module.head.weight
     weight.copy_(gaussian("head.weight", tuple(weight.shape)) * getattr(config, "initializer_range", 0.02))
     module.head.bias.zero_()
+
+
+def _window(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """Positions of the model or, if fewer, the tokenizer's limit (RoBERTa has 514 rows for 512 positions)."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    known = [size for size in (positions, tokenizer.model_max_length) if 0 < size < 2**32]
+    return min(known, default=0)
 
 
 def _trainable(module: torch.nn.Module, config: ModelConfig) -> tuple[str, ...]:

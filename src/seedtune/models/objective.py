@@ -10,20 +10,16 @@ Batches are right-padded; the attention mask keeps real tokens blind to padding,
 Not here: accuracy, answer metrics, perturbation.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.nn.functional import cross_entropy
 
+from ..data.batches import Batch
 from ..errors import ModelError
 from .answer_head import Selection, answering_at
 from .load import Tuned
 
-if TYPE_CHECKING:
-    from ..data.batches import Batch
 
-
-def loss(model: Tuned, batch: "Batch") -> torch.Tensor:
+def loss(model: Tuned, batch: Batch) -> torch.Tensor:
     """The training loss of a batch: scalar float32, the mean over examples (choices) or scored tokens (texts).
 
     Raises:
@@ -34,7 +30,7 @@ def loss(model: Tuned, batch: "Batch") -> torch.Tensor:
     return cross_entropy(scores(model, batch), batch.labels)
 
 
-def scores(model: Tuned, batch: "Batch") -> torch.Tensor:
+def scores(model: Tuned, batch: Batch) -> torch.Tensor:
     """One score for each choice of each example: float32 [B, C]; the argmax is the prediction.
 
     Raises:
@@ -49,7 +45,7 @@ def scores(model: Tuned, batch: "Batch") -> torch.Tensor:
     return _length_normalised(-_target_losses(model, batch), batch)
 
 
-def answer_logits(model: Tuned, batch: "Batch") -> torch.Tensor:
+def answer_logits(model: Tuned, batch: Batch) -> torch.Tensor:
     """Logits at the scored positions of a language model: float32 [n, C] of the candidates, or [n, vocabulary].
 
     Row i belongs to sequence `rows[i]` at position `columns[i]`: for causal models the position before the target, for
@@ -61,7 +57,7 @@ def answer_logits(model: Tuned, batch: "Batch") -> torch.Tensor:
     return output.logits[0].float()
 
 
-def token_loss_sum(model: Tuned, batch: "Batch") -> tuple[float, int]:
+def token_loss_sum(model: Tuned, batch: Batch) -> tuple[float, int]:
     """(sum of the targets' negative log-likelihoods in nats, number of targets): perplexity is exp(sums / counts).
 
     Summed in float64, without an autograd graph.
@@ -74,7 +70,7 @@ def token_loss_sum(model: Tuned, batch: "Batch") -> tuple[float, int]:
     return losses.double().sum().item(), len(losses)
 
 
-def _target_losses(model: Tuned, batch: "Batch") -> torch.Tensor:
+def _target_losses(model: Tuned, batch: Batch) -> torch.Tensor:
     """Negative log-likelihood of each target token, float32 [n]."""
     if model.kind != "causal":
         raise ModelError(
@@ -86,7 +82,7 @@ def _target_losses(model: Tuned, batch: "Batch") -> torch.Tensor:
     return cross_entropy(answer_logits(model, batch), batch.targets, reduction="none")
 
 
-def _length_normalised(log_likelihoods: torch.Tensor, batch: "Batch") -> torch.Tensor:
+def _length_normalised(log_likelihoods: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Mean log-likelihood of each sequence's targets, [B, C]; a product, as scattered sums vary on CUDA."""
     sequences = torch.arange(len(batch.input_ids), device=batch.rows.device)
     belongs = (sequences[:, None] == batch.rows[None, :]).float()

@@ -89,7 +89,7 @@ def from_pretrained(auto: Any, source: Source, **options: Any) -> Any:
         ModelError: whatever went wrong.
     """
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             return auto.from_pretrained(source.location, trust_remote_code=False, **options)
     except Exception as error:  # many libraries' loaders meet here, and a user can act on none of their tracebacks
         raise ModelError(_explained(auto, source, error)) from error
@@ -125,7 +125,7 @@ def _check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars, load reports and Python warnings; puts everything back."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -1,0 +1,72 @@
+"""Writes a tuned model as a folder that plain transformers or PEFT loads.
+
+| model | folder | loaded by |
+|---|---|---|
+| causal, masked, sequence classifier | config.json, model.safetensors, tokenizer | `AutoModelFor....from_pretrained` |
+| LoRA on one of these | adapter_config.json, adapter_model.safetensors, tokenizer | `PeftModel.from_pretrained` |
+| LoRA, merged | as the first row | `AutoModelFor....from_pretrained` |
+| encoder with our head | the encoder as one of the rows above, and head.safetensors | below |
+
+A head of ours needs no code of ours (nor does it stand in the way of `seedtune`, which loads the unmerged encoder
+folder with its head):
+
+    encoder, head = AutoModel.from_pretrained(folder), load_file(f"{folder}/head.safetensors")
+    tokens = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    hidden, mask = encoder(**tokens).last_hidden_state, tokens["attention_mask"].unsqueeze(-1)
+    features = (hidden * mask).sum(1) / mask.sum(1)
+    logits = features @ head["weight"].T + head["bias"]
+
+Weights are written in the dtype that they have. Not here: trajectories, which say the same in a few kilobytes.
+"""
+
+import copy
+import tempfile
+from pathlib import Path
+
+from peft import PeftModel
+from safetensors.torch import save_file
+
+from ..errors import ModelError
+from .encoder import HEAD_FILE, EncoderWithHead
+from .load import Tuned
+from .source import quiet
+
+
+def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
+    """Writes `model` to `folder`, complete or not at all: into a temporary folder beside it, then renamed.
+
+    Args:
+        merged: add LoRA's product to the base's weights and write a whole model. Needs a second copy in memory.
+
+    Raises:
+        ModelError: the folder exists and is not empty, cannot be written, or `merged` without LoRA.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"export to {str(folder)!r}: it exists and is not empty; give a new folder or empty this one")
+    if merged and model.adapter != "lora":
+        raise ModelError("export with merged weights was asked for, but the model has no LoRA adapter to merge")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            _write(model, Path(scratch) / "model", merged)
+            (Path(scratch) / "model").replace(folder)
+    except OSError as error:
+        raise ModelError(f"export to {str(folder)!r}: cannot be written ({error.strerror or error})") from None
+
+
+def _write(model: Tuned, folder: Path, merged: bool) -> None:
+    module = copy.deepcopy(model.module) if merged else model.module
+    has_own_head = isinstance(module, EncoderWithHead)
+    network = module.encoder if has_own_head else module
+    with quiet():
+        if merged:
+            network = network.merge_and_unload()
+        if isinstance(network, PeftModel):
+            network.save_pretrained(folder, save_embedding_layers=False)
+        else:
+            network.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    if has_own_head:
+        head = {name: tensor.detach().cpu().contiguous() for name, tensor in module.head.state_dict().items()}
+        save_file(head, folder / HEAD_FILE)
