@@ -45,6 +45,7 @@ class Perturber:
 
     def __init__(self, module: torch.nn.Module, space: Space, scratch_bytes: int = 2**20):
         specs = {spec.name: spec for spec in space.tensors}
+        self.space = space
         self._specs = {id(p): specs[name] for name, p in module.named_parameters() if name in specs}
         self._owners = [m for m in module.modules() if any(id(p) in self._specs for p in m._parameters.values())]
         self._scratch_bytes = scratch_bytes

@@ -1,0 +1,1 @@
+"""What carries orders to clients and replies back."""

@@ -1,0 +1,1 @@
+"""The federation: rounds, clients, messages and protocols. Start with `rounds`."""

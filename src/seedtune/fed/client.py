@@ -1,0 +1,181 @@
+"""A client's round: come to the server's weights, make H local steps, say what was learned.
+
+The same functions run for every protocol and engine. A client keeps its replica of the shared weights; local steps
+move a working copy, so the replica is always a state of the trajectory. Nothing here knows the other clients.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import Recipe
+from ..errors import EngineError
+from ..space import Weights, bind, copy_into, digest
+from ..zo import noise
+from ..zo.estimators import ESTIMATORS
+from ..zo.perturb import Perturber
+from ..zo.trajectory import Header, check_digest, direction_key, round_update
+from ..zo.update import Update, apply
+from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
+
+
+@dataclass
+class Replica:
+    """The shared weights as one party holds them, and their digest."""
+
+    weights: Weights
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where clients work: one model, one replica, one working copy, whatever the number of clients it serves.
+
+    batch(client, key): the client's training batch that `key` chooses.
+    loss(batch): mean loss of the bound model, a float32 scalar; builds a graph exactly if gradients are enabled.
+    num_examples(client): its training examples.
+    """
+
+    recipe: Recipe
+    header: Header
+    module: torch.nn.Module
+    perturber: Perturber
+    replica: Replica
+    working: Weights
+    batch: Callable[[int, int], Any]
+    loss: Callable[[Any], torch.Tensor]
+    num_examples: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One local step: projected gradients (float32 [P], empty for first order), mean loss, forward passes."""
+
+    scalars: np.ndarray
+    loss: float
+    num_forwards: int
+
+
+def local_round(site: Site, order: Order) -> Reply:
+    """What a client does with an order.
+
+    Cost: H steps; for the zeroth order 2 P (two-point) or P + 1 (one-sided) forwards each, and inference memory plus
+    the working copy.
+
+    Raises:
+        DigestMismatch: the client cannot come to the weights that the order speaks of.
+        EngineError: a step failed; names client, round and step.
+    """
+    catch_up(site, order)
+    federation, local = site.recipe.federation, site.recipe.local
+    sends_weights = federation.protocol == "weights"
+    with _working(site, moves=sends_weights or federation.local_steps > 1) as weights:
+        take = _first_order_steps if local.order == "first" else _zeroth_order_steps
+        steps = list(take(site, order, weights, move_last=sends_weights))
+        packed = pack_weights(weights) if sends_weights else b""
+    scalars = np.zeros((0, 0), np.float32) if sends_weights else np.stack([step.scalars for step in steps])
+    losses = [step.loss for step in steps if np.isfinite(step.loss)]
+    loss = float(np.mean(losses)) if losses else float("nan")
+    forwards = sum(step.num_forwards for step in steps)
+    return Reply(order.round, order.client, site.num_examples(order.client), forwards, loss, scalars, packed)
+
+
+def catch_up(site: Site, order: Order) -> None:
+    """Brings the replica to the order's digest: by the weights sent, or by replaying the rounds that were missed."""
+    replica, space = site.replica, site.perturber.space
+    if order.digest == replica.digest:
+        return
+    if order.weights:
+        copy_into(replica.weights, unpack_weights(order.weights, space))
+    records = [unpack_record(packed) for packed in order.missed]
+    updates = [round_update(site.header, record) for record in records]
+    apply(space, replica.weights, updates, site.header.distribution)
+    replica.digest = digest(replica.weights)
+    check_digest(replica.digest, order.digest, f"of client {order.client} at the start of round {order.round}")
+
+
+@contextmanager
+def _working(site: Site, moves: bool) -> Iterator[Weights]:
+    """The weights that local steps read and move: a copy, unless nothing will move."""
+    if not moves:
+        bind(site.module, site.replica.weights)
+        yield site.replica.weights
+        return
+    copy_into(site.working, site.replica.weights)
+    bind(site.module, site.working)
+    try:
+        yield site.working
+    finally:
+        bind(site.module, site.replica.weights)
+
+
+def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
+    local, num_steps = site.recipe.local, site.recipe.federation.local_steps
+    space, distribution = site.perturber.space, site.header.distribution
+    for step in range(num_steps):
+        with _named(order, step):
+            batch = _batch(site, order, step)
+
+            def loss_at(point, batch=batch) -> float:
+                with site.perturber.at(point):
+                    return float(site.loss(batch))
+
+            keys = step_keys(site, order, step)
+            probe = ESTIMATORS[local.estimator](loss_at, keys, local.perturbation_scale, distribution)
+            if move_last or step < num_steps - 1:
+                coefficients = (-order.rate / len(keys) * probe.scalars.astype(np.float64)).astype(np.float32)
+                apply(space, weights, [Update(keys, coefficients, _rounding_key(site, order, step))], distribution)
+            yield Step(probe.scalars, probe.loss, probe.num_forwards)
+
+
+def step_keys(site: Site, order: Order, step: int) -> tuple[int, ...]:
+    """The keys of a step's P directions: the client's own, or the cohort's."""
+    sender = None if site.header.keys == "shared" else order.client
+    seed, num_directions = site.header.seed, site.recipe.local.num_directions
+    return tuple(direction_key(seed, order.round, sender, step, p) for p in range(num_directions))
+
+
+def _first_order_steps(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
+    """Backpropagation: the baseline, with an optimizer that begins anew each round.
+
+    A step counts as three forwards: one, and a backward of twice its operations.
+    """
+    parameters = [p for name, p in site.module.named_parameters() if name in weights]
+    make = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[site.recipe.local.optimizer]
+    options = {"weight_decay": 0.0} if site.recipe.local.optimizer == "adamw" else {}
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = make(parameters, lr=order.rate, **options)
+        for step in range(site.recipe.federation.local_steps):
+            with _named(order, step), torch.enable_grad():
+                loss = site.loss(_batch(site, order, step))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            yield Step(np.zeros(0, np.float32), loss.item(), 3)
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def _batch(site: Site, order: Order, step: int) -> Any:
+    key = noise.derive_key(site.header.seed, "batch", round=order.round, client=order.client, step=step)
+    return site.batch(order.client, key)
+
+
+def _rounding_key(site: Site, order: Order, step: int) -> int:
+    return noise.derive_key(site.header.seed, "local rounding", round=order.round, client=order.client, step=step)
+
+
+@contextmanager
+def _named(order: Order, step: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError) as error:
+        where = f"client {order.client}, round {order.round}, local step {step}"
+        raise EngineError(f"{where}: {type(error).__name__}: {error}") from error

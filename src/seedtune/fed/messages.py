@@ -1,0 +1,180 @@
+"""What travels between server and clients: orders down, replies up, as bytes.
+
+Each message is a msgpack array whose first two items are a format version and a kind; arrays of numbers are raw
+little-endian bytes. No pickle, no code. `decode_*` checks every length, range and number before anything is used.
+A message's cost is the length of these bytes: what is reported as traffic is what was encoded. Message encoding knows
+neither models nor files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from ..errors import MessageError
+from ..space import DIGEST_BYTES, Space, Weights
+from ..zo.trajectory import RoundRecord
+
+VERSION = 1
+_ORDER, _REPLY = 0, 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the server asks of one client in one round.
+
+    digest: of the weights that the client must hold when it begins.
+    rate: learning rate of its local steps.
+    missed: packed records of the rounds since the client last took part, oldest first.
+    weights: the packed weights themselves, where the protocol or the shorter way says so; then `missed` is empty.
+    """
+
+    round: int
+    client: int
+    digest: bytes
+    rate: float
+    missed: tuple[bytes, ...] = ()
+    weights: bytes = b""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one client sends back.
+
+    scalars: projected gradients of its steps, float32 [H, P]; empty where weights are sent.
+    loss: mean training loss over the steps; may be NaN where all steps were skipped.
+    """
+
+    round: int
+    client: int
+    num_examples: int
+    num_forwards: int
+    loss: float
+    scalars: np.ndarray
+    weights: bytes = b""
+
+
+def encode_order(order: Order) -> bytes:
+    return _pack([_ORDER, order.round, order.client, order.digest, order.rate, list(order.missed), order.weights])
+
+
+def decode_order(data: bytes) -> Order:
+    """
+    Raises:
+        MessageError: not an order of this version, or a field out of its range.
+    """
+    round_, client, digest, rate, missed, weights = _fields(data, _ORDER, 6)
+    _check(_count(round_) and _count(client), "an order's round and client are counts")
+    _check(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES, f"an order's digest has {DIGEST_BYTES} bytes")
+    _check(isinstance(rate, float) and 0 < rate < float("inf"), "an order's learning rate is positive and finite")
+    packed = isinstance(missed, list) and all(isinstance(record, bytes) for record in missed)
+    _check(packed and isinstance(weights, bytes), "missed rounds and weights come as bytes")
+    return Order(round_, client, digest, rate, tuple(missed), weights)
+
+
+def encode_reply(reply: Reply) -> bytes:
+    steps, directions = reply.scalars.shape
+    scalars = reply.scalars.astype("<f4").tobytes()
+    counts = [reply.round, reply.client, reply.num_examples, reply.num_forwards]
+    return _pack([_REPLY, *counts, float(reply.loss), steps, directions, scalars, reply.weights])
+
+
+def decode_reply(data: bytes) -> Reply:
+    """
+    Raises:
+        MessageError: not a reply of this version, a field out of its range, or an infinite number.
+    """
+    round_, client, examples, forwards, loss, steps, directions, raw, weights = _fields(data, _REPLY, 9)
+    counts = (round_, client, examples, forwards, steps, directions)
+    _check(all(_count(value) for value in counts), "a reply's counts are whole numbers from 0 to 2^31")
+    _check(isinstance(loss, float) and isinstance(weights, bytes), "a reply's loss is a number, its weights bytes")
+    scalars = _array(raw, "<f4", (steps, directions), "a reply's scalars")
+    _check(not np.isinf(scalars).any(), "a reply's scalars are finite, or NaN where a step was skipped")
+    return Reply(round_, client, examples, forwards, loss, scalars, weights)
+
+
+def pack_record(record: RoundRecord) -> bytes:
+    """One round as it travels to a client that missed it: about 60 bytes and 4 a scalar."""
+    clients = np.array(record.clients, "<i4").tobytes()
+    scalars, factors = record.scalars.astype("<f4"), record.factors.astype("<f8")
+    return msgpack.packb(
+        [record.round, clients, list(scalars.shape), scalars.tobytes(), factors.tobytes(), record.digest]
+    )
+
+
+def unpack_record(data: bytes) -> RoundRecord:
+    """
+    Raises:
+        MessageError: bytes that are no record, or infinite numbers.
+    """
+    fields = _unpack(data)
+    _check(isinstance(fields, list) and len(fields) == 6, "a round's record has six fields")
+    round_, clients, shape, scalars, factors, digest = fields
+    _check(_count(round_), "a record's round is a count")
+    _check(isinstance(shape, list) and len(shape) == 3 and all(map(_count, shape)), "scalars have three dimensions")
+    _check(isinstance(clients, bytes) and len(clients) % 4 == 0, "clients are 4-byte numbers")
+    _check(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES, f"a record's digest has {DIGEST_BYTES} bytes")
+    values = _array(scalars, "<f4", tuple(shape), "a record's scalars")
+    steps = _array(factors, "<f8", (shape[0],), "a record's factors")
+    _check(bool(np.isfinite(steps).all()) and not np.isinf(values).any(), "a record's numbers are finite")
+    return RoundRecord(round_, tuple(np.frombuffer(clients, "<i4").tolist()), values, steps, digest)
+
+
+def pack_weights(weights: Weights) -> bytes:
+    """Weights as they travel: safetensors. Cost: one copy of them."""
+    return save_tensors({name: tensor.contiguous() for name, tensor in weights.items()})
+
+
+def unpack_weights(data: bytes, space: Space) -> Weights:
+    """
+    Raises:
+        MessageError: not readable, other tensors, shapes or dtypes than `space` has, or numbers that are not finite.
+    """
+    try:
+        weights = load_tensors(data)
+    except SafetensorError as error:
+        raise MessageError(f"weights in a message are not readable: {error}") from None
+    sent = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in weights.items()}
+    _check(sent == {spec.name: (spec.shape, spec.dtype) for spec in space.tensors}, "weights fill the tuned space")
+    _check(all(bool(t.isfinite().all()) for t in weights.values()), "weights are finite")
+    return weights
+
+
+def _pack(fields: Sequence[Any]) -> bytes:
+    return msgpack.packb([VERSION, *fields])
+
+
+def _unpack(data: bytes) -> Any:
+    try:
+        return msgpack.unpackb(data)
+    except Exception as error:  # msgpack raises a dozen unrelated types on bad bytes
+        raise MessageError(f"a message of {len(data)} bytes is not readable: {error!r}") from None
+
+
+def _fields(data: bytes, kind: int, num_fields: int) -> list:
+    fields = _unpack(data)
+    _check(isinstance(fields, list) and len(fields) >= 2, "a message is an array of version, kind and fields")
+    if fields[0] != VERSION:
+        raise MessageError(f"message format {fields[0]!r} is not ours, {VERSION}: use the same seedtune on both sides")
+    _check(fields[1] == kind and len(fields) == num_fields + 2, "a message's kind and number of fields agree")
+    return fields[2:]
+
+
+def _array(raw: Any, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
+    fits = isinstance(raw, bytes) and len(raw) == int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+    _check(fits, f"{what} fill their shape {shape}")
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _check(holds: bool, rule: str) -> None:
+    if not holds:
+        raise MessageError(f"a message breaks a rule: {rule}")

@@ -1,0 +1,65 @@
+"""The protocol of keys and scalars: a round costs a client 4 bytes a direction upwards.
+
+Down goes what the client missed: for each round the scalars that moved the weights, from which it rebuilds them; or
+the weights themselves, where that is shorter. Up go the projected gradients of its local steps. With keys of its own
+(`keys = "own"`) each client explores other directions and the server applies them all: FedMeZO told in scalars. With
+shared keys the cohort measures the same directions and the server applies their mean: DeComFL.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..errors import MessageError
+from ..space import digest
+from ..zo.trajectory import RoundRecord, round_update
+from ..zo.update import apply
+from .messages import Order, Reply, pack_record, pack_weights
+from .rounds import Server, client_weights
+
+
+@dataclass(frozen=True)
+class SeedScalar:
+    """Orders that catch clients up, and replies reduced to one record of scalars."""
+
+    def order(self, server: Server, client: int) -> Order:
+        missed = tuple(pack_record(record) for record in server.log[server.up_to_date.get(client, 0) :])
+        rate = server.recipe.local.learning_rate
+        order = Order(server.round, client, server.replica.digest, rate, missed)
+        if sum(map(len, missed)) <= sum(t.nbytes for t in server.replica.weights.values()):
+            return order
+        return replace(order, missed=(), weights=pack_weights(server.replica.weights))
+
+    def check(self, server: Server, reply: Reply) -> None:
+        recipe = server.recipe
+        asked = (recipe.federation.local_steps, recipe.local.num_directions)
+        if reply.scalars.shape != asked:
+            raise MessageError(f"client {reply.client} sent scalars of shape {reply.scalars.shape}, asked were {asked}")
+
+    def reduce(self, server: Server, replies: list[Reply]) -> RoundRecord:
+        """theta <- theta - sum_i eta w_i / P sum_hp g_ihp z_ihp, clients in sorted order."""
+        record = _record(server, replies)
+        apply(server.space, server.replica.weights, [round_update(server.header, record)], server.header.distribution)
+        server.replica.digest = digest(server.replica.weights)
+        return replace(record, digest=server.replica.digest)
+
+
+def _record(server: Server, replies: list[Reply]) -> RoundRecord:
+    recipe, clients = server.recipe, tuple(reply.client for reply in replies)
+    shape = (len(replies), recipe.federation.local_steps, recipe.local.num_directions)
+    if not replies:
+        return RoundRecord(server.round, (), np.zeros(shape, np.float32), np.zeros(0), b"")
+    scalars = np.stack([reply.scalars for reply in replies])
+    shares = client_weights(recipe, replies)
+    rate = recipe.local.learning_rate / recipe.local.num_directions
+    if recipe.federation.keys == "shared":
+        return RoundRecord(server.round, clients, _mean(scalars, shares)[None], np.array([rate]), b"")
+    return RoundRecord(server.round, clients, scalars, rate * shares, b"")
+
+
+def _mean(scalars: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Mean over clients, weighted by `shares`, of [n, H, P]; a step skipped by some is the mean of the others."""
+    finite = ~np.isnan(scalars)
+    total = (np.where(finite, scalars, 0.0) * shares[:, None, None]).sum(0)
+    weight = (finite * shares[:, None, None]).sum(0)
+    return np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan).astype(np.float32)

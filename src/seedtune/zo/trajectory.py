@@ -1,0 +1,278 @@
+"""The trajectory: an append-only file of a few kilobytes that, with its base, *is* the tuned model.
+
+Format: a sequence of frames. A frame is a 4-byte little-endian length, that many bytes of safetensors (arrays, and
+JSON metadata), and a 16-byte BLAKE2b digest that chains the previous frame's digest with this frame's bytes. The first frame says what the
+trajectory stands on (base and its digest, space, seed, noise version), each later one holds a round. So a frame is
+written with one append, a torn or altered file is recognised, and the file up to any frame is a trajectory itself.
+
+A round's directions are not stored: their keys follow from seed, round, client, step and direction. Rounds of the
+weights protocol cannot be told in scalars; their frame names a snapshot, which the run store keeps beside the file.
+Opening models and run folders is not done here.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from ..errors import DigestMismatch, TrajectoryError
+from ..space import DIGEST_BYTES, Space, Weights, digest
+from . import noise
+from .noise import Distribution
+from .update import Update, apply
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a trajectory stands on.
+
+    base: the base's id ("starter", a folder, a hub id); base_digest: hex digest of the whole model before round 0.
+    space: fingerprint of the tuned tensors; seed: from which every key follows.
+    keys: "own" directions for each client, or one "shared" set for all.
+    model: how to load the base again (`config.ModelConfig` as plain data), and `num_choices` of a classifier.
+    initial: tensors of the base that its id does not give, such as a fitted classification head.
+    """
+
+    base: str
+    base_digest: str
+    space: str
+    seed: int
+    keys: str
+    distribution: Distribution
+    model: Mapping[str, Any]
+    num_choices: int | None = None
+    initial: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    noise_version: int = noise.VERSION
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What moved the shared weights in one round.
+
+    clients: who took part, sorted, [n].
+    scalars: projected gradients, float32 [n, H, P], or [1, H, P] where all share keys; NaN marks a skipped step.
+        [0, 0, 0] where the round is a snapshot; no clients, and nothing moved, where too few answered.
+    factors: float64 [n] (or [1]): theta <- theta - factor * scalar * z, that is rate * weight / P.
+    digest: of the weights after the round.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+    scalars: np.ndarray
+    factors: np.ndarray
+    digest: bytes
+
+    @property
+    def is_snapshot(self) -> bool:
+        return self.scalars.size == 0 and len(self.clients) > 0
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    header: Header
+    records: tuple[RoundRecord, ...]
+
+
+def direction_key(seed: int, round_: int, client: int | None, step: int, direction: int) -> int:
+    """The key of one direction; `client` is None where the cohort shares keys."""
+    return noise.derive_key(seed, "direction", round=round_, client=client, step=step, direction=direction)
+
+
+def round_update(header: Header, record: RoundRecord) -> Update:
+    """What `apply` does for `record`: directions in the order of client, step, direction.
+
+    coefficient = float32(-factor * scalar), computed in float64.
+    """
+    senders = [None] if header.keys == "shared" else record.clients
+    _, steps, directions = record.scalars.shape
+    keys = tuple(
+        direction_key(header.seed, record.round, client, step, direction)
+        for client in senders
+        for step in range(steps)
+        for direction in range(directions)
+    )
+    coefficients = (-record.factors[:, None, None] * record.scalars.astype(np.float64)).astype(np.float32)
+    return Update(keys, coefficients.reshape(-1), noise.derive_key(header.seed, "rounding", round=record.round))
+
+
+def replay(
+    space: Space,
+    weights: Weights,
+    trajectory: Trajectory,
+    num_rounds: int | None = None,
+    snapshot: Callable[[int], Weights] | None = None,
+) -> None:
+    """Moves `weights` from the base to the state after `num_rounds` rounds (None: all of them), in place.
+
+    Guarantee: the result is bit-identical to the weights of the run that wrote the trajectory, on any processor; its
+    digest is compared with the recorded one.
+
+    Cost: one `apply` a round, or the last snapshot; one digest. No forward pass.
+
+    Raises:
+        DigestMismatch: the weights that came out are not the recorded ones, with both digests.
+        TrajectoryError: fewer rounds than asked for, or a snapshot is needed and not there.
+    """
+    check_rounds(trajectory, num_rounds)
+    records = trajectory.records[:num_rounds]
+    for record in _since_last_snapshot(records):
+        if record.is_snapshot:
+            _set(weights, record, snapshot)
+        else:
+            apply(space, weights, [round_update(trajectory.header, record)], trajectory.header.distribution)
+    if records:
+        check_digest(digest(weights), records[-1].digest, f"after round {records[-1].round}")
+
+
+def check_rounds(trajectory: Trajectory, num_rounds: int | None) -> None:
+    """
+    Raises:
+        TrajectoryError: the trajectory is shorter than `num_rounds`.
+    """
+    if num_rounds is not None and not 0 <= num_rounds <= len(trajectory.records):
+        raise TrajectoryError(
+            f"round {num_rounds} was asked for, but the trajectory holds rounds 0 to {len(trajectory.records)}"
+        )
+
+
+def check_base(header: Header, found: bytes, space: Space) -> None:
+    """
+    Raises:
+        DigestMismatch: the model is not the one that the trajectory was recorded on, with both digests.
+    """
+    if space.fingerprint != header.space:
+        raise DigestMismatch(
+            f"the trajectory tunes the space {header.space}, this model's is {space.fingerprint}: other tensors, "
+            f"shapes or dtypes; load the base {header.base!r} as its header says"
+        )
+    check_digest(found, bytes.fromhex(header.base_digest), f"of the base (recorded on {header.base!r})")
+
+
+def check_digest(found: bytes, expected: bytes, when: str) -> None:
+    if found != expected:
+        raise DigestMismatch(f"the weights' digest {when} is {found.hex()}, expected {expected.hex()}")
+
+
+def _since_last_snapshot(records: tuple[RoundRecord, ...]) -> tuple[RoundRecord, ...]:
+    last = max((i for i, record in enumerate(records) if record.is_snapshot), default=0)
+    return records[last:]
+
+
+def _set(weights: Weights, record: RoundRecord, snapshot: Callable[[int], Weights] | None) -> None:
+    if snapshot is None:
+        raise TrajectoryError(
+            f"round {record.round} is a snapshot, kept in its run folder: replay the folder, not the file alone"
+        )
+    for name, tensor in snapshot(record.round).items():
+        weights[name].copy_(tensor)
+
+
+def header_frame(header: Header) -> bytes:
+    """The bytes with which a trajectory file begins."""
+    fields = {name: value for name, value in vars(header).items() if name != "initial"}
+    tensors = {name: tensor.contiguous() for name, tensor in header.initial.items()}
+    return _frame(b"", save_tensors(tensors or {"none": torch.zeros(0)}, {"header": json.dumps(fields)}))
+
+
+def round_frame(written: bytes, record: RoundRecord) -> bytes:
+    """The bytes to append for `record`; `written` is the chain digest, the last 16 bytes of the file so far."""
+    arrays = {
+        "clients": torch.tensor(record.clients, dtype=torch.int32),
+        "scalars": torch.from_numpy(np.array(record.scalars, np.float32)),
+        "factors": torch.from_numpy(np.array(record.factors, np.float64)),
+        "digest": torch.tensor(list(record.digest), dtype=torch.uint8),
+    }
+    return _frame(written, save_tensors(arrays, {"round": str(record.round)}))
+
+
+def read(path: Path) -> Trajectory:
+    """The trajectory in `path`, every byte of it verified.
+
+    Raises:
+        TrajectoryError: not a trajectory; truncated (says after which round); altered; or written by a later format
+            or noise version than this package knows.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TrajectoryError(f"trajectory {path}: cannot be read: {error.strerror}") from None
+    return parse(data, str(path))
+
+
+def parse(data: bytes, source: str = "trajectory") -> Trajectory:
+    """As `read`, from bytes; `source` names them in errors."""
+    payloads, chain, at = [], b"", 0
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "little")
+        end = at + 4 + length + DIGEST_BYTES
+        if end > len(data):
+            raise _torn(source, len(payloads))
+        if data[end - DIGEST_BYTES : end] != _chain(chain, data[at + 4 : end - DIGEST_BYTES]):
+            raise _torn(source, len(payloads))
+        payloads.append(data[at + 4 : end - DIGEST_BYTES])
+        chain, at = data[end - DIGEST_BYTES : end], end
+    if not payloads:
+        raise TrajectoryError(f"{source}: is empty, not a trajectory")
+    header = _header(payloads[0], source)
+    return Trajectory(header, tuple(_record(payload, source) for payload in payloads[1:]))
+
+
+def _torn(source: str, num_frames: int) -> TrajectoryError:
+    if num_frames == 0:
+        return TrajectoryError(f"{source}: is not a trajectory, or its first bytes were altered or cut off")
+    return TrajectoryError(
+        f"{source}: truncated or altered after {num_frames - 1} whole rounds; take a fresh copy, or the run's folder"
+    )
+
+
+def _header(payload: bytes, source: str) -> Header:
+    try:
+        fields = json.loads(_metadata(payload)["header"])
+        tensors = load_tensors(payload)
+    except (KeyError, ValueError, SafetensorError):
+        raise TrajectoryError(f"{source}: does not begin with a trajectory's header") from None
+    for name, known in (("format", FORMAT), ("noise_version", noise.VERSION)):
+        if fields.get(name) != known:
+            raise TrajectoryError(
+                f"{source}: has {name} {fields.get(name)}, this seedtune knows {known}: install the one that wrote it"
+            )
+    tensors.pop("none", None)
+    try:
+        return Header(**{**fields, "distribution": Distribution(fields["distribution"]), "initial": tensors})
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrajectoryError(f"{source}: its header is not complete: {error}") from None
+
+
+def _record(payload: bytes, source: str) -> RoundRecord:
+    try:
+        arrays = load_arrays(payload)
+        number = int(_metadata(payload)["round"])
+        clients, scalars, factors = (arrays[name] for name in ("clients", "scalars", "factors"))
+        return RoundRecord(number, tuple(clients.tolist()), scalars, factors, arrays["digest"].tobytes())
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise TrajectoryError(f"{source}: a round's record is not readable: {error}") from None
+
+
+def _metadata(payload: bytes) -> dict[str, str]:
+    length = int.from_bytes(payload[:8], "little")
+    return json.loads(payload[8 : 8 + length])["__metadata__"]
+
+
+def _frame(written: bytes, payload: bytes) -> bytes:
+    return len(payload).to_bytes(4, "little") + payload + _chain(written, payload)
+
+
+def _chain(written: bytes, payload: bytes) -> bytes:
+    return blake2b(written + payload, digest_size=DIGEST_BYTES).digest()
