@@ -10,7 +10,7 @@ from seedtune.zo.noise import Distribution, accumulate, perturb, perturb_rows, v
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 keys = st.integers(0, 2**64 - 1)
-starts = st.one_of(st.integers(0, 10_000), st.integers(2**32 - 9_000, 2**32 + 9_000), st.integers(0, 2**63 - 20_000))
+starts = st.one_of(st.integers(0, 10_000), st.integers(2**32 - 9_000, 2**32 + 9_000), st.integers(0, 2**62 - 20_000))
 counts = st.one_of(st.integers(0, 300), st.integers(3_900, 9_000))
 distributions = st.sampled_from(Distribution)
 dtypes = st.sampled_from(DTYPES)
@@ -40,7 +40,7 @@ def test_values(key, start, count, distribution):
 @settings(max_examples=80, deadline=None)
 @given(keys, starts, counts, distributions, dtypes, st.sampled_from([1e-3, -1e-3, 0.0, 1.0, 3e38]))
 @example(0, 0, 0, Distribution.GAUSSIAN, torch.float16, 1e-3)
-@example(2**64 - 1, 2**63 - 1, 1, Distribution.RADEMACHER, torch.bfloat16, 1e-3)
+@example(2**64 - 1, 2**62 - 1, 1, Distribution.RADEMACHER, torch.bfloat16, 1e-3)
 def test_perturb(key, start, count, distribution, dtype, mu):
     weights = weights_like(count, dtype)
     fast, slow = torch.empty_like(weights), torch.empty_like(weights)

@@ -12,7 +12,7 @@ Layout, version 1. Everything that is needed to write another kernel:
         counter words  c0 = counter mod 2^32, c1 = counter div 2^32, c2 = stream, c3 = 0
         result         four 32-bit words w0..w3
 
-    Coordinate i (0 <= i < 2^63) lies in granule g = i div 128 at place p = i mod 128. No value needs another granule.
+    Coordinate i (0 <= i < 2^62) lies in granule g = i div 128 at place p = i mod 128. No value needs another granule.
 
     Rademacher, stream 0:  counter g;             bit (p mod 32) of w[p div 32]: 0 is +1, 1 is -1
     Gaussian, stream 1:    counter 32 g + p mod 32;  row = p div 32
@@ -108,7 +108,7 @@ def values(
     """z(key, start), ..., z(key, start + count - 1): float32 [count] on `device`.
 
     Raises:
-        ValueError: key outside 64 bits, or coordinates outside [0, 2^63).
+        ValueError: key outside 64 bits, or coordinates outside [0, 2^62).
     """
     out = torch.empty(count if count > 0 else 0, dtype=torch.float32, device=device)
     _check_key(key)
@@ -127,7 +127,7 @@ def perturb(
         mu: perturbation scale, rounded to float32; negative for the other side.
 
     Raises:
-        ValueError: tensors unlike that, key outside 64 bits, coordinates outside [0, 2^63).
+        ValueError: tensors unlike that, key outside 64 bits, coordinates outside [0, 2^62).
 
     Cost: one pass over both tensors; no memory beyond a few kilobytes a thread.
     """
@@ -160,7 +160,7 @@ def perturb_rows(
         rows: int64 [m], each from 0 to n - 1; may repeat.
 
     Raises:
-        ValueError: tensors unlike that, key outside 64 bits, coordinates outside [0, 2^63).
+        ValueError: tensors unlike that, key outside 64 bits, coordinates outside [0, 2^62).
     """
     _check_tensor("out", out)
     _check_tensor("table", table)
@@ -208,7 +208,7 @@ def accumulate(
         rounding_key: must be new for each call that is meant to be independent; float32 does not use it.
 
     Raises:
-        ValueError: tensors unlike that, lengths that differ, a key outside 64 bits, coordinates outside [0, 2^63).
+        ValueError: tensors unlike that, lengths that differ, a key outside 64 bits, coordinates outside [0, 2^62).
 
     Cost: reads and writes weights once, whatever the number of keys; no memory beyond a few kilobytes a thread.
     """
@@ -248,5 +248,5 @@ def _check_key(key: int) -> None:
 
 
 def _check_range(start: int, count: int) -> None:
-    if not (start >= 0 and count >= 0 and start + count <= 2**63):
-        raise ValueError(f"coordinates {start} to {start} + {count}: must lie in 0 to 2^63")
+    if not (start >= 0 and count >= 0 and start + count <= 2**62):
+        raise ValueError(f"coordinates {start} to {start} + {count}: must lie in 0 to 2^62")

@@ -4,19 +4,37 @@ Every operation is: load a block as float32 into scratch, add c * z to it for on
 loops run over a fixed number of neighbouring float32 so that they vectorise; no fastmath, hence no fused multiply-add,
 hence the same floats everywhere. Compiled code is cached on disk, so only the first process ever compiles.
 
-Tensors travel as addresses: making arrays of them would cost more than the noise of a small tensor. Arguments are
-those of `seedtune.zo.noise`, checked there.
+Every thread of `threads.run` calls the same compiled function with the address of one task, and takes chunks of it
+until none is left. Tensors travel as addresses: making arrays of them would cost more than the noise of a small tensor.
+Arguments are those of `seedtune.zo.noise`, checked there.
 """
+
+import ctypes
+import struct
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, float32, int32, njit, types, uint16, uint32, uint64
+from numba import carray, cfunc, float32, int32, njit, types, uint32, uint64
 from numba.extending import intrinsic
 
 from . import constants as c
+from . import threads
+from .numba_floats import (
+    bits,
+    float_of,
+    from_float16,
+    inline,
+    to_bfloat16,
+    to_bfloat16_stochastic,
+    to_float16,
+    to_float16_stochastic,
+)
 
-_FLOAT32, _BFLOAT16, _FLOAT16 = 0, 1, 2
+function = njit(error_model="numpy")
+
+# _NO_WEIGHTS: -0 in their place, as -0 + z is z for every z, and float32 out.
+_FLOAT32, _BFLOAT16, _FLOAT16, _NO_WEIGHTS = 0, 1, 2, 3
 _CODES = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16, torch.float16: _FLOAT16}
 
 _GRANULE = c.GRANULE
@@ -28,33 +46,21 @@ _M0, _M1, _W0, _W1 = uint64(c.PHILOX_M0), uint64(c.PHILOX_M1), uint32(c.PHILOX_W
 _RADEMACHER, _GAUSSIAN, _ROUNDING = (uint32(s) for s in (c.RADEMACHER_STREAM, c.GAUSSIAN_STREAM, c.ROUNDING_STREAM))
 
 
-def _compiled(signature):
-    def decorate(function):
-        try:
-            return njit(signature, cache=True, nogil=True, error_model="numpy")(function)
-        except RuntimeError:  # no folder to cache in can be written
-            return njit(signature, nogil=True, error_model="numpy")(function)
-
-    return decorate
+# One call's work. `taken` counts the chunks given out; a chunk is `chunk` coordinates, or rows.
+_INTEGERS = ("taken", "chunk", "out", "weights", "start", "count", "dtype", "gaussian")
+_INTEGERS += ("rows", "width", "keys", "factors", "num_keys")
+_TASK = np.dtype([(name, np.int64) for name in _INTEGERS] + [("key", np.uint64), ("scale", np.float32)], align=True)
+_TASK_LAYOUT = struct.Struct(f"@{len(_INTEGERS)}qQf4x")
 
 
-_inline = njit(inline="always", error_model="numpy")
-
-
-@intrinsic
-def _bits(_typing, x):
-    def generate(_context, builder, _signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.int32(types.float32), generate
-
-
-@intrinsic
-def _float(_typing, x):
-    def generate(_context, builder, _signature, arguments):
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
+def _compiled(function):
+    """The address-taking C function of `function(task)`, for `threads.run`."""
+    signature = types.void(types.voidptr)
+    try:
+        compiled = cfunc(signature, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # no folder to cache in can be written
+        compiled = cfunc(signature, error_model="numpy")(function)
+    return threads.entry(compiled.address)
 
 
 def _pointer(item):
@@ -68,12 +74,23 @@ def _pointer(item):
     return pointer
 
 
+@intrinsic
+def _take(_typing, task, amount):
+    """Adds `amount` to the first field of the task, for all threads at once; returns what was there."""
+
+    def generate(_context, builder, _signature, arguments):
+        counter = builder.bitcast(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", counter, arguments[1], "monotonic")
+
+    return types.int64(types.voidptr, types.int64), generate
+
+
 _pointer_f32, _pointer_u16, _pointer_i64, _pointer_u64 = (
     _pointer(item) for item in (types.float32, types.uint16, types.int64, types.uint64)
 )
 
 
-@_inline
+@inline
 def _philox(x0, x1, x2, x3, k0, k1):
     for _ in range(10):
         low = _M0 * uint64(x0)
@@ -89,22 +106,18 @@ def _philox(x0, x1, x2, x3, k0, k1):
     return x0, x1, x2, x3
 
 
-@_inline
-def _counter(counter, stream, k0, k1):
-    return _philox(uint32(counter), uint32(uint64(counter) >> uint64(32)), stream, uint32(0), k0, k1)
+@inline
+def _words(first, lane, stream, k0, k1):
+    """Words of counter first + lane; first is a multiple of a power of two above lane, hence no carry."""
+    return _philox(uint32(first) + uint32(lane), uint32(uint64(first) >> uint64(32)), stream, uint32(0), k0, k1)
 
 
-@_compiled("void(uint32[::1], uint32[::1])")
-def _philox_in_place(words, key):
-    words[0], words[1], words[2], words[3] = _philox(words[0], words[1], words[2], words[3], key[0], key[1])
-
-
-@_inline
+@inline
 def _radius(a):
     u = (float32(int32(a >> uint32(1))) + float32(0.5)) * float32(4.656612873077393e-10)
-    bits = _bits(u)
-    exponent = int32(bits - int32(c.SQRT_HALF_BITS)) >> int32(23)
-    f = _float(int32(bits - int32(exponent << int32(23)))) - float32(1.0)
+    pattern = bits(u)
+    exponent = int32(pattern - int32(c.SQRT_HALF_BITS)) >> int32(23)
+    f = float_of(int32(pattern - int32(exponent << int32(23)))) - float32(1.0)
     poly = float32(c.LOG[0])
     for n in range(1, 9):
         poly = poly * f + float32(c.LOG[n])
@@ -112,7 +125,7 @@ def _radius(a):
     return np.sqrt(float32(-2.0) * log)
 
 
-@_inline
+@inline
 def _box_muller(a, b):
     radius = _radius(a)
     x = float32(int32(b) >> int32(8)) * float32(1.1920928955078125e-07) * float32(c.QUARTER_PI)
@@ -126,41 +139,39 @@ def _box_muller(a, b):
     return signed * (cosine if odd else sine), signed * (-sine if odd else cosine)
 
 
-@_inline
+@function
 def _add_rademacher(scratch, granule, first, last, k0, k1, scale):
     """scratch += scale * z for the granules first <= g < last of the block whose first granule is `granule`."""
     words = np.empty((32, 4), np.uint32)
-    bits = _bits(scale)
+    pattern = bits(scale)
     for g in range(32):
-        words[g, 0], words[g, 1], words[g, 2], words[g, 3] = _counter(granule + g, _RADEMACHER, k0, k1)
+        words[g, 0], words[g, 1], words[g, 2], words[g, 3] = _words(granule, g, _RADEMACHER, k0, k1)
     for g in range(first, last):
         for q in range(4):
             word = words[g, q]
             part = scratch[g * 128 + q * 32 : g * 128 + q * 32 + 32]
             for p in range(32):
                 sign = int32((word << uint32(31 - p)) & uint32(0x80000000))
-                part[p] += _float(bits ^ sign)
+                part[p] += float_of(pattern ^ sign)
 
 
-@_inline
+@function
 def _add_gaussian(scratch, granule, first, last, k0, k1, scale):
     for g in range(first, last):
         counter = (granule + g) * _LANES
-        row0 = scratch[g * 128 : g * 128 + 32]
-        row1 = scratch[g * 128 + 32 : g * 128 + 64]
-        row2 = scratch[g * 128 + 64 : g * 128 + 96]
-        row3 = scratch[g * 128 + 96 : g * 128 + 128]
+        row = uint64(g * 128)  # unsigned and no slices: the compiler must see that rows do not overlap
         for p in range(32):
-            w0, w1, w2, w3 = _counter(counter + p, _GAUSSIAN, k0, k1)
+            w0, w1, w2, w3 = _words(counter, p, _GAUSSIAN, k0, k1)
             z0, z1 = _box_muller(w0, w1)
             z2, z3 = _box_muller(w2, w3)
-            row0[p] += scale * z0
-            row1[p] += scale * z1
-            row2[p] += scale * z2
-            row3[p] += scale * z3
+            at = row + uint64(p)
+            scratch[at] += scale * z0
+            scratch[at + uint64(32)] += scale * z1
+            scratch[at + uint64(64)] += scale * z2
+            scratch[at + uint64(96)] += scale * z3
 
 
-@_inline
+@inline
 def _add(scratch, granule, first, last, key, scale, gaussian):
     k0 = uint32(key)
     k1 = uint32(key >> uint64(32))
@@ -170,80 +181,32 @@ def _add(scratch, granule, first, last, key, scale, gaussian):
         _add_rademacher(scratch, granule, first, last, k0, k1, scale)
 
 
-@_inline
-def _from_float16(h):
-    magnitude = int32(h & uint16(0x7FFF))
-    small = float32(magnitude) * float32(5.9604644775390625e-08)
-    shifted = int32(magnitude << int32(13))
-    special = shifted | int32(0x7F800000)
-    normal = shifted + int32(0x38000000)
-    value = small if magnitude < 0x400 else _float(special if magnitude >= 0x7C00 else normal)
-    return -value if (h & uint16(0x8000)) != uint16(0) else value
+@inline
+def _bytes(code):
+    return 2 if code in (_BFLOAT16, _FLOAT16) else 4
 
 
-@_inline
-def _to_bfloat16(x):
-    bits = _bits(x)
-    magnitude = int32(bits & int32(0x7FFFFFFF))
-    sign = int32(bits >> int32(16)) & int32(0x8000)
-    nearest = int32(magnitude + int32(0x7FFF) + (int32(magnitude >> int32(16)) & int32(1))) >> int32(16)
-    return uint16(sign | (int32(0x7FC0) if magnitude > int32(0x7F800000) else nearest))
-
-
-@_inline
-def _to_float16(x):
-    bits = _bits(x)
-    magnitude = int32(bits & int32(0x7FFFFFFF))
-    sign = int32(bits >> int32(16)) & int32(0x8000)
-    normal = int32(magnitude + int32(0xFFF) + (int32(magnitude >> int32(13)) & int32(1))) >> int32(13)
-    normal = min(int32(normal - int32(112 << 10)), int32(0x7C00))
-    # At 0.5 a float32 steps by 2^-24, the step of a small float16: the addition rounds.
-    small = int32(_bits(abs(x) + float32(0.5)) - int32(0x3F000000))
-    finite = small if magnitude < int32(0x38800000) else normal
-    return uint16(sign | (int32(0x7E00) if magnitude > int32(0x7F800000) else finite))
-
-
-@_inline
-def _to_bfloat16_stochastic(x, r):
-    bits = _bits(x)
-    magnitude = int32(bits & int32(0x7FFFFFFF))
-    sign = int32(bits >> int32(16)) & int32(0x8000)
-    rounded = min(int32(uint32(magnitude + r) >> uint32(16)), int32(0x7F7F))
-    return uint16(sign | rounded) if magnitude < int32(0x7F7F8000) else _to_bfloat16(x)
-
-
-@_inline
-def _to_float16_stochastic(x, r):
-    bits = _bits(x)
-    magnitude = int32(bits & int32(0x7FFFFFFF))
-    sign = int32(bits >> int32(16)) & int32(0x8000)
-    part = r >> int32(3)
-    normal = min(int32(int32(uint32(magnitude + part) >> uint32(13)) - int32(112 << 10)), int32(0x7BFF))
-    fixed = int32(min(abs(x), float32(6.103515625e-05)) * float32(137438953472.0))
-    small = int32(fixed + part) >> int32(13)
-    rounded = small if magnitude < int32(0x38800000) else normal
-    return uint16(sign | rounded) if magnitude < int32(0x477FF000) else _to_float16(x)
-
-
-@_inline
+@function
 def _load(scratch, address, count, code):
     if code == _FLOAT32:
         source = carray(_pointer_f32(address), (count,))
         for n in range(count):
             scratch[n] = source[n]
+    elif code == _NO_WEIGHTS:
+        scratch[:] = float32(-0.0)
     else:
         halves = carray(_pointer_u16(address), (count,))
         if code == _BFLOAT16:
             for n in range(count):
-                scratch[n] = _float(int32(uint32(halves[n]) << uint32(16)))
+                scratch[n] = float_of(int32(uint32(halves[n]) << uint32(16)))
         else:
             for n in range(count):
-                scratch[n] = _from_float16(halves[n])
+                scratch[n] = from_float16(halves[n])
 
 
-@_inline
+@function
 def _store(scratch, address, count, code):
-    if code == _FLOAT32:
+    if _bytes(code) == 4:
         target = carray(_pointer_f32(address), (count,))
         for n in range(count):
             target[n] = scratch[n]
@@ -251,24 +214,24 @@ def _store(scratch, address, count, code):
         halves = carray(_pointer_u16(address), (count,))
         if code == _BFLOAT16:
             for n in range(count):
-                halves[n] = _to_bfloat16(scratch[n])
+                halves[n] = to_bfloat16(scratch[n])
         else:
             for n in range(count):
-                halves[n] = _to_float16(scratch[n])
+                halves[n] = to_float16(scratch[n])
 
 
-@_inline
+@function
 def _store_stochastic(scratch, r, address, count, code):
     halves = carray(_pointer_u16(address), (count,))
     if code == _BFLOAT16:
         for n in range(count):
-            halves[n] = _to_bfloat16_stochastic(scratch[n], r[n])
+            halves[n] = to_bfloat16_stochastic(scratch[n], r[n])
     else:
         for n in range(count):
-            halves[n] = _to_float16_stochastic(scratch[n], r[n])
+            halves[n] = to_float16_stochastic(scratch[n], r[n])
 
 
-@_inline
+@function
 def _draw_rounding(r, granule, first, last, key):
     k0 = uint32(key)
     k1 = uint32(key >> uint64(32))
@@ -276,7 +239,7 @@ def _draw_rounding(r, granule, first, last, key):
         part = r[g * 128 : g * 128 + 128]
         counter = (granule + g) * _ROUNDING_LANES
         for p in range(16):
-            w0, w1, w2, w3 = _counter(counter + p, _ROUNDING, k0, k1)
+            w0, w1, w2, w3 = _words(counter, p, _ROUNDING, k0, k1)
             part[p] = int32(w0 & uint32(0xFFFF))
             part[p + 16] = int32(w0 >> uint32(16))
             part[p + 32] = int32(w1 & uint32(0xFFFF))
@@ -287,96 +250,127 @@ def _draw_rounding(r, granule, first, last, key):
             part[p + 112] = int32(w3 >> uint32(16))
 
 
-@_inline
-def _perturb(scratch, out, weights, start, count, key, mu, gaussian, code):
-    size = 4 if code == _FLOAT32 else 2
-    end = start + count
+@inline
+def _chunk(address, task):
+    """The next chunk, cut where blocks end: its first coordinate and the end; first >= end if none is left."""
+    first = task.start // _BLOCK * _BLOCK + _take(address, task.chunk)
+    return max(first, task.start), min(first + task.chunk, task.start + task.count)
+
+
+@function
+def _perturb(scratch, out, weights, start, end, task):
+    size = _bytes(task.dtype)
     at = start
     while at < end:
         base = at // _BLOCK * _BLOCK
         stop = min(end, base + _BLOCK)
         low, high, byte = at - base, stop - base, (at - start) * size
         part = scratch[low:high]
-        _load(part, weights + byte, high - low, code)
-        _add(scratch, base // 128, low // 128, (high + 127) // 128, key, mu, gaussian)
-        _store(part, out + byte, high - low, code)
+        _load(part, weights + byte, high - low, task.dtype)
+        _add(scratch, base // 128, low // 128, (high + 127) // 128, task.key, task.scale, task.gaussian)
+        _store(part, out + byte, high - low, task.dtype)
         at = stop
 
 
-@_compiled("void(int64, int64, int64, int64, uint64, float32, boolean, int64)")
-def _perturb_range(out, weights, start, count, key, mu, gaussian, code):
-    _perturb(np.empty(_BLOCK, np.float32), out, weights, start, count, key, mu, gaussian, code)
-
-
-@_compiled("void(int64, int64, int64, int64, int64, int64, uint64, int64, float32, boolean, int64)")
-def _perturb_rows_range(out, table, rows, first, last, width, key, start, mu, gaussian, code):
+@_compiled
+def _perturb_task(address):
+    task = carray(address, 1, _TASK)[0]
     scratch = np.empty(_BLOCK, np.float32)
-    indices = carray(_pointer_i64(rows), (last,))
-    step = width * (4 if code == _FLOAT32 else 2)
-    for n in range(first, last):
-        row = indices[n]
-        _perturb(scratch, out + n * step, table + row * step, start + row * width, width, key, mu, gaussian, code)
+    size = _bytes(task.dtype)
+    while True:
+        first, last = _chunk(address, task)
+        if first >= last:
+            break
+        byte = (first - task.start) * size
+        _perturb(scratch, task.out + byte, task.weights + byte, first, last, task)
 
 
-@_compiled("void(int64, int64, int64, uint64, boolean)")
-def _values_range(out, start, count, key, gaussian):
+@_compiled
+def _perturb_rows_task(address):
+    task = carray(address, 1, _TASK)[0]
     scratch = np.empty(_BLOCK, np.float32)
+    rows = carray(_pointer_i64(task.rows), (task.count,))
+    step = task.width * _bytes(task.dtype)
+    while True:
+        first = _take(address, task.chunk)
+        if first >= task.count:
+            break
+        for n in range(first, min(first + task.chunk, task.count)):
+            start = task.start + rows[n] * task.width
+            _perturb(scratch, task.out + n * step, task.weights + rows[n] * step, start, start + task.width, task)
+
+
+@function
+def _accumulate(scratch, r, start, end, keys, factors, task):
+    size = _bytes(task.dtype)
     at = start
-    while at < start + count:
+    while at < end:
         base = at // _BLOCK * _BLOCK
-        stop = min(start + count, base + _BLOCK)
-        low, high = at - base, stop - base
-        scratch[low:high] = float32(-0.0)  # -0 + z is z, even for z = -0
-        _add(scratch, base // 128, low // 128, (high + 127) // 128, key, float32(1.0), gaussian)
-        _store(scratch[low:high], out + (at - start) * 4, high - low, _FLOAT32)
-        at = stop
-
-
-@_compiled("void(int64, int64, int64, int64, int64, int64, boolean, int64, uint64)")
-def _accumulate_range(weights, start, count, keys, factors, num_keys, gaussian, code, rounding_key):
-    scratch = np.empty(_BLOCK, np.float32)
-    r = np.empty(_BLOCK, np.int32)
-    all_keys = carray(_pointer_u64(keys), (num_keys,))
-    scales = carray(_pointer_f32(factors), (num_keys,))
-    size = 4 if code == _FLOAT32 else 2
-    at = start
-    while at < start + count:
-        base = at // _BLOCK * _BLOCK
-        stop = min(start + count, base + _BLOCK)
-        low, high, address = at - base, stop - base, weights + (at - start) * size
+        stop = min(end, base + _BLOCK)
+        low, high, weights = at - base, stop - base, task.weights + (at - task.start) * size
         first, last = low // 128, (high + 127) // 128
         part = scratch[low:high]
-        _load(part, address, high - low, code)
-        for k in range(num_keys):
-            _add(scratch, base // 128, first, last, all_keys[k], scales[k], gaussian)
-        if code == _FLOAT32:
-            _store(part, address, high - low, code)
+        _load(part, weights, high - low, task.dtype)
+        for k in range(task.num_keys):
+            _add(scratch, base // 128, first, last, keys[k], factors[k], task.gaussian)
+        if task.dtype == _FLOAT32:
+            _store(part, weights, high - low, _FLOAT32)
         else:
-            _draw_rounding(r, base // 128, first, last, rounding_key)
-            _store_stochastic(part, r[low:high], address, high - low, code)
+            _draw_rounding(r, base // 128, first, last, task.key)
+            _store_stochastic(part, r[low:high], weights, high - low, task.dtype)
         at = stop
+
+
+@_compiled
+def _accumulate_task(address):
+    task = carray(address, 1, _TASK)[0]
+    scratch = np.empty(_BLOCK, np.float32)
+    r = np.empty(_BLOCK, np.int32)
+    keys = carray(_pointer_u64(task.keys), (task.num_keys,))
+    factors = carray(_pointer_f32(task.factors), (task.num_keys,))
+    while True:
+        first, last = _chunk(address, task)
+        if first >= last:
+            break
+        _accumulate(scratch, r, first, last, keys, factors, task)
 
 
 def values(out: torch.Tensor, key: int, start: int, gaussian: bool) -> None:
-    _values_range(out.data_ptr(), start, out.numel(), key, gaussian)
+    count = out.numel()
+    fields = (out.data_ptr(), 0, start, count, _NO_WEIGHTS, gaussian, 0, 0, 0, 0, 0, key, 1.0)
+    _run(_perturb_task, _chunk_size(count), fields, count, gaussian)
 
 
 def perturb(out: torch.Tensor, weights: torch.Tensor, key: int, start: int, mu: float, gaussian: bool) -> None:
-    code = _CODES[weights.dtype]
-    _perturb_range(out.data_ptr(), weights.data_ptr(), start, weights.numel(), key, mu, gaussian, code)
+    count = weights.numel()
+    tensors = out.data_ptr(), weights.data_ptr()
+    fields = (*tensors, start, count, _CODES[weights.dtype], gaussian, 0, 0, 0, 0, 0, key, mu)
+    _run(_perturb_task, _chunk_size(count), fields, count, gaussian)
 
 
 def perturb_rows(
     out: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, key: int, start: int, mu: float, gaussian: bool
 ) -> None:
-    code, (count, width) = _CODES[table.dtype], out.shape
-    pointers = out.data_ptr(), table.data_ptr(), rows.data_ptr()
-    _perturb_rows_range(*pointers, 0, count, width, key, start, mu, gaussian, code)
+    count, width = out.shape
+    tensors = out.data_ptr(), table.data_ptr()
+    fields = (*tensors, start, count, _CODES[table.dtype], gaussian, rows.data_ptr(), width, 0, 0, 0, key, mu)
+    _run(_perturb_rows_task, max(1, 2 * _BLOCK // max(width, 1)), fields, count * width, gaussian)
 
 
 def accumulate(
     weights: torch.Tensor, start: int, keys: np.ndarray, factors: np.ndarray, gaussian: bool, rounding_key: int
 ) -> None:
-    pointers = keys.ctypes.data, factors.ctypes.data
-    code = _CODES[weights.dtype]
-    _accumulate_range(weights.data_ptr(), start, weights.numel(), *pointers, len(keys), gaussian, code, rounding_key)
+    count, address = weights.numel(), weights.data_ptr()
+    several = keys.ctypes.data, factors.ctypes.data, len(keys)
+    fields = (address, address, start, count, _CODES[weights.dtype], gaussian, 0, 0, *several, rounding_key, 0.0)
+    _run(_accumulate_task, _chunk_size(count), fields, count * max(len(keys), 1), gaussian)
+
+
+def _chunk_size(count: int) -> int:
+    """Coordinates that a thread takes at a time: enough to read long stretches, few enough that all end together."""
+    return _BLOCK * min(max(count // (64 * _BLOCK), 1), 64)
+
+
+def _run(task, chunk: int, fields: tuple, num_values: int, gaussian: bool) -> None:
+    memory = ctypes.create_string_buffer(_TASK_LAYOUT.pack(0, chunk, *fields), _TASK_LAYOUT.size)
+    threads.run(task, ctypes.addressof(memory), num_values * (0.6 if gaussian else 0.1))
