@@ -46,14 +46,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_module(family: str) -> torch.nn.Module:
-    """Weights large enough that every logit differs: 0.3 times standard normal, ones kept for norms' scales."""
+    """Weights large enough that logits differ: 0.3 times standard normal, around one for scales and zero for others."""
     class_name, options = CONFIGS[family]
     model_class = getattr(transformers, class_name)
     with torch.random.fork_rng(devices=[]):
         module = model_class(model_class.config_class(**options))
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.add_(0.3 * gaussian(name, tuple(parameter.shape)))
+            is_scale = parameter.dim() == 1 and not name.endswith("bias")
+            parameter.copy_(is_scale + 0.3 * gaussian(name, tuple(parameter.shape)))
     return module.eval()
 
 
