@@ -29,7 +29,7 @@ def byte_level(size: int = 400, lines: list[str] = LINES) -> PreTrainedTokenizer
 WORDS = """
     [PAD] [UNK] [CLS] [SEP] [MASK] the film was great terrible and story it a long yes no maybe . , ? rain wet is
     news : world sports business tech technology s m i l e t ##a ##b ##c
-""".split()
+"""
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def bpe() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def wordpiece() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS.split())}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(

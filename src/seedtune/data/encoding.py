@@ -1,9 +1,11 @@
 """Examples as tokens: one rule for what is kept of an example that is longer than the window.
 
-The rule. A prompt is `head + body + tail`, tokenised as one text. Where it is too long, only tokens of the body are
-dropped, from its end; a token that reaches into the tail belongs to the tail. A text answer may take all the room that
-the body does not need, and at least half of what head and tail leave; then it is cut at its end and loses its
-end-of-text token. Answers of choice tasks are never cut. A prompt whose head and tail alone do not fit is an error.
+The rule. A prompt is `head + body + tail`, tokenised as one text. Where it is too long, tokens of the body are dropped
+from its end, so that the question and its form survive; a token that reaches into the tail belongs to the tail. In
+choice tasks nothing else is ever cut: a prompt whose head and tail alone do not fit is an error. In text tasks the
+answer may take all the room that the prompt does not need, and at least half of the window; what is longer is cut at
+its end and loses its end-of-text token. Where a text task's head and tail do not fit either, first the head loses its
+end, then the tail its start.
 
 The tokenizer is a fast tokenizer of `transformers`, handed in: this module imports none and changes none.
 Padding and batches are in `batches`.
@@ -17,6 +19,11 @@ import numpy as np
 from ..errors import DataError
 from .examples import Example, ModelKind, Task
 from .prompts import MASK_SLOT
+
+_PLAIN = {
+    "add_special_tokens": False, "truncation": False, "padding": False, "verbose": False,
+    "return_attention_mask": False, "return_token_type_ids": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,21 +74,68 @@ def encode(task: Task, examples: Sequence[Example], tokenizer, kind: ModelKind, 
             f"task {task.name!r} is to write text, which a {kind} model cannot: choose model.kind = 'causal'"
         )
     answers = answer_tokens(task, tokenizer, kind)
+    before, after = _special_tokens(tokenizer, kind)
     limit = min(size for size in (task.max_tokens, window, 2**62) if size)
-    frame = _Frame(tokenizer, kind, limit - max([len(a) for a in answers], default=1) + 1, task)
-    texts = [_with_mask(e, tokenizer) for e in examples] if kind == "masked" else examples
-    prompts = tokenise(tokenizer, [e.prompt for e in texts])
+    room = limit - len(before) - len(after) - max((len(a) - 1 for a in answers), default=0)
+    shown = [_with_mask(e, tokenizer) for e in examples] if kind == "masked" else examples
+    prompts = tokenise(tokenizer, [e.prompt for e in shown])
     learned = _text_answers(task, examples, tokenizer)
-    fitted = [frame.fit(i, *parts) for i, parts in enumerate(zip(texts, prompts, learned, strict=True))]
-    cut = sum(was_cut for _, was_cut in fitted)
-    return EncodedSet(tuple(e for e, _ in fitted), answers, kind, _pad_token(tokenizer), cut)
+    kept = _fitted_prompts(task, shown, prompts, [_budget(len(a), room) for a in learned], tokenizer)
+    answered = [answer[: max(room - len(prompt), 0)] for prompt, answer in zip(kept, learned, strict=True)]
+    _check_learnable(task, examples, kept, answered, bool(before))
+    lost = zip(prompts, kept, learned, answered, strict=True)
+    encoded = tuple(
+        Encoded(ids := np.array(before + prompt + after, np.int64), np.array(answer, np.int64), e.label,
+                _answer_at(ids, e, kind, tokenizer))
+        for e, prompt, answer in zip(shown, kept, answered, strict=True)
+    )  # fmt: skip
+    num_truncated = sum(len(p) > len(k) or len(a) > len(b) for p, k, a, b in lost)
+    return EncodedSet(encoded, answers, kind, _pad_token(tokenizer), num_truncated)
+
+
+def _budget(num_answer: int, room: int) -> int:
+    """Most tokens that a prompt may have beside an answer: all but the answer's, and at least half."""
+    return max(room - num_answer, room // 2)
+
+
+def _fitted_prompts(task: Task, examples: Sequence[Example], prompts: list[list[int]], budgets: list[int], tokenizer):
+    """The prompts, those above their budget cut by the rule."""
+    too_long = [i for i, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)) if len(prompt) > budget]
+    if not too_long:
+        return prompts
+    spans = _spans(tokenizer, [examples[i].prompt for i in too_long])
+    kept = list(prompts)
+    for i, span in zip(too_long, spans, strict=True):
+        num_head, num_tail = _fixed(examples[i], span)
+        if task.kind == "choice" and num_head + num_tail > budgets[i]:
+            raise DataError(
+                f"example {i} of task {task.name!r}: its prompt without the part that may be cut takes "
+                f"{num_head + num_tail} tokens, but the window leaves {budgets[i]}: raise task.max_tokens or shorten "
+                f"the template"
+            )
+        last = max(len(prompts[i]) - num_tail, len(prompts[i]) - budgets[i])
+        kept[i] = prompts[i][: budgets[i] - (len(prompts[i]) - last)] + prompts[i][last:]
+    return kept
+
+
+def _spans(tokenizer, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Where each token begins and ends in its text."""
+    return tokenizer(list(texts), return_offsets_mapping=True, **_PLAIN)["offset_mapping"]
+
+
+def _fixed(example: Example, spans: list[tuple[int, int]]) -> tuple[int, int]:
+    """Number of tokens that belong to the head and to the tail."""
+    head_end = len(example.head)
+    body_end = head_end + len(example.body)
+    num_head = sum(start < head_end for start, _ in spans)
+    return num_head, sum(start >= head_end and end > body_end for start, end in spans)
 
 
 def tokenise(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, without special tokens and without truncation."""
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False, truncation=False, padding=False, verbose=False)["input_ids"]
+    return tokenizer(list(texts), **_PLAIN)["input_ids"]
 
 
 def continuations(tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -156,64 +210,28 @@ def _pad_token(tokenizer) -> int:
     return next(token for token in known if token is not None)
 
 
-class _Frame:
-    """The window of one task and tokenizer: special tokens around a prompt and the room between them."""
+def _special_tokens(tokenizer, kind: ModelKind) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text; nothing goes between a causal model's prompt and answer."""
+    plain, dressed = tokenise(tokenizer, ["a"])[0], tokenizer("a")["input_ids"]
+    starts = [i for i in range(len(dressed)) if dressed[i : i + len(plain)] == plain]
+    if not starts:
+        return [], []
+    return dressed[: starts[0]], [] if kind == "causal" else dressed[starts[0] + len(plain) :]
 
-    def __init__(self, tokenizer, kind: ModelKind, limit: int, task: Task):
-        self.tokenizer, self.kind, self.limit, self.task = tokenizer, kind, limit, task
-        self.before, self.after = _special_tokens(tokenizer)
-        if kind == "causal":
-            self.after = []
 
-    def fit(self, index: int, example: Example, prompt: list[int], answer: list[int]) -> tuple[Encoded, bool]:
-        """The example within the window, and whether it lost tokens."""
-        room = self.limit - len(self.before) - len(self.after)
-        fits = len(prompt) + len(answer) <= room
-        if not fits:
-            prompt, answer = self._cut(index, example, prompt, answer, room)
-        if self.task.kind == "text" and len(self.before) + len(prompt) + len(answer) < 2:
+def _check_learnable(task: Task, examples: Sequence[Example], prompts, answers, has_start: bool) -> None:
+    if task.kind == "choice":
+        return
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        if len(answer) < (1 if prompt or has_start else 2):
             raise DataError(
-                f"example {index} of task {self.task.name!r} has nothing to be learned: its answer is "
-                f"{example.answer[:40]!r}; leave it out"
+                f"example {i} of task {task.name!r} has nothing to be learned: its answer {examples[i].answer[:40]!r} "
+                f"has {len(answer)} tokens within the window; leave it out or raise task.max_tokens"
             )
-        ids = np.array(self.before + prompt + self.after, np.int64)
-        return Encoded(ids, np.array(answer, np.int64), example.label, self._answer_at(ids, example)), not fits
-
-    def _cut(self, index: int, example: Example, prompt: list[int], answer: list[int], room: int):
-        num_head, num_tail = self._fixed(example)
-        num_body, free = len(prompt) - num_head - num_tail, room - num_head - num_tail
-        if free < min(1, len(answer)):
-            raise DataError(
-                f"example {index} of task {self.task.name!r}: its prompt without the longest part takes "
-                f"{num_head + num_tail} tokens, but the window leaves {room}: raise task.max_tokens "
-                f"or shorten the template"
-            )
-        kept = min(num_body, max(free - len(answer), free // 2))
-        last = len(prompt) - num_tail
-        return prompt[: num_head + kept] + prompt[last:], answer[: free - kept]
-
-    def _fixed(self, example: Example) -> tuple[int, int]:
-        """Number of tokens that belong to the head and to the tail."""
-        spans = self.tokenizer(
-            example.prompt, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
-        )["offset_mapping"]
-        head_end = len(example.head)
-        body_end = head_end + len(example.body)
-        num_head = sum(start < head_end for start, _ in spans)
-        num_tail = sum(end > body_end for _, end in spans)
-        return num_head, min(num_tail, len(spans) - num_head)
-
-    def _answer_at(self, ids: np.ndarray, example: Example) -> int:
-        if self.kind != "masked":
-            return len(ids)
-        masks = np.flatnonzero(ids == self.tokenizer.mask_token_id)
-        return int(masks[0 if self.tokenizer.mask_token in example.head else -1])
 
 
-def _special_tokens(tokenizer) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
-    plain, dressed = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    for start in range(len(dressed) - len(plain) + 1):
-        if dressed[start : start + len(plain)] == plain:
-            return dressed[:start], dressed[start + len(plain) :]
-    return [], []
+def _answer_at(ids: np.ndarray, example: Example, kind: ModelKind, tokenizer) -> int:
+    if kind != "masked":
+        return len(ids)
+    masks = np.flatnonzero(ids == tokenizer.mask_token_id)
+    return int(masks[0 if tokenizer.mask_token in example.head else -1])

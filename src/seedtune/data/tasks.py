@@ -3,19 +3,21 @@
 The two built-in tasks read the running Python's own docstrings and need no file. Tokens are made in `encoding`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..config import TaskConfig
 from ..errors import DataError, unknown
 from . import stdlib
+from .benchmarks import BENCHMARKS
 from .examples import Example, ModelKind, Task
 from .keyed import keyed_choice, sub_key
+from .labelled import load_benchmark, load_custom
 from .prompts import MASK_SLOT, fill
+from .splits import split_by_hash
+from .texts import load_instruction, load_plain_text, load_prompt_completion
 
 __all__ = ["KNOWN", "Example", "ModelKind", "Task", "load_task"]
-
-TEST_FRACTION = 0.2
 
 _TOPIC_DESCRIPTIONS = (
     "asynchronous code: event loops, coroutines, tasks, futures, streams and transports",
@@ -41,7 +43,13 @@ def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal") -> 
     """
     if config.name not in KNOWN:
         raise DataError(unknown("task", config.name, KNOWN))
-    task = KNOWN[config.name](config, kind)
+    load, settings = KNOWN[config.name]
+    _check_settings(config, settings)
+    task = load(config, kind)
+    if task.kind == "text" and kind != "causal":
+        raise DataError(
+            f"task {config.name!r} is to write text, which a {kind} model cannot: choose model.kind = 'causal'"
+        )
     for split, examples in (("train", task.train), ("test", task.test)):
         if not examples:
             raise DataError(f"task {config.name!r} has no {split} examples: give it files with more rows")
@@ -53,16 +61,17 @@ def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal") -> 
     )
 
 
+def _check_settings(config: TaskConfig, settings: tuple[str, ...]) -> None:
+    for name in (*_CUSTOM, "path", "group_column"):
+        if getattr(config, name) and name not in settings:
+            raise DataError(
+                f"task.{name} is set, but task {config.name!r} does not use it: leave it out, or choose "
+                f"task.name = 'custom'"
+            )
+
+
 def _limited(examples: tuple[Example, ...], count: int, key: int) -> tuple[Example, ...]:
     return tuple(examples[i] for i in keyed_choice(key, len(examples), count))
-
-
-def split_by_hash(examples: Iterable[tuple[str, Example]]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(train, test) of (text, example): a fifth of all texts, chosen by their hash, is for testing."""
-    train, test = [], []
-    for text, example in examples:
-        (test if stdlib.stable_fraction(text) < TEST_FRACTION else train).append(example)
-    return tuple(train), tuple(test)
 
 
 def _held_back() -> tuple[stdlib.Docstring, ...]:
@@ -80,17 +89,26 @@ def _stdlib_topics(config: TaskConfig, kind: ModelKind) -> Task:
         label = stdlib.HELD_BACK.index(d.package)
         return Example(*fill(template, {"text": stdlib.masked(d)}), answers[label], label, d.package)
 
-    train, test = split_by_hash((d.text, example(d)) for d in _held_back())
+    docstrings = _held_back()
+    train, test = split_by_hash([example(d) for d in docstrings], [d.text for d in docstrings])
     shown = () if kind == "classifier" else answers
     return Task(config.name, "choice", shown, stdlib.HELD_BACK, train, test, 72, _TOPIC_DESCRIPTIONS)
 
 
 def _stdlib_text(config: TaskConfig, kind: ModelKind) -> Task:
-    examples = [(d.text, Example("", "", "", d.text, None, d.package)) for d in _held_back()]
+    examples = [Example("", "", "", d.text, None, d.package) for d in _held_back()]
     return Task(config.name, "text", (), (), *split_by_hash(examples), 128)
 
 
-KNOWN: dict[str, Callable[[TaskConfig, ModelKind], Task]] = {
-    "stdlib-topics": _stdlib_topics,
-    "stdlib-text": _stdlib_text,
+_CUSTOM = ("test_path", "template", "answer", "label_column", "answers")
+
+KNOWN: dict[str, tuple[Callable[[TaskConfig, ModelKind], Task], tuple[str, ...]]] = {
+    "stdlib-topics": (_stdlib_topics, ()),
+    "stdlib-text": (_stdlib_text, ()),
+    **{name: (load_benchmark, ("path", "group_column")) for name in BENCHMARKS},
+    "instruction": (load_instruction, ("path", "group_column")),
+    "prompt-completion": (load_prompt_completion, ("path",)),
+    "plain-text": (load_plain_text, ("path", "group_column")),
+    "custom": (load_custom, (*_CUSTOM, "path", "group_column")),
 }
+"""How each task is loaded, and the settings that it uses apart from the limits on tokens and examples."""

@@ -1,0 +1,192 @@
+"""Benchmarks and users' own tables: rows from files or from the hub, made into examples.
+
+The benchmarks themselves are in `benchmarks`; free-form instruction and text data in `texts`.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..config import TaskConfig
+from ..errors import DataError
+from .benchmarks import BENCHMARKS, Benchmark, Form
+from .examples import Example, ModelKind, Task
+from .files import Row, read_rows, split_files, text_of
+from .prompts import check_columns, columns_of, fill
+from .splits import train_and_test
+
+CUSTOM_TOKENS = 256
+
+
+def load_benchmark(config: TaskConfig, kind: ModelKind) -> Task:
+    """The benchmark `config.name` as a model of `kind` reads it, from `config.path`, else from the hub.
+
+    Raises:
+        DataError: no prompt for this kind of model, or a file, column or label that cannot be used.
+    """
+    benchmark = BENCHMARKS[config.name]
+    if kind not in benchmark.forms:
+        raise DataError(
+            f"task {config.name!r} has no prompt for a {kind} model, only for: {', '.join(benchmark.forms)}; choose "
+            f"another model.kind, or write the prompt yourself with task.name = 'custom'"
+        )
+    found = _from_files(config.path, benchmark) if config.path else _from_hub(config.name, benchmark)
+    form, group = benchmark.forms[kind], config.group_column or benchmark.group
+    splits = {s: tuple(_examples(f"task {config.name!r}, {s}", rows, benchmark, form, group)) for s, rows in found}
+    names = tuple(spellings[1] for spellings in benchmark.labels)
+    return Task(
+        config.name, "choice" if names else "text", form.answers, names, *train_and_test(splits),
+        benchmark.max_tokens, benchmark.descriptions, ends=False,
+    )  # fmt: skip
+
+
+def _from_files(path: str, benchmark: Benchmark) -> list[tuple[str, list[Row]]]:
+    files = split_files(Path(path))
+    if "validation" in files and "train" in files:
+        files.pop("test", None)  # GLUE and SuperGLUE publish no labels for their test rows
+    return [(split, [row for p in paths for row in _rows_of(p, benchmark)]) for split, paths in files.items()]
+
+
+def _rows_of(path: Path, benchmark: Benchmark) -> list[Row]:
+    """A file's rows; where its first line names no label column, it is read under a known header of that length."""
+    rows = read_rows(path)
+    is_named = not rows or any(name in rows[0] for name, _ in benchmark.label_columns)
+    headers = [h for h in benchmark.headers if rows and len(h) == len(rows[0])]
+    return rows if is_named or not headers else read_rows(path, headers[0])
+
+
+def _from_hub(name: str, benchmark: Benchmark) -> list[tuple[str, list[Row]]]:
+    """Train and evaluation rows through the Hugging Face `datasets` package, from its cache or the network."""
+    data_set, configuration = benchmark.hub
+    evaluated = "test" if name == "ag_news" else "validation"
+    try:
+        import datasets
+
+        loaded = [(s, datasets.load_dataset(data_set, configuration, split=s)) for s in ("train", evaluated)]
+        return [(s, [{k: v if isinstance(v, dict) else text_of(v) for k, v in r.items()} for r in d])
+                for s, d in loaded]  # fmt: skip
+    except Exception as error:  # the hub's clients have no common class of errors
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise DataError(
+            f"task {name!r} could not be loaded from the hub as {data_set!r}: {reason}; set task.path to a folder "
+            f"with its files (csv, tsv, json, jsonl or parquet)"
+        ) from None
+
+
+def _examples(where: str, rows: list[Row], benchmark: Benchmark, form: Form, group: str) -> Iterable[Example]:
+    for number, given in enumerate(rows, 1):
+        row = benchmark.prepared({k: v.strip() if isinstance(v, str) else v for k, v in given.items()})
+        row |= {ours: row[theirs] for ours, theirs in benchmark.aliases if theirs in row and ours not in row}
+        if number == 1:
+            check_columns(form.template, row, where)
+            _check_group(group, row, where)
+        place = f"{where} row {number}"
+        references = () if benchmark.labels else _references(row, place)
+        label = _label_of(row, benchmark, place) if benchmark.labels else None
+        answer = f" {references[0]}\n" if references else form.answers[label] if form.answers else ""
+        yield Example(*fill(form.template, row, form.body), answer, label, row[group] if group else "", references)
+
+
+def _check_group(group: str | None, columns: Iterable[str], where: str) -> None:
+    if group and group not in columns:
+        raise DataError(f"task.group_column is {group!r}, but {where} has the columns {', '.join(columns)}")
+
+
+def _label_of(row: Row, benchmark: Benchmark, place: str) -> int:
+    columns = [(name, first) for name, first in benchmark.label_columns if name in row]
+    if not columns:
+        wanted = " or ".join(repr(name) for name, _ in benchmark.label_columns)
+        raise DataError(f"{place}: has no column {wanted}, only {', '.join(row)}")
+    name, first = columns[0]
+    value = row[name].strip()
+    if first and value.isdigit():
+        value = str(int(value) - first)
+    for label, spellings in enumerate(benchmark.labels):
+        if value.lower() in (spelling.lower() for spelling in spellings):
+            return label
+    known = "; ".join(f"{label + first} or {', '.join(s[1:])}" for label, s in enumerate(benchmark.labels))
+    raise DataError(f"{place}: its {name} is {row[name]!r}, expected {known}; leave rows without a label out")
+
+
+def _references(row: Row, place: str) -> tuple[str, ...]:
+    """All accepted answers of a SQuAD row, the first of which is learned."""
+    answers = row.get("answers")
+    texts = answers.get("text") if isinstance(answers, dict) else answers
+    if not isinstance(texts, list) or not texts:
+        raise DataError(f'{place}: needs "answers": {{"text": [at least one answer]}}, but has {answers!r}')
+    return tuple(dict.fromkeys(text_of(text) for text in texts))
+
+
+def load_custom(config: TaskConfig, kind: ModelKind) -> Task:
+    """The user's own table: `template` over its columns, and answer words for labels or an answer template.
+
+    A causal or masked model needs an answer word for every label; a classifier takes the labels as they are, in
+    the order of `answers`, or else sorted. Cut is the longest value of each row.
+
+    Raises:
+        DataError: a setting that is missing, a column that does not exist, a label without an answer word.
+    """
+    _check_custom(config, kind)
+    path = Path(config.path)
+    found = [(s, [r for p in paths for r in read_rows(p)]) for s, paths in split_files(path).items()]
+    if config.test_path:
+        rows = [row for split, rows in found for row in rows if split in ("train", "all")]
+        tests = split_files(Path(config.test_path)).values()
+        found = [("train", rows), ("test", [row for paths in tests for p in paths for row in read_rows(p)])]
+    for split, rows in found:
+        _check_custom_columns(config, f"task 'custom', {split}", rows)
+    labels = _custom_labels(config, kind, [row for _, rows in found for row in rows])
+    answers = () if kind == "classifier" else tuple(config.answers[label] for label in labels)
+    splits = {split: tuple(_custom_example(config, row, labels, answers) for row in rows) for split, rows in found}
+    return Task(config.name, config.kind, answers, labels, *train_and_test(splits), CUSTOM_TOKENS)
+
+
+def _check_custom(config: TaskConfig, kind: ModelKind) -> None:
+    needed = ["path", "template", *(["label_column"] if config.kind == "choice" else ["answer"])]
+    if config.kind == "choice" and kind != "classifier":
+        needed.append("answers")
+    for name in needed:
+        if not getattr(config, name):
+            raise DataError(f"a 'custom' task of kind {config.kind!r} for a {kind} model needs task.{name}: set it")
+
+
+def _check_custom_columns(config: TaskConfig, where: str, rows: Sequence[Row]) -> None:
+    if not rows:
+        raise DataError(f"{where}: the file has no rows")
+    check_columns(config.template, rows[0], where)
+    check_columns(config.answer or "", rows[0], where)
+    if config.kind == "choice" and config.label_column not in rows[0]:
+        raise DataError(f"task.label_column is {config.label_column!r}, but {where} has the columns "
+                        f"{', '.join(rows[0])}")  # fmt: skip
+    _check_group(config.group_column, rows[0], where)
+    used = {*columns_of(config.template), *columns_of(config.answer or "")} | {config.label_column, config.group_column}
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in used - {None} if not isinstance(row.get(name), str)]
+        if missing:
+            raise DataError(f"{where} row {number}: column {missing[0]!r} is {row.get(missing[0])!r}, expected a text "
+                            f"or a number; correct the row or leave it out")  # fmt: skip
+
+
+def _custom_labels(config: TaskConfig, kind: ModelKind, rows: Sequence[Row]) -> tuple[str, ...]:
+    """The labels in the order of `answers`; for a classifier without answer words, as found, sorted."""
+    if config.kind == "text":
+        return ()
+    found = sorted({row[config.label_column] for row in rows})
+    labels = tuple(config.answers) or tuple(found)
+    unknown = [label for label in found if label not in labels]
+    if unknown:
+        raise DataError(
+            f"column {config.label_column!r} has {len(found)} labels, and {unknown[0]!r} has no answer word: "
+            f"task.answers has words for {', '.join(labels)}; add one for each label"
+        )
+    if len(labels) < 2:
+        raise DataError(f"column {config.label_column!r} has the one label {labels[0]!r}: a choice needs two or more")
+    return labels
+
+
+def _custom_example(config: TaskConfig, row: Row, labels: tuple[str, ...], answers: tuple[str, ...]) -> Example:
+    group = row[config.group_column] if config.group_column else ""
+    prompt = fill(config.template, row)
+    if config.kind == "text":
+        return Example(*prompt, "".join(fill(config.answer, row)), None, group)
+    label = labels.index(row[config.label_column])
+    return Example(*prompt, answers[label] if answers else "", label, group)
