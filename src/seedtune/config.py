@@ -1,7 +1,7 @@
 """A run as frozen data: `Recipe` is everything that changes results, `Machine` everything that changes only speed.
 
-Each field says its unit and its range; building one checks them. A recipe is written as TOML (one table a section), read
-back by `Recipe.model_validate`, and saved resolved with the run. Presets (`seedtune.experiment`) are partial recipes.
+Each field says its unit and its range; building one checks them. A recipe is written as TOML (one table a section) and
+saved resolved with the run. Presets (`seedtune.presets`) are partial recipes.
 """
 
 import tomllib
@@ -93,7 +93,18 @@ class LocalConfig(_Section):
     learning_rate: float = Field(1e-4, gt=0, le=1e6, description="eta")
 
 
+class BaselineConfig(_Section):
+    """The same model tuned by backpropagation on all training examples in one place, for comparison."""
+
+    num_steps: int = Field(0, ge=0, le=1_000_000, description="steps of backpropagation; 0: no comparison")
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0, le=1e6)
+
+
 class RunConfig(_Section):
+    """What holds for the run as a whole."""
+
+    method: str = Field("custom", description="the name that reports give to the method")
     seed: int = Field(0, ge=0, lt=2**63)
     eval_every: int = Field(10, ge=1, description="rounds between evaluations; the last round is always evaluated")
     keep_snapshots: Literal["last", "all"] = Field("last", description="weights protocol: whose weights stay on disk")
@@ -110,6 +121,7 @@ class Recipe(_Section):
     partition: PartitionConfig = PartitionConfig()
     federation: FederationConfig = FederationConfig()
     local: LocalConfig = LocalConfig()
+    baseline: BaselineConfig = BaselineConfig()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")

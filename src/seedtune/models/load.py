@@ -110,6 +110,18 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
     return Tuned(module, tokenizer, kind, trainable, source.base_id, window, fresh_head, config.adapter)
 
 
+def kind_of(config: ModelConfig) -> Kind:
+    """How the model that `config` names puts a task: what `load` will say, from its configuration file alone.
+
+    Raises:
+        ModelError: not found, or of no known architecture.
+    """
+    if config.kind != "auto":
+        return config.kind
+    source = find(config.name)
+    return _kind(config.kind, read_config(source), source)
+
+
 def _kind(asked: str, config: PretrainedConfig, source: Source) -> Kind:
     if asked != "auto":
         return asked

@@ -42,7 +42,7 @@ Layout, version 1. Everything that is needed to write another kernel:
         infinite is infinite. NaN stays NaN (its payload is nobody's business).
         Unbiased for |a| up to the largest finite number; float16 below 2^-14 within 2^-37.
 
-This module does not know parameters, models or devices' kernels: it checks arguments and hands them to a kernel.
+Autograd sees nothing of this. This module does not know parameters, models or devices' kernels: it checks arguments and hands them to a kernel.
 """
 
 from collections.abc import Sequence
@@ -56,6 +56,7 @@ from .kernels import kernel_for
 
 VERSION = 1
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class Distribution(StrEnum):
@@ -127,7 +128,7 @@ def perturb(
         mu: perturbation scale, rounded to float32; negative for the other side.
 
     Raises:
-        ValueError: tensors unlike that, key outside 64 bits, coordinates outside [0, 2^62).
+        ValueError: tensors unlike that, mu not finite, key outside 64 bits, coordinates outside [0, 2^62).
 
     Cost: one pass over both tensors; no memory beyond a few kilobytes a thread.
     """
@@ -137,6 +138,7 @@ def perturb(
         raise ValueError(f"perturb: out is {list(out.shape)} but weights is {list(weights.shape)}: shapes must match")
     _check_pair("weights", out, weights)
     _check_key(key)
+    _check_scale(mu)
     _check_range(start, weights.numel())
     kernel_for(weights).perturb(out, weights, key, start, mu, Distribution(distribution) == Distribution.GAUSSIAN)
 
@@ -160,7 +162,7 @@ def perturb_rows(
         rows: int64 [m], each from 0 to n - 1; may repeat.
 
     Raises:
-        ValueError: tensors unlike that, key outside 64 bits, coordinates outside [0, 2^62).
+        ValueError: tensors unlike that, mu not finite, key outside 64 bits, coordinates outside [0, 2^62).
     """
     _check_tensor("out", out)
     _check_tensor("table", table)
@@ -175,12 +177,9 @@ def perturb_rows(
             f"perturb_rows: out is {list(out.shape)} for {rows.shape[0]} rows of a table {list(table.shape)}: "
             "must be [rows, row length]"
         )
-    if rows.shape[0] and (int(rows.min()) < 0 or int(rows.max()) >= table.shape[0]):
-        raise ValueError(
-            f"perturb_rows: rows go from {int(rows.min())} to {int(rows.max())}: the table has rows 0 to "
-            f"{table.shape[0] - 1}"
-        )
+    _check_rows(rows, table.shape[0])
     _check_key(key)
+    _check_scale(mu)
     _check_range(start, table.numel())
     gaussian = Distribution(distribution) == Distribution.GAUSSIAN
     kernel_for(table).perturb_rows(out, table, rows, key, start, mu, gaussian)
@@ -208,7 +207,7 @@ def accumulate(
         rounding_key: must be new for each call that is meant to be independent; float32 does not use it.
 
     Raises:
-        ValueError: tensors unlike that, lengths that differ, a key outside 64 bits, coordinates outside [0, 2^62).
+        ValueError: tensors unlike that, lengths that differ, a coefficient not finite, a key outside 64 bits, coordinates outside [0, 2^62).
 
     Cost: reads and writes weights once, whatever the number of keys; no memory beyond a few kilobytes a thread.
     """
@@ -216,6 +215,8 @@ def accumulate(
     factors = np.ascontiguousarray(coefficients, dtype=np.float32)
     if factors.shape != (len(keys),):
         raise ValueError(f"accumulate: coefficients is {list(factors.shape)} for {len(keys)} keys: one for each key")
+    if not np.isfinite(factors).all():
+        raise ValueError(f"accumulate: coefficients hold {factors[~np.isfinite(factors)][0]}: must be finite")
     for key in (*keys, rounding_key):
         _check_key(key)
     _check_range(start, weights.numel())
@@ -240,6 +241,19 @@ def _check_pair(name: str, out: torch.Tensor, other: torch.Tensor) -> None:
     size = out.element_size()
     if first < second + other.numel() * size and second < first + out.numel() * size:
         raise ValueError(f"out shares memory with {name}: must be a buffer of its own")
+
+
+def _check_rows(rows: torch.Tensor, num_rows: int) -> None:
+    if not rows.shape[0]:
+        return
+    low, high = (int(end) for end in rows.aminmax())
+    if low < 0 or high >= num_rows:
+        raise ValueError(f"perturb_rows: rows go from {low} to {high}: the table has rows 0 to {num_rows - 1}")
+
+
+def _check_scale(mu: float) -> None:
+    if not abs(mu) <= _LARGEST:
+        raise ValueError(f"mu = {mu}: must be a finite float32")
 
 
 def _check_key(key: int) -> None:

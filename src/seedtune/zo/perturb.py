@@ -83,10 +83,16 @@ class Perturber:
             )
 
 
-def _within(mode: TorchFunctionMode, forward: Callable) -> Callable:
+def _within(mode: "_AtUse", forward: Callable) -> Callable:
     def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
-        with mode:
+        if mode.is_active:  # called by another owner: entered twice, it would perturb twice
             return forward(*args, **kwargs)
+        mode.is_active = True
+        try:
+            with mode:
+                return forward(*args, **kwargs)
+        finally:
+            mode.is_active = False
 
     return perturbed_forward
 
@@ -99,6 +105,7 @@ class _AtUse(TorchFunctionMode):
         self._specs, self._point, self._scratch_bytes = specs, perturbation, scratch_bytes
         self._scratch: dict[torch.dtype, torch.Tensor] = {}
         self.used: set[str] = set()
+        self.is_active = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -1,0 +1,212 @@
+"""The command line: parse, call, print, exit codes. No logic of runs lives here.
+
+Exit codes: 0 done; 2 a request that cannot be met, with one line that says why; 130 stopped by Ctrl-C.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from . import presets
+from .config import Machine, assignment, merged
+from .errors import ConfigError, SeedtuneError
+
+app = typer.Typer(
+    help="Tune language models across devices with forward passes only.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out, err = Console(), Console(stderr=True)
+
+Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value; may be repeated")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Kernel = Annotated[str, typer.Option("--kernel", help="noise kernel: auto, numba or torch; the result is the same")]
+
+
+def main() -> None:
+    """The entry point of the command `seedtune`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=False)
+    except SeedtuneError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("click", "typer"):
+            raise
+        err.print(f"error: {error.format_message()}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="a known recipe or a TOML file")] = presets.DEFAULT_RECIPE,
+    folder: Annotated[Path | None, typer.Option("--out", help="run folder; default runs/RECIPE")] = None,
+    model: Annotated[str | None, typer.Option(help="'starter', a folder or a hub id")] = None,
+    task: Annotated[str | None, typer.Option(help="a known task, or 'custom'")] = None,
+    method: Annotated[str | None, typer.Option(help="a known method, laid over the recipe")] = None,
+    rounds: Annotated[int | None, typer.Option(help="number of rounds")] = None,
+    settings: Set = None,
+    replace: Annotated[bool, typer.Option("--replace", help="delete a run that is in the folder")] = False,
+    kernel: Kernel = "auto",
+) -> None:
+    """Start a run."""
+    flags: dict[str, Any] = {}
+    for section, key, value in (
+        ("model", "name", model),
+        ("task", "name", task),
+        ("federation", "num_rounds", rounds),
+    ):
+        flags = merged(flags, {section: {key: value}} if value is not None else {})
+    composed = presets.composed(recipe, method, flags, *(assignment(text) for text in settings or []))
+    folder = folder or Path("runs") / Path(recipe).stem
+    machine = _machine(kernel)
+    from . import experiment
+
+    with _progress(composed.federation.num_rounds, folder) as listen:
+        summary = experiment.run(composed, machine, folder, listen, replace)
+    _print_summary(summary, folder)
+
+
+@app.command()
+def resume(folder: Annotated[Path, typer.Argument(help="a run folder")], kernel: Kernel = "auto") -> None:
+    """Go on with a run that was stopped, from its last whole round."""
+    from . import experiment, run_store
+
+    recipe, machine = run_store.recipe_of(folder), _machine(kernel)
+    with _progress(recipe.federation.num_rounds, folder) as listen:
+        summary = experiment.resume(folder, machine, listen)
+    _print_summary(summary, folder)
+
+
+@app.command()
+def evaluate(
+    subject: Annotated[str, typer.Argument(help="a run folder, or a model: 'starter', a folder, a hub id")],
+    task: Annotated[str | None, typer.Option(help="another task than the run's")] = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run's tuned model, or any model, on a task's test examples."""
+    from . import inspection
+
+    over = [{"task": {"name": task}}] if task else []
+    found = inspection.evaluated(subject, *over, *(assignment(text) for text in settings or []))
+    _print(found, as_json)
+
+
+@app.command()
+def replay(
+    trajectory: Annotated[Path, typer.Argument(help="a trajectory file, or a run folder")],
+    folder: Annotated[Path, typer.Option("--out", help="new folder for the tuned model")],
+    base: Annotated[str | None, typer.Option(help="where the base is now, if it has moved")] = None,
+    round_: Annotated[int | None, typer.Option("--round", help="number of rounds to replay; default all")] = None,
+    merge: Annotated[bool, typer.Option("--merged", help="merge a LoRA adapter into its base")] = False,
+) -> None:
+    """Rebuild the tuned model from its base and its trajectory, to the bit."""
+    from . import inspection
+
+    state = inspection.exported(trajectory, folder, base, round_, merge)
+    out.print(
+        f"{folder}: the model after round {state['rounds']}, state digest {state['state_digest']}", soft_wrap=True
+    )
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="a run folder or a trajectory file")], as_json: Json = False
+) -> None:
+    """Say what a run or a trajectory holds."""
+    from . import inspection
+
+    _print(inspection.described(path), as_json)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="run folders")],
+    as_json: Json = False,
+) -> None:
+    """Put the results of several runs side by side."""
+    from . import inspection, terminal
+
+    rows = inspection.compared(folders)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        out.print(terminal.side_by_side(rows))
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the known recipes and methods."""
+    found = {kind: presets.names(kind) for kind in ("recipes", "methods")}
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    from . import terminal
+
+    for kind, known in found.items():
+        out.print(f"{kind}:", highlight=False)
+        out.print(terminal.pairs(known))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this installation: versions, cores, kernels, and the noise against known answers."""
+    from . import inspection
+
+    found = inspection.health()
+    _print(found, as_json)
+    if found["noise"] != "as known":
+        raise SeedtuneError(f"noise: {found['noise']}; directions made here would not replay elsewhere")
+
+
+@contextmanager
+def _progress(num_rounds: int, folder: Path) -> Iterator[Any]:
+    """Shows a run while it goes; on Ctrl-C says how to go on and exits with 130."""
+    from . import terminal
+
+    try:
+        with terminal.progress(out, num_rounds) as listen:
+            yield listen
+    except KeyboardInterrupt:
+        err.print(f"stopped; every whole round is kept: continue with 'seedtune resume {folder}'", soft_wrap=True)
+        sys.exit(130)
+
+
+def _machine(kernel: str) -> Machine:
+    if kernel not in ("auto", "numba", "torch"):
+        raise ConfigError(f"--kernel {kernel!r}: must be auto, numba or torch")
+    return Machine(kernel=kernel)
+
+
+def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+    from . import terminal
+
+    out.print(terminal.outcome(summary))
+    if summary["truncated_examples"]:
+        out.print(f"{summary['truncated_examples']} examples were cut to the task's window", highlight=False)
+    sent = terminal.amount(summary["bytes_up"]) + " up, " + terminal.amount(summary["bytes_down"]) + " down"
+    kept = terminal.amount(summary["trajectory_bytes"])
+    out.print(f"sent in all: {sent}; the tuned model is {folder}/trajectory.seedtune, {kept}", soft_wrap=True)
+    out.print(f"{summary['rounds']} rounds in {summary['seconds']:.0f} s, state digest {summary['state_digest']}")
+
+
+def _print(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
+    from . import terminal
+
+    out.print(terminal.pairs({name: value for name, value in values.items() if value is not None}))

@@ -1,0 +1,164 @@
+"""Looking at what there is: runs, trajectories, models and this installation. Nothing here trains."""
+
+import os
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import presets, run_store
+from .config import Machine, Recipe, build, merged
+from .data import metrics
+from .errors import RunStoreError, SeedtuneError
+from .experiment import Experiment, assemble, load_replayed, restore, versions
+from .models.export import export
+from .models.generate import generate
+from .space import Weights, bound_weights, digest
+from .zo import kernels, noise, trajectory
+from .zo.noise import Distribution
+from .zo.trajectory import Trajectory
+
+COMPARED = (
+    "method", "model", "task", "rounds", "loss", "accuracy", "perplexity", "bytes_up", "bytes_down", "forwards",
+    "seconds", "peak_memory_bytes", "state_digest",
+)  # fmt: skip
+ANSWER_TOKENS = 32
+KNOWN_NOISE = {
+    Distribution.RADEMACHER: "14ba06512066c6e59719742b5004cc32",
+    Distribution.GAUSSIAN: "43e441c5f9b7f8a0521f35d9d8568bf3",
+}
+"""Digests of 4,096 values of noise version 1, from coordinate 2^40 + 77 on, under derive_key(0, "doctor")."""
+
+
+def is_run(path: Path) -> bool:
+    return (path / run_store.RECIPE).exists()
+
+
+def evaluated(subject: str, *overrides: dict[str, Any]) -> dict[str, Any]:
+    """A run's tuned model, or a model as it is, on a task's test examples.
+
+    Cost: loads the model, replays the run, one forward a batch; tasks with reference answers are also generated.
+
+    Raises:
+        SeedtuneError: no such run or model, or a task that it cannot be put to.
+    """
+    folder = Path(subject)
+    if is_run(folder):
+        recipe = _over(run_store.recipe_of(folder).model_dump(), overrides, subject)
+        experiment = assemble(recipe, Machine())
+        state = run_store.trajectory_of(folder)
+        restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
+        stands = {"rounds": len(state.records)}
+    else:
+        recipe = _over({"model": {"name": subject}, "partition": {"num_clients": 1}}, overrides, subject)
+        experiment, stands = assemble(recipe, Machine()), {}
+    found = experiment.evaluate()
+    return {
+        "model": recipe.model.name, **stands, "task": recipe.task.name, "examples": found.num_examples,
+        "loss": found.loss, "accuracy": found.accuracy, "perplexity": found.perplexity, **_written(experiment),
+        "state_digest": experiment.site.replica.digest.hex(),
+    }  # fmt: skip
+
+
+def _over(values: dict[str, Any], overrides: Sequence[dict[str, Any]], source: str) -> Recipe:
+    for over in overrides:
+        values = merged(values, over)
+    return build(values, source)
+
+
+def _written(experiment: Experiment) -> dict[str, float]:
+    """Token F1 and exact match of generated answers, where the task has references to compare with."""
+    examples = experiment.task.test
+    if not any(example.references for example in examples):
+        return {}
+    prompts = [encoded.prompt.tolist() for encoded in experiment.test.examples]
+    tokens = generate(experiment.model, prompts, ANSWER_TOKENS)
+    answers = [experiment.model.tokenizer.decode(ids).split("\n")[0] for ids in tokens]
+    scored = [(answer, example.references) for answer, example in zip(answers, examples, strict=True)]
+    return {
+        "token_f1": float(np.mean([metrics.token_f1(*pair) for pair in scored])),
+        "exact_match": float(np.mean([metrics.exact_match(*pair) for pair in scored])),
+    }
+
+
+def opened(path: Path) -> tuple[Trajectory, Callable[[int], Weights] | None]:
+    """The trajectory of a run folder or a file, and where its snapshots are found."""
+    if is_run(path):
+        return run_store.trajectory_of(path), lambda round_: run_store.snapshot_of(path, round_)
+    return trajectory.read(path), None
+
+
+def exported(path: Path, folder: Path, base: str | None, num_rounds: int | None, merge: bool) -> dict[str, Any]:
+    """Replays `path` on its base and writes the tuned model to `folder`; the state that it stands at.
+
+    Raises:
+        TrajectoryError, DigestMismatch: damaged, too short, or another base. ModelError: `folder` is not free.
+    """
+    state, snapshot = opened(path)
+    model, space = load_replayed(state.header, state, base, num_rounds, snapshot)
+    export(model, folder, merged=merge)
+    rounds = len(state.records) if num_rounds is None else num_rounds
+    return {"rounds": rounds, "state_digest": digest(bound_weights(model.module, space)).hex()}
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a run folder or a trajectory file holds, as names and values."""
+    state, _ = opened(path)
+    header, records = state.header, state.records
+    found = {
+        "base": header.base, "base_digest": header.base_digest, "space": header.space, "seed": header.seed,
+        "keys": header.keys, "distribution": str(header.distribution), "noise_version": header.noise_version,
+        "rounds": len(records), "snapshots": sum(record.is_snapshot for record in records),
+        "scalars": sum(record.scalars.size for record in records),
+        "skipped_scalars": sum(int(np.isnan(record.scalars).sum()) for record in records),
+        "bytes": (path / run_store.TRAJECTORY if is_run(path) else path).stat().st_size,
+        "state_digest": records[-1].digest.hex() if records else None,
+    }  # fmt: skip
+    if is_run(path):
+        summary = run_store.summary_of(path)
+        found |= {"finished": summary is not None, **({name: summary[name] for name in COMPARED} if summary else {})}
+    return found
+
+
+def compared(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The summaries of runs that have ended.
+
+    Raises:
+        RunStoreError: no run there, or one that has not ended.
+    """
+    rows = []
+    for folder in folders:
+        run_store.recipe_of(folder)
+        summary = run_store.summary_of(folder)
+        if summary is None:
+            raise RunStoreError(f"run {folder}: has not ended; continue it with 'seedtune resume {folder}'")
+        rows.append({"run": str(folder), **{name: summary[name] for name in COMPARED}})
+    return rows
+
+
+def health() -> dict[str, Any]:
+    """Versions, cores and kernels of this installation, and whether its noise is the known one."""
+    wrong = [f"{kernel} {name}" for kernel in ("torch", "numba") for name in KNOWN_NOISE if not _is_known(kernel, name)]
+    return {
+        "versions": versions(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None, "kernels": ["numba", "torch"],
+        "starter": _starter(), "recipes": sorted(presets.names("recipes")), "methods": sorted(presets.names("methods")),
+        "noise_version": noise.VERSION, "noise": f"differs: {', '.join(wrong)}" if wrong else "as known",
+    }  # fmt: skip
+
+
+def _is_known(kernel: str, distribution: Distribution) -> bool:
+    with kernels.using(kernel):
+        values = noise.values(noise.derive_key(0, "doctor"), 2**40 + 77, 4096, distribution)
+    return blake2b(values.numpy().tobytes(), digest_size=16).hexdigest() == KNOWN_NOISE[distribution]
+
+
+def _starter() -> str:
+    try:
+        recipe = build({"partition": {"num_clients": 1}}, "starter")
+        return f"loads, {assemble(recipe, Machine()).space.num_parameters:,} parameters"
+    except SeedtuneError as error:
+        return f"does not load: {error}"

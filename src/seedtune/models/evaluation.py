@@ -1,0 +1,43 @@
+"""How good a model is on examples it was not tuned on.
+
+Choices by accuracy and cross-entropy, texts by the mean loss a token and its exponential, the perplexity. It runs
+forwards on whatever weights the model is bound to; it moves and perturbs nothing.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from ..data.batches import eval_batches
+from ..data.encoding import EncodedSet
+from .load import Tuned
+from .objective import scores, token_loss_sum
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """loss: mean over examples (choices) or tokens (texts), in nats; accuracy in [0, 1], None for texts."""
+
+    loss: float
+    accuracy: float | None
+    num_examples: int
+
+    @property
+    def perplexity(self) -> float | None:
+        return None if self.accuracy is not None else math.exp(min(self.loss, 700.0))
+
+
+@torch.no_grad()
+def evaluate(model: Tuned, encoded: EncodedSet, batch_size: int = 64) -> Evaluation:
+    """The evaluation over all of `encoded`. Cost: one forward a batch of `batch_size`, in order of length."""
+    if encoded.examples[0].label is None:
+        sums = [token_loss_sum(model, batch) for batch in eval_batches(encoded, batch_size)]
+        return Evaluation(sum(s for s, _ in sums) / sum(n for _, n in sums), None, len(encoded))
+    loss, correct = 0.0, 0
+    for batch in eval_batches(encoded, batch_size):
+        values = scores(model, batch)
+        loss += cross_entropy(values, batch.labels, reduction="sum").item()
+        correct += int((values.argmax(1) == batch.labels).sum())
+    return Evaluation(loss / len(encoded), correct / len(encoded), len(encoded))

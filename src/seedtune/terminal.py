@@ -1,0 +1,121 @@
+"""How a run looks while it goes: a progress bar on a terminal, plain lines elsewhere, and tables of results."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .experiment import Listener
+from .fed.rounds import RoundResult
+from .models.evaluation import Evaluation
+
+PLAIN_LINES = 20
+"""A piped run prints about this many lines, and one for each evaluation."""
+
+
+@contextmanager
+def progress(console: Console, num_rounds: int) -> Iterator[Listener]:
+    """A listener that shows rounds as they end: loss, quality, bytes sent in all, time left."""
+    if not console.is_terminal:
+        yield _PlainLines(console, num_rounds)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    with Progress(TextColumn("rounds"), *columns, console=console) as bar:
+        yield _Bar(bar, num_rounds)
+
+
+class _Status:
+    """What is known of a run so far, as one line of text."""
+
+    def __init__(self) -> None:
+        self._evaluation: Evaluation | None = None
+        self._bytes = 0
+
+    def heard(self, result: RoundResult | None, evaluation: Evaluation | None) -> str:
+        self._evaluation = evaluation or self._evaluation
+        parts = [quality(self._evaluation)] if self._evaluation else []
+        if result is not None:
+            self._bytes += result.bytes_up + result.bytes_down
+            parts = [f"train loss {result.train_loss:.3f}", *parts, f"sent {amount(self._bytes)}"]
+            parts += [f"{len(result.failed)} failed"] if result.failed else []
+        return "  ".join(parts)
+
+
+class _Bar:
+    def __init__(self, bar: Progress, num_rounds: int) -> None:
+        self._bar, self._status = bar, _Status()
+        self._task = bar.add_task("rounds", total=num_rounds, state="")
+
+    def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluation | None) -> None:
+        self._bar.update(self._task, completed=num_rounds, state=self._status.heard(result, evaluation))
+
+
+class _PlainLines:
+    def __init__(self, console: Console, num_rounds: int) -> None:
+        self._console, self._total, self._status = console, num_rounds, _Status()
+
+    def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluation | None) -> None:
+        text = self._status.heard(result, evaluation)
+        if evaluation is not None or num_rounds % max(1, self._total // PLAIN_LINES) == 0:
+            self._console.print(f"round {num_rounds}/{self._total}  {text}", highlight=False, soft_wrap=True)
+
+
+def quality(evaluation: Evaluation) -> str:
+    """An evaluation in a few words."""
+    if evaluation.accuracy is not None:
+        return f"test loss {evaluation.loss:.3f}  accuracy {evaluation.accuracy:.1%}"
+    return f"test loss {evaluation.loss:.3f}  perplexity {evaluation.perplexity:.2f}"
+
+
+def amount(num_bytes: float) -> str:
+    """
+    >>> amount(950), amount(31_000), amount(7_600_000)
+    ('950 B', '31.0 kB', '7.6 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError
+
+
+def outcome(summary: dict[str, Any]) -> Table:
+    """Zero-shot, tuned and, where it was run, backpropagation, side by side."""
+    name = "accuracy" if summary["accuracy"] is not None else "perplexity"
+    shown = (lambda value: f"{value:.1%}") if name == "accuracy" else (lambda value: f"{value:.2f}")
+    table = _table("", name, "test loss")
+    labels = {"zero_shot_": "zero-shot", "": f"tuned ({summary['method']})", "backprop_": "backpropagation"}
+    for prefix, label in labels.items():
+        if summary[f"{prefix}loss"] is not None:
+            table.add_row(label, shown(summary[f"{prefix}{name}"]), f"{summary[f'{prefix}loss']:.3f}")
+    return table
+
+
+def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
+    """Runs compared, one a row."""
+    table = _table("run", "method", "rounds", "loss", "accuracy", "up", "down", "forwards", "seconds")
+    for row in rows:
+        quality_ = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+        sent = (amount(row["bytes_up"]), amount(row["bytes_down"]))
+        table.add_row(row["run"], row["method"], str(row["rounds"]), f"{row['loss']:.4f}", quality_, *sent,
+                      str(row["forwards"]), f"{row['seconds']:.1f}")  # fmt: skip
+    return table
+
+
+def pairs(values: dict[str, Any]) -> Table:
+    """Names and values, one a row."""
+    table = _table("", "")
+    table.show_header = False
+    for name, value in values.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
