@@ -42,7 +42,8 @@ Layout, version 1. Everything that is needed to write another kernel:
         infinite is infinite. NaN stays NaN (its payload is nobody's business).
         Unbiased for |a| up to the largest finite number; float16 below 2^-14 within 2^-37.
 
-Autograd sees nothing of this. This module does not know parameters, models or devices' kernels: it checks arguments and hands them to a kernel.
+Autograd sees nothing of this. This module does not know parameters or models, and makes no noise itself: it checks
+arguments and hands them to a kernel.
 """
 
 from collections.abc import Sequence
@@ -207,7 +208,8 @@ def accumulate(
         rounding_key: must be new for each call that is meant to be independent; float32 does not use it.
 
     Raises:
-        ValueError: tensors unlike that, lengths that differ, a coefficient not finite, a key outside 64 bits, coordinates outside [0, 2^62).
+        ValueError: tensors unlike that, lengths that differ, a coefficient not finite, a key outside 64 bits,
+            coordinates outside [0, 2^62).
 
     Cost: reads and writes weights once, whatever the number of keys; no memory beyond a few kilobytes a thread.
     """

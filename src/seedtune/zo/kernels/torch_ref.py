@@ -116,7 +116,7 @@ def values(out: torch.Tensor, key: int, start: int, gaussian: bool) -> None:
 
 
 def perturb(out: torch.Tensor, weights: torch.Tensor, key: int, start: int, mu: float, gaussian: bool) -> None:
-    flat_out, flat_weights = out.view(-1), weights.view(-1)
+    flat_out, flat_weights = out.detach().view(-1), weights.detach().view(-1)
     scale = torch.tensor(mu, dtype=torch.float32, device=out.device)
     for piece in _pieces(out.numel()):
         z = direction(key, start + piece.start, piece.stop - piece.start, gaussian, out.device)
@@ -133,7 +133,7 @@ def perturb_rows(
 def accumulate(
     weights: torch.Tensor, start: int, keys: np.ndarray, factors: np.ndarray, gaussian: bool, rounding_key: int
 ) -> None:
-    flat = weights.view(-1)
+    flat = weights.detach().view(-1)
     scales = torch.from_numpy(factors).to(weights.device)
     for piece in _pieces(flat.numel()):
         at, count = start + piece.start, piece.stop - piece.start
