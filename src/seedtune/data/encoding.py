@@ -83,14 +83,21 @@ def encode(task: Task, examples: Sequence[Example], tokenizer, kind: ModelKind, 
     kept = _fitted_prompts(task, shown, prompts, [_budget(len(a), room) for a in learned], tokenizer)
     answered = [answer[: max(room - len(prompt), 0)] for prompt, answer in zip(kept, learned, strict=True)]
     _check_learnable(task, examples, kept, answered, bool(before))
-    lost = zip(prompts, kept, learned, answered, strict=True)
     encoded = tuple(
-        Encoded(ids := np.array(before + prompt + after, np.int64), np.array(answer, np.int64), e.label,
-                _answer_at(ids, e, kind, tokenizer))
+        _encoded(e, np.array(before + prompt + after, np.int64), answer, kind, tokenizer)
         for e, prompt, answer in zip(shown, kept, answered, strict=True)
-    )  # fmt: skip
-    num_truncated = sum(len(p) > len(k) or len(a) > len(b) for p, k, a, b in lost)
+    )
+    sizes = zip(prompts, kept, learned, answered, strict=True)
+    num_truncated = sum(len(k) < len(p) or len(b) < len(a) for p, k, a, b in sizes)
     return EncodedSet(encoded, answers, kind, _pad_token(tokenizer), num_truncated)
+
+
+def _encoded(example: Example, prompt: np.ndarray, answer: list[int], kind: ModelKind, tokenizer) -> Encoded:
+    answer_at = len(prompt)
+    if kind == "masked":
+        masks = np.flatnonzero(prompt == tokenizer.mask_token_id)
+        answer_at = int(masks[0 if tokenizer.mask_token in example.head else -1])
+    return Encoded(prompt, np.array(answer, np.int64), example.label, answer_at)
 
 
 def _budget(num_answer: int, room: int) -> int:
@@ -220,18 +227,13 @@ def _special_tokens(tokenizer, kind: ModelKind) -> tuple[list[int], list[int]]:
 
 
 def _check_learnable(task: Task, examples: Sequence[Example], prompts, answers, has_start: bool) -> None:
-    if task.kind == "choice":
-        return
+    """Every example must leave a token to be predicted, and one before it to predict from."""
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        if len(answer) < (1 if prompt or has_start else 2):
+        starts = bool(prompt) or has_start
+        if task.kind == "choice" and not starts:
+            raise DataError(f"example {i} of task {task.name!r} has an empty prompt: leave it out")
+        if task.kind == "text" and len(answer) < (1 if starts else 2):
             raise DataError(
                 f"example {i} of task {task.name!r} has nothing to be learned: its answer {examples[i].answer[:40]!r} "
                 f"has {len(answer)} tokens within the window; leave it out or raise task.max_tokens"
             )
-
-
-def _answer_at(ids: np.ndarray, example: Example, kind: ModelKind, tokenizer) -> int:
-    if kind != "masked":
-        return len(ids)
-    masks = np.flatnonzero(ids == tokenizer.mask_token_id)
-    return int(masks[0 if tokenizer.mask_token in example.head else -1])

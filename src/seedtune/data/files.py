@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ def read_rows(path: Path, header: Sequence[str] = ()) -> list[Row]:
     readers = {".csv": _read_table, ".tsv": _read_table, ".json": _read_json, ".jsonl": _read_jsonl}
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return [_as_text(row) for row in _read_parquet(path)]
+        return [as_text(row) for row in _read_parquet(path)]
     if suffix not in readers:
         raise DataError(f"{path}: cannot read {suffix or 'a file without suffix'}: give {', '.join(SUFFIXES)}")
-    return [_as_text(row) for row in readers[suffix](path, read_text(path), header)]
+    return [as_text(row) for row in readers[suffix](path, read_text(path), header)]
 
 
 def read_text(path: Path) -> str:
@@ -160,7 +160,8 @@ def _read_parquet(path: Path) -> list[Row]:
         raise DataError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}") from None
 
 
-def _as_text(row: Row) -> Row:
+def as_text(row: Row) -> Row:
+    """The row with every value that is not a list or an object as text."""
     return {name: value if isinstance(value, list | dict) else text_of(value) for name, value in row.items()}
 
 
@@ -173,3 +174,12 @@ def text_of(value: Any) -> str:
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def check_texts(row: Row, names: Iterable[str], place: str) -> None:
+    """Raises DataError where the row at `place` lacks one of the columns `names`, or has a list or object there."""
+    for name in names:
+        if name not in row:
+            raise DataError(f"{place}: has no column {name!r}, only {', '.join(row)}")
+        if not isinstance(row[name], str):
+            raise DataError(f"{place}: column {name!r} is {row[name]!r}, expected a text or a number")

@@ -10,8 +10,8 @@ from ..config import TaskConfig
 from ..errors import DataError
 from .benchmarks import BENCHMARKS, Benchmark, Form
 from .examples import Example, ModelKind, Task
-from .files import Row, read_rows, split_files, text_of
-from .prompts import check_columns, columns_of, fill
+from .files import Row, as_text, check_texts, read_rows, split_files, text_of
+from .prompts import MASK_SLOT, check_columns, columns_of, fill
 from .splits import train_and_test
 
 CUSTOM_TOKENS = 256
@@ -61,9 +61,8 @@ def _from_hub(name: str, benchmark: Benchmark) -> list[tuple[str, list[Row]]]:
     try:
         import datasets
 
-        loaded = [(s, datasets.load_dataset(data_set, configuration, split=s)) for s in ("train", evaluated)]
-        return [(s, [{k: v if isinstance(v, dict) else text_of(v) for k, v in r.items()} for r in d])
-                for s, d in loaded]  # fmt: skip
+        loaded = {s: datasets.load_dataset(data_set, configuration, split=s) for s in ("train", evaluated)}
+        return [(split, [as_text(row) for row in rows]) for split, rows in loaded.items()]
     except Exception as error:  # the hub's clients have no common class of errors
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
@@ -73,22 +72,16 @@ def _from_hub(name: str, benchmark: Benchmark) -> list[tuple[str, list[Row]]]:
 
 
 def _examples(where: str, rows: list[Row], benchmark: Benchmark, form: Form, group: str) -> Iterable[Example]:
+    needed = (*columns_of(form.template), *([group] if group else []))
     for number, given in enumerate(rows, 1):
+        place = f"{where} row {number}"
         row = benchmark.prepared({k: v.strip() if isinstance(v, str) else v for k, v in given.items()})
         row |= {ours: row[theirs] for ours, theirs in benchmark.aliases if theirs in row and ours not in row}
-        if number == 1:
-            check_columns(form.template, row, where)
-            _check_group(group, row, where)
-        place = f"{where} row {number}"
-        references = () if benchmark.labels else _references(row, place)
+        check_texts(row, needed, place)
         label = _label_of(row, benchmark, place) if benchmark.labels else None
+        references = () if benchmark.labels else _references(row, place)
         answer = f" {references[0]}\n" if references else form.answers[label] if form.answers else ""
         yield Example(*fill(form.template, row, form.body), answer, label, row[group] if group else "", references)
-
-
-def _check_group(group: str | None, columns: Iterable[str], where: str) -> None:
-    if group and group not in columns:
-        raise DataError(f"task.group_column is {group!r}, but {where} has the columns {', '.join(columns)}")
 
 
 def _label_of(row: Row, benchmark: Benchmark, place: str) -> int:
@@ -147,23 +140,25 @@ def _check_custom(config: TaskConfig, kind: ModelKind) -> None:
     for name in needed:
         if not getattr(config, name):
             raise DataError(f"a 'custom' task of kind {config.kind!r} for a {kind} model needs task.{name}: set it")
+    if (MASK_SLOT in config.template) != (kind == "masked"):
+        raise DataError(
+            f"task.template {config.template!r} must have {MASK_SLOT} for a masked model and only there, but "
+            f"model.kind is {kind!r}"
+        )
 
 
 def _check_custom_columns(config: TaskConfig, where: str, rows: Sequence[Row]) -> None:
     if not rows:
-        raise DataError(f"{where}: the file has no rows")
+        raise DataError(f"{where}: there are no rows")
     check_columns(config.template, rows[0], where)
     check_columns(config.answer or "", rows[0], where)
-    if config.kind == "choice" and config.label_column not in rows[0]:
-        raise DataError(f"task.label_column is {config.label_column!r}, but {where} has the columns "
-                        f"{', '.join(rows[0])}")  # fmt: skip
-    _check_group(config.group_column, rows[0], where)
-    used = {*columns_of(config.template), *columns_of(config.answer or "")} | {config.label_column, config.group_column}
+    settings = [(n, getattr(config, n)) for n in ("label_column", "group_column") if getattr(config, n)]
+    for setting, column in settings:
+        if column not in rows[0]:
+            raise DataError(f"task.{setting} is {column!r}, but {where} has the columns {', '.join(rows[0])}")
+    used = [*columns_of(config.template), *columns_of(config.answer or ""), *(column for _, column in settings)]
     for number, row in enumerate(rows, 1):
-        missing = [name for name in used - {None} if not isinstance(row.get(name), str)]
-        if missing:
-            raise DataError(f"{where} row {number}: column {missing[0]!r} is {row.get(missing[0])!r}, expected a text "
-                            f"or a number; correct the row or leave it out")  # fmt: skip
+        check_texts(row, used, f"{where} row {number}")
 
 
 def _custom_labels(config: TaskConfig, kind: ModelKind, rows: Sequence[Row]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import TaskConfig
 from ..errors import DataError
 from .examples import Example, ModelKind, Task
-from .files import Row, read_rows, read_text, split_files
+from .files import Row, check_texts, read_rows, read_text, split_files
 from .prompts import fill
 from .splits import train_and_test
 
@@ -29,8 +29,8 @@ _INSTRUCTION = ("instruction", "question")
 _INPUT = ("input", "context")
 _RESPONSE = ("output", "response", "answer")
 
-CHARACTERS_A_TOKEN = 3
-"""How many characters of plain text are taken for a token of the window; what is too long is cut, and counted."""
+CHARACTERS_A_TOKEN = 2
+"""How much plain text is taken for a window: large vocabularies need half of it, small ones little more than it."""
 END_WORDS = 30
 """Words at each end of a free-form prompt that are never cut: a question stands first or last, rarely between."""
 
@@ -59,6 +59,7 @@ def _instruction(place: str, row: Row, group: str | None) -> Example:
         )
     if group and group not in row:
         raise DataError(f"task.group_column is {group!r}, but {place} has the columns {', '.join(row)}")
+    check_texts(row, [name for name in (*_INSTRUCTION, *_INPUT, *_RESPONSE) if name in row], place)
     parts = fill(ALPACA_WITH_INPUT if given else ALPACA, {"instruction": instruction, "input": given or ""})
     return Example(*parts, response, None, str(row.get(group or "category", "")))
 
@@ -79,8 +80,7 @@ def load_prompt_completion(config: TaskConfig, kind: ModelKind) -> Task:
 
 def _completions(path: Path) -> Iterable[Example]:
     for number, row in enumerate(read_rows(path), 1):
-        if "prompt" not in row or "completion" not in row:
-            raise DataError(f"{path} row {number}: needs the columns prompt and completion, but has {', '.join(row)}")
+        check_texts(row, ("prompt", "completion"), f"{path} row {number}")
         answer = row["completion"].removesuffix("<|endoftext|>")
         if answer:
             yield Example(*_middle_as_body(row["prompt"]), answer, None, path.stem)
@@ -97,7 +97,7 @@ def _middle_as_body(prompt: str) -> tuple[str, str, str]:
 def load_plain_text(config: TaskConfig, kind: ModelKind) -> Task:
     """Text files (.txt) cut into blocks of about a window, at the ends of words; every token but the first is learned.
 
-    A block has at most three characters a token of the window (`config.max_tokens`, default 128). Each file is one
+    A block has at most two characters a token of the window (`config.max_tokens`, default 128). Each file is one
     natural client; with `group_column = "speaker"` the text is a play, whose paragraphs begin with a line "NAME:",
     and each speaker is one. Files named valid and test, without train, train and test.
 

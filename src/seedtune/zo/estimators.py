@@ -1,7 +1,7 @@
 """Projected gradients from loss values alone.
 
-An estimator asks for the loss at a few points of theta + mu z and returns one scalar a direction; it never sees weights,
-batches or models. E[z z^T] = I for every distribution here, so sum_p g_p z_p / P estimates the gradient.
+An estimator asks for the loss at a few points of theta + mu z and returns one scalar a direction; it never sees
+weights, batches or models. E[z z^T] = I for every distribution here, so sum_p g_p z_p / P estimates the gradient.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,10 @@
 """The trajectory: an append-only file of a few kilobytes that, with its base, *is* the tuned model.
 
 Format: a sequence of frames. A frame is a 4-byte little-endian length, that many bytes of safetensors (arrays, and
-JSON metadata), and a 16-byte BLAKE2b digest that chains the previous frame's digest with this frame's bytes. The first frame says what the
-trajectory stands on (base and its digest, space, seed, noise version), each later one holds a round. So a frame is
-written with one append, a torn or altered file is recognised, and the file up to any frame is a trajectory itself.
+JSON metadata), and a 16-byte BLAKE2b digest that chains the previous frame's digest with this frame's bytes. The first
+frame says what the trajectory stands on (base and its digest, space, seed, noise version), each later one holds a
+round. So a frame is written with one append, a torn or altered file is recognised, and the file up to any frame is a
+trajectory itself.
 
 A round's directions are not stored: their keys follow from seed, round, client, step and direction. Rounds of the
 weights protocol cannot be told in scalars; their frame names a snapshot, which the run store keeps beside the file.
