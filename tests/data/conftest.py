@@ -55,8 +55,8 @@ def wordpiece() -> PreTrainedTokenizerFast:
 def llama_like() -> PreTrainedTokenizerFast:
     """Puts a beginning-of-text token and, as SentencePiece does, a space before every text."""
     words = ["<s>", "</s>", "▁", "▁the", "▁film", "▁great", "▁terrible", "Yes", "No", "▁Yes", "\n", "a", "▁a"]
-    tokenizer = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate([*words, *"thefilmgrYsNob"])}, merges=[]))
-    tokenizer = Tokenizer(models.Unigram([(w, -1.0 - 0.1 * i) for i, w in enumerate([*words, *"thefilmgrYsNob"])], 0))
+    pieces = [(word, -1.0 - 0.1 * i) for i, word in enumerate([*words, *"thefilmgrYsNob"])]
+    tokenizer = Tokenizer(models.Unigram(pieces, 0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(

@@ -165,28 +165,34 @@ def answer_tokens(task: Task, tokenizer, kind: ModelKind) -> tuple[np.ndarray, .
     """The tokens of each label's answer, int64 arrays; none for text tasks and classifiers.
 
     Raises:
-        DataError: two answers begin with the same token; or, for a masked model, an answer is not one token; or an
-            answer has no tokens.
+        DataError: two answers begin with the same token (a token of mere white space apart); or, for a masked model,
+            an answer is not one token; or an answer has no tokens or unknown ones.
     """
     if task.kind == "text" or kind == "classifier":
         return ()
     tokens = continuations(tokenizer, task.answers)
     first: dict[int, str] = {}
     for answer, ids in zip(task.answers, tokens, strict=True):
-        if not ids:
-            raise DataError(f"answer {answer!r} of task {task.name!r} has no tokens: choose another word")
-        if kind == "masked" and len(ids) > 1:
+        _check_answer(f"answer {answer!r} of task {task.name!r}", ids, tokenizer, kind)
+        start = next((token for token in ids if tokenizer.decode([token]).strip()), ids[0])
+        if start in first:
             raise DataError(
-                f"answer {answer!r} of task {task.name!r} is {len(ids)} tokens, but a masked model fills in one: "
-                f"choose a word that is a single token"
+                f"answers {first[start]!r} and {answer!r} of task {task.name!r} begin with the same token "
+                f"{tokenizer.convert_ids_to_tokens(start)!r} ({start}): choose words that differ from the start"
             )
-        if ids[0] in first:
-            raise DataError(
-                f"answers {first[ids[0]]!r} and {answer!r} of task {task.name!r} begin with the same token "
-                f"{tokenizer.convert_ids_to_tokens(ids[0])!r} ({ids[0]}): choose words that differ from the start"
-            )
-        first[ids[0]] = answer
+        first[start] = answer
     return tuple(np.array(ids, np.int64) for ids in tokens)
+
+
+def _check_answer(answer: str, ids: list[int], tokenizer, kind: ModelKind) -> None:
+    if not ids:
+        raise DataError(f"{answer} has no tokens: choose another word")
+    if tokenizer.unk_token_id in ids:
+        raise DataError(f"{answer} is unknown to the tokenizer: choose another word")
+    if kind == "masked" and len(ids) > 1:
+        raise DataError(
+            f"{answer} is {len(ids)} tokens, but a masked model fills in one: choose a word that is a single token"
+        )
 
 
 def _text_answers(task: Task, examples: Sequence[Example], tokenizer) -> list[list[int]]:

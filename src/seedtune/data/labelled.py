@@ -31,12 +31,16 @@ def load_benchmark(config: TaskConfig, kind: ModelKind) -> Task:
         )
     found = _from_files(config.path, benchmark) if config.path else _from_hub(config.name, benchmark)
     form, group = benchmark.forms[kind], config.group_column or benchmark.group
-    splits = {s: tuple(_examples(f"task {config.name!r}, {s}", rows, benchmark, form, group)) for s, rows in found}
+    splits = {s: tuple(_examples(_place(config, s), rows, benchmark, form, group)) for s, rows in found}
     names = tuple(spellings[1] for spellings in benchmark.labels)
     return Task(
         config.name, "choice" if names else "text", form.answers, names, *train_and_test(splits),
         benchmark.max_tokens, benchmark.descriptions, ends=False,
     )  # fmt: skip
+
+
+def _place(config: TaskConfig, split: str) -> str:
+    return f"task {config.name!r}, {'data' if split == 'all' else split}"
 
 
 def _from_files(path: str, benchmark: Benchmark) -> list[tuple[str, list[Row]]]:
@@ -126,7 +130,7 @@ def load_custom(config: TaskConfig, kind: ModelKind) -> Task:
         tests = split_files(Path(config.test_path)).values()
         found = [("train", rows), ("test", [row for paths in tests for p in paths for row in read_rows(p)])]
     for split, rows in found:
-        _check_custom_columns(config, f"task 'custom', {split}", rows)
+        _check_custom_columns(config, _place(config, split), rows)
     labels = _custom_labels(config, kind, [row for _, rows in found for row in rows])
     answers = () if kind == "classifier" else tuple(config.answers[label] for label in labels)
     splits = {split: tuple(_custom_example(config, row, labels, answers) for row in rows) for split, rows in found}
