@@ -1,4 +1,4 @@
-"""The noise contract: known answers, purity, statistics, rounding, keys, errors."""
+"""The noise contract: known answers, purity, statistics, rounding, errors."""
 
 import json
 from itertools import product
@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numba import njit, uint32
 
 from seedtune.zo.kernels import numba_cpu, torch_ref, using
@@ -296,61 +294,6 @@ def test_the_rounding_key_matters_only_where_there_is_rounding(dtype):
         accumulate(first, 0, [2], [1e-4], GAUSSIAN, 1)
         accumulate(second, 0, [2], [1e-4], GAUSSIAN, 2)
         assert torch.equal(first, second) != differ
-
-
-# Keys.
-
-
-def test_derived_keys_are_the_known_ones():
-    for known in ANSWERS["keys"]:
-        run_seed, purpose, round, client, step, direction, block = known["arguments"]
-        got = derive_key(run_seed, purpose, round=round, client=client, step=step, direction=direction, block=block)
-        assert got == known["key"]
-
-
-def test_neighbouring_arguments_have_keys_of_their_own():
-    """DeComFL's formula gives (17, 0) and (16, 1) one seed; here no two of 20,000 arguments share a key."""
-    clients = (None, 0, 1, 16, 17)
-    grid = product(
-        (0, 16, 17), ("a", "aa", "batch", "direction"), (0, 1, 16, 17), clients, range(3), range(5), range(6)
-    )
-    keys = [
-        derive_key(seed, purpose, round=round, client=client, step=step, direction=direction, block=block)
-        for seed, purpose, round, client, step, direction, block in grid
-    ]
-    assert len(set(keys)) == len(keys) > 20_000
-
-
-@given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1), st.text(min_size=1, max_size=20))
-@settings(max_examples=50)
-def test_every_argument_matters(seed, value, purpose):
-    def key(**changed):
-        given = {
-            "run_seed": seed,
-            "purpose": purpose,
-            "round": 0,
-            "client": None,
-            "step": 0,
-            "direction": 0,
-            "block": 0,
-        }
-        return derive_key(**(given | changed))
-
-    keys = [key(), key(purpose=purpose + "\0"), key(client=value), key(run_seed=(seed + 1) % 2**63)]
-    keys += [key(**{name: value + (value < 2**62)}) for name in ("round", "step", "direction", "block")]
-    assert len(set(keys)) == len(keys)
-
-
-@pytest.mark.parametrize("name", ["run_seed", "round", "client", "step", "direction", "block"])
-@pytest.mark.parametrize("value", [-1, 2**63])
-def test_derive_key_checks_ranges(name, value):
-    with pytest.raises(ValueError, match=rf"derive_key: {name} = {value}: must be from 0 to 2\^63 - 1"):
-        derive_key(**({"run_seed": 0, "purpose": "x"} | {name: value}))
-
-
-def test_derive_key_needs_a_purpose():
-    with pytest.raises(ValueError, match="derive_key: purpose is empty: say what the key is for"):
-        derive_key(0, "")
 
 
 # Errors.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import carray, cfunc, float32, int32, njit, types, uint32, uint64
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import constants as c
@@ -39,6 +40,7 @@ _CODES = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16, torch.float16: _FL
 
 _GRANULE = c.GRANULE
 _BLOCK = 32 * _GRANULE
+_BATCH = 16  # counters at a time for Rademacher values: a short row needs few
 _LANES = c.GAUSSIAN_LANES
 _ROUNDING_LANES = c.ROUNDING_LANES
 
@@ -83,6 +85,18 @@ def _take(_typing, task, amount):
         return builder.atomic_rmw("add", counter, arguments[1], "monotonic")
 
     return types.int64(types.voidptr, types.int64), generate
+
+
+@intrinsic
+def _stack_words(_typing):
+    """Room for the words of a batch, on the stack: the compiler then knows that nothing else points there."""
+
+    def generate(_context, builder, _signature, _arguments):
+        return builder.bitcast(
+            cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(32), 4 * _BATCH)), ir.IntType(32).as_pointer()
+        )
+
+    return types.CPointer(types.uint32)(), generate
 
 
 _pointer_f32, _pointer_u16, _pointer_i64, _pointer_u64 = (
@@ -142,17 +156,18 @@ def _box_muller(a, b):
 @function
 def _add_rademacher(scratch, granule, first, last, k0, k1, scale):
     """scratch += scale * z for the granules first <= g < last of the block whose first granule is `granule`."""
-    words = np.empty((32, 4), np.uint32)
+    words = carray(_stack_words(), (4, _BATCH))
     pattern = bits(scale)
-    for g in range(32):
-        words[g, 0], words[g, 1], words[g, 2], words[g, 3] = _words(granule, g, _RADEMACHER, k0, k1)
-    for g in range(first, last):
-        for q in range(4):
-            word = words[g, q]
-            part = scratch[g * 128 + q * 32 : g * 128 + q * 32 + 32]
-            for p in range(32):
-                sign = int32((word << uint32(31 - p)) & uint32(0x80000000))
-                part[p] += float_of(pattern ^ sign)
+    for batch in range(first // _BATCH * _BATCH, last, _BATCH):
+        for n in range(_BATCH):
+            words[0, n], words[1, n], words[2, n], words[3, n] = _words(granule, batch + n, _RADEMACHER, k0, k1)
+        for g in range(max(first, batch), min(last, batch + _BATCH)):
+            for q in range(4):
+                word = words[q, g - batch]
+                row = uint64(g * 128 + q * 32)
+                for p in range(32):
+                    sign = int32((word << uint32(31 - p)) & uint32(0x80000000))
+                    scratch[row + uint64(p)] += float_of(pattern ^ sign)
 
 
 @function
@@ -236,18 +251,19 @@ def _draw_rounding(r, granule, first, last, key):
     k0 = uint32(key)
     k1 = uint32(key >> uint64(32))
     for g in range(first, last):
-        part = r[g * 128 : g * 128 + 128]
         counter = (granule + g) * _ROUNDING_LANES
+        row = uint64(g * 128)
         for p in range(16):
             w0, w1, w2, w3 = _words(counter, p, _ROUNDING, k0, k1)
-            part[p] = int32(w0 & uint32(0xFFFF))
-            part[p + 16] = int32(w0 >> uint32(16))
-            part[p + 32] = int32(w1 & uint32(0xFFFF))
-            part[p + 48] = int32(w1 >> uint32(16))
-            part[p + 64] = int32(w2 & uint32(0xFFFF))
-            part[p + 80] = int32(w2 >> uint32(16))
-            part[p + 96] = int32(w3 & uint32(0xFFFF))
-            part[p + 112] = int32(w3 >> uint32(16))
+            at = row + uint64(p)
+            r[at] = int32(w0 & uint32(0xFFFF))
+            r[at + uint64(16)] = int32(w0 >> uint32(16))
+            r[at + uint64(32)] = int32(w1 & uint32(0xFFFF))
+            r[at + uint64(48)] = int32(w1 >> uint32(16))
+            r[at + uint64(64)] = int32(w2 & uint32(0xFFFF))
+            r[at + uint64(80)] = int32(w2 >> uint32(16))
+            r[at + uint64(96)] = int32(w3 & uint32(0xFFFF))
+            r[at + uint64(112)] = int32(w3 >> uint32(16))
 
 
 @inline

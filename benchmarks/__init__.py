@@ -1,0 +1,1 @@
+"""One command a figure: `python -m benchmarks.NAME [--quick] [--json FILE]` prints a table and writes JSON."""

@@ -1,0 +1,156 @@
+"""Time of a two-point step over its own two forwards, and its peak memory over that of inference.
+
+Full-parameter, OPT-125m shape with random weights, one sequence of 512 or 1,024 tokens, language-modelling loss at 16
+answer positions (as a classification task has) and at all of them. Beside it the textbook MeZO step: draw z, move the
+weights in place, and back, three times over (Malladi et al. 2023, Algorithm 1), with `torch.normal_`.
+Memory: resident-set peaks of fresh processes, one that runs forwards and one that runs steps.
+"""
+
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import OPTConfig, OPTForCausalLM
+
+from benchmarks._report import arguments, in_turns, ratio, report, spread
+from seedtune.data.batches import Batch
+from seedtune.experiment import peak_memory_bytes
+from seedtune.models import answer_head
+from seedtune.models.load import Tuned
+from seedtune.models.objective import loss
+from seedtune.space import bound_weights, space_of
+from seedtune.zo.estimators import two_point
+from seedtune.zo.noise import Distribution, derive_key
+from seedtune.zo.perturb import Perturber
+from seedtune.zo.update import Update, apply
+
+MU, RATE = 1e-3, 1e-7
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ANSWERS = 16
+
+
+def opt_125m(dtype: torch.dtype) -> Tuned:
+    """The published shape (12 layers of 768, 50,272 tokens, tied head), weights constant but for a little noise."""
+    config = OPTConfig(max_position_embeddings=2048, dropout=0.0)
+    with torch.device("meta"):
+        module = OPTForCausalLM(config)
+    module = module.to_empty(device="cpu").to(dtype)
+    module.tie_weights()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0.0, 0.02, generator=generator)
+    answer_head.install(module)
+    module.eval().requires_grad_(False)
+    return Tuned(module, None, "causal", tuple(name for name, _ in module.named_parameters()), "opt-125m")
+
+
+def text_batch(num_tokens: int, num_answers: int) -> Batch:
+    """One sequence; its last `num_answers` tokens are to be predicted."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 50_000, (1, num_tokens), generator=generator)
+    columns = torch.arange(num_tokens - 1 - num_answers, num_tokens - 1)
+    rows = torch.zeros_like(columns)
+    return Batch(ids, torch.ones_like(ids), rows, columns, ids[0, columns + 1], None, None, 1)
+
+
+class Steps:
+    """The calls that are timed, all on one model and one batch."""
+
+    def __init__(self, dtype: str, num_tokens: int, all_positions: bool):
+        self.model = opt_125m(DTYPES[dtype])
+        self.batch = text_batch(num_tokens, num_tokens - 1 if all_positions else ANSWERS)
+        self.space = space_of(self.model.module, self.model.trainable)
+        self.perturber = Perturber(self.model.module, self.space)
+        self.weights = bound_weights(self.model.module, self.space)
+        self.count = 0
+
+    @torch.no_grad()
+    def forward(self) -> float:
+        return float(loss(self.model, self.batch))
+
+    def seedtune(self, distribution: Distribution) -> None:
+        self.count += 1
+        key = derive_key(0, "direction", round=self.count)
+        probe = two_point(self._loss_at, [key], MU, distribution)
+        update = Update((key,), -RATE * probe.scalars, derive_key(0, "rounding", round=self.count))
+        apply(self.space, self.weights, [update], distribution)
+
+    def _loss_at(self, point) -> float:
+        with self.perturber.at(point):
+            return float(loss(self.model, self.batch))
+
+    @torch.no_grad()
+    def mezo(self) -> None:
+        """The published loop: each pass draws z again from the same seed."""
+        self.count += 1
+        self._move(MU)
+        above = self.forward()
+        self._move(-2 * MU)
+        below = self.forward()
+        self._move(MU)
+        self._move(-RATE * (above - below) / (2 * MU))
+
+    def _move(self, scale: float) -> None:
+        torch.manual_seed(self.count)
+        for parameter in self.model.module.parameters():
+            z = torch.normal(mean=0, std=1, size=parameter.size(), dtype=parameter.dtype)
+            parameter.add_(z, alpha=scale)
+
+
+def times(quick: bool) -> list[dict[str, Any]]:
+    rows = []
+    for dtype in DTYPES:
+        for num_tokens in (512,) if quick else (128, 512, 1024):
+            for all_positions in (False,) if quick else (False, True):
+                rows.append(_times(dtype, num_tokens, all_positions, 3 if quick else 9))
+    return rows
+
+
+def _times(dtype: str, num_tokens: int, all_positions: bool, num_turns: int) -> dict[str, Any]:
+    steps = Steps(dtype, num_tokens, all_positions)
+    calls = {
+        "two forwards": lambda: (steps.forward(), steps.forward()),
+        **{str(name): partial(steps.seedtune, name) for name in Distribution},
+        "mezo": steps.mezo,
+    }
+    found = in_turns(calls, num_turns, seconds=0.0)
+    ratios = {name: ratio(found[name], found["two forwards"]) for name in calls if name != "two forwards"}
+    scored = "all" if all_positions else str(ANSWERS)
+    milliseconds = spread([t * 1e3 for t in found["two forwards"]])
+    return {"dtype": dtype, "tokens": num_tokens, "scored": scored, "two forwards, ms": milliseconds, **ratios}
+
+
+def memory(quick: bool) -> list[dict[str, Any]]:
+    rows = []
+    for dtype in DTYPES:
+        for num_tokens in (512,) if quick else (512, 1024):
+            peaks = {what: _peak(what, dtype, num_tokens) for what in ("forward", *Distribution)}
+            row = {f"{name} / inference": round(peaks[name] / peaks["forward"], 3) for name in Distribution}
+            rows.append({"dtype": dtype, "tokens": num_tokens, "inference, MB": round(peaks["forward"] / 1e6), **row})
+    return rows
+
+
+def _peak(what: str, dtype: str, num_tokens: int) -> int:
+    """Peak resident bytes of a fresh process that makes three calls."""
+    call = f"from benchmarks.step import measure; measure({what!r}, {dtype!r}, {num_tokens})"
+    return int(subprocess.run([sys.executable, "-c", call], check=True, capture_output=True, text=True).stdout)
+
+
+def measure(what: str, dtype: str, num_tokens: int) -> None:
+    """Run in a process of its own by `_peak`."""
+    steps = Steps(dtype, num_tokens, all_positions=False)
+    for _ in range(3):
+        steps.forward() if what == "forward" else steps.seedtune(Distribution(what))
+    print(peak_memory_bytes())
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0])
+    report({"step": times(options.quick), "memory": memory(options.quick)}, options.json)
+
+
+if __name__ == "__main__":
+    main()
