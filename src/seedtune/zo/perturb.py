@@ -120,10 +120,14 @@ class _AtUse(TorchFunctionMode):
 
     def _is_plain_lookup(self, args: tuple, kwargs: dict) -> bool:
         options = dict(zip(("padding_idx", "max_norm"), args[2:4], strict=False)) | kwargs
-        return len(args) >= 2 and id(args[1]) in self._specs and options.get("max_norm") is None
+        if len(args) < 2 or id(args[1]) not in self._specs or options.get("max_norm") is not None:
+            return False
+        return args[1].is_contiguous()
 
     def _perturbed(self, value: Any) -> Any:
-        """theta + mu z for a tuned parameter, in storage of its own; anything else as it is."""
+        """theta + mu z for a tuned parameter, in storage of its own; lists of them likewise; anything else as it is."""
+        if type(value) in (list, tuple):  # as torch.cat and recurrent layers are given them
+            return type(value)(self._perturbed(part) for part in value)
         spec = self._specs.get(id(value)) if isinstance(value, torch.Tensor) else None
         if spec is None:
             return value
@@ -136,11 +140,11 @@ class _AtUse(TorchFunctionMode):
         point = self._point
         noise.perturb(out.view(-1), weights.reshape(-1), point.key, start, point.mu, point.distribution)
 
-    def _linear(self, value: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        bias = self._perturbed(bias)
+    def _linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        value, bias = self._perturbed(input), self._perturbed(bias)
         spec = self._specs.get(id(weight))
-        if spec is None:
-            return functional.linear(value, weight, bias)
+        if spec is None or weight.dim() != 2:
+            return functional.linear(value, self._perturbed(weight), bias)
         self.used.add(spec.name)
         num_rows, row = weight.shape
         step = max(1, self._scratch_bytes // (row * weight.element_size()))
@@ -150,8 +154,8 @@ class _AtUse(TorchFunctionMode):
         out = value.new_empty(*value.shape[:-1], num_rows)
         for first in range(0, num_rows, step):
             last = min(first + step, num_rows)
-            part = functional.linear(value, self._chunk(weight, spec, first, last))
-            out[..., first:last] = part if bias is None else part.add_(bias[first:last])
+            part = None if bias is None else bias[first:last]
+            out[..., first:last] = functional.linear(value, self._chunk(weight, spec, first, last), part)
         return out
 
     def _chunk(self, weight: torch.Tensor, spec: TensorSpec, first: int, last: int) -> torch.Tensor:
@@ -169,5 +173,6 @@ class _AtUse(TorchFunctionMode):
         self.used.add(spec.name)
         out = table.new_empty(*rows.shape, table.shape[1])
         flat = out.view(-1, table.shape[1])
-        noise.perturb_rows(flat, table.data, rows.reshape(-1), point.key, spec.start, point.mu, point.distribution)
+        index = rows.reshape(-1).to(torch.int64).contiguous()
+        noise.perturb_rows(flat, table.data, index, point.key, spec.start, point.mu, point.distribution)
         return out
