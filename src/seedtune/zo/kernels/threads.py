@@ -5,6 +5,9 @@ threads keep spinning for milliseconds after each product: measured on two cores
 kernels slower than one thread. So a task runs in the OpenMP pool that torch uses, called through `GOMP_parallel`, the
 entry that GCC's compiled loops call. It is safe from several Python threads at once: each has its own team.
 
+On cores that other processes use too, an OpenMP thread may wait milliseconds for one that is not running, in torch's
+products as in here; OMP_WAIT_POLICY=PASSIVE in the environment cures both.
+
 Where torch brings another thread library (macOS, Windows), Python threads run the task; they cost more to wake, hence
 take part only in large ones. This module does not split work: a task gives out its own pieces by an atomic counter.
 """
@@ -18,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-SMALLEST_NANOSECONDS = 20_000
+SMALLEST_NANOSECONDS = 40_000
 SMALLEST_NANOSECONDS_WITHOUT_OPENMP = 1_000_000
 
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
