@@ -227,9 +227,9 @@ def test_weights_that_are_not_contiguous_keep_their_row_major_coordinates():
 def test_a_linear_layer_is_cut_into_chunks_that_fit(num_rows, row, scratch_bytes, has_bias, dtype):
     module = layer(torch.nn.Linear, row, num_rows, has_bias).to(dtype)
     space, inputs = whole_space(module), gaussian("inputs", (2, 3, row)).to(dtype)
-    with pytest.MonkeyPatch.context() as patch, recorded(patch) as sizes:
-        with Perturber(module, space, scratch_bytes).at(POINT):
-            found = module(inputs)
+    perturber = Perturber(module, space, scratch_bytes)
+    with pytest.MonkeyPatch.context() as patch, recorded(patch) as sizes, perturber.at(POINT):
+        found = module(inputs)
     assert_close(found, moved_copy(module, space, POINT)(inputs))
     row_bytes = row * module.weight.element_size()
     chunks = sizes[has_bias:]

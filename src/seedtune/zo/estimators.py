@@ -15,6 +15,8 @@ from .perturb import Perturbation
 LossAt = Callable[[Perturbation | None], float]
 """The loss of one fixed batch at a point; `None` is theta itself. One forward pass a call."""
 
+_MAY_BE_INFINITE = np.errstate(invalid="ignore", over="ignore")  # losses may be: `_probe` makes NaN of it, no warning
+
 Estimator = Callable[[LossAt, Sequence[int], float, Distribution], "Probe"]
 
 
@@ -34,6 +36,7 @@ class Probe:
     num_forwards: int
 
 
+@_MAY_BE_INFINITE
 def two_point(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Distribution) -> Probe:
     """g_p = [F(theta + mu z_p) - F(theta - mu z_p)] / 2 mu: central differences, error O(mu^2).
 
@@ -48,6 +51,7 @@ def two_point(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Dis
     return _probe(keys, (above - below) / (2 * mu), float(np.mean([above, below])), 2 * len(keys))
 
 
+@_MAY_BE_INFINITE
 def one_sided(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Distribution) -> Probe:
     """g_p = [F(theta + mu z_p) - F(theta)] / mu: forward differences, error O(mu).
 
