@@ -34,14 +34,22 @@ def apply(space: Space, weights: Weights, updates: Iterable[Update], distributio
     Guarantees: the result depends on the arguments' values alone: not on processor, kernel, thread count, or on how a
     list of updates is cut into calls.
 
+    Raises:
+        ValueError: an update with other than one coefficient a key, or an infinite one; weights not contiguous.
+            Updates before it are made.
+
     Cost: weights are read and written once an update, directions generated once each; no copy of the weights.
     """
     for update in updates:
+        if len(update.keys) != len(update.coefficients):
+            raise ValueError(
+                f"update of {len(update.keys)} keys has {len(update.coefficients)} coefficients: one a key"
+            )
         kept = np.flatnonzero(~np.isnan(update.coefficients))
         if not len(kept):
             continue
         keys = tuple(update.keys[k] for k in kept)
         coefficients = np.ascontiguousarray(update.coefficients[kept], np.float32)
         for spec in space.tensors:
-            flat = weights[spec.name].view(-1)
-            noise.accumulate(flat, spec.start, keys, coefficients, distribution, update.rounding_key)
+            tensor = weights[spec.name]
+            noise.accumulate(tensor, spec.start, keys, coefficients, distribution, update.rounding_key)
