@@ -74,7 +74,9 @@ class FederationConfig(_Section):
     keys: Literal["own", "shared"] = Field("own", description="scalars: directions per client, or one set for all")
     num_rounds: int = Field(100, ge=0, le=10_000_000)
     cohort_size: int = Field(0, ge=0, description="clients asked in a round; 0: all of them")
-    min_replies: int = Field(1, ge=1, description="a round with fewer usable replies stops the run")
+    min_replies: int = Field(
+        1, ge=1, description="fewer usable replies stop the run if a client failed, and move nothing if none did"
+    )
     local_steps: int = Field(1, ge=1, le=100_000, description="H: steps that a client makes in a round")
     batch_size: int = Field(16, ge=1, le=1_000_000, description="examples a local step")
     weighting: Literal["examples", "equal"] = "examples"

@@ -6,7 +6,6 @@ Messages are encoded and decoded as they would be for a network, so bytes and va
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..errors import SeedtuneError
 from ..fed.client import Site, local_round
 from ..fed.messages import decode_order, encode_reply
 
@@ -16,9 +15,9 @@ class InProcess:
     site: Site
 
     def exchange(self, orders: Mapping[int, bytes]) -> Iterator[tuple[int, bytes | Exception]]:
-        """Runs each client's round; an error of one client is its answer and stops nobody else."""
+        """Runs each client's round; an error of one client, whatever it is, is its answer and stops nobody else."""
         for client, order in orders.items():
             try:
                 yield client, encode_reply(local_round(self.site, decode_order(order)))
-            except SeedtuneError as error:
+            except Exception as error:
                 yield client, error

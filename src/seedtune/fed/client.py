@@ -18,7 +18,7 @@ from ..space import Weights, bind, copy_into, digest
 from ..zo import noise
 from ..zo.estimators import ESTIMATORS
 from ..zo.perturb import Perturber
-from ..zo.trajectory import Header, check_digest, direction_key, round_update
+from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_update
 from ..zo.update import Update, apply
 from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
 
@@ -59,6 +59,10 @@ class Step:
     loss: float
     num_forwards: int
 
+    @property
+    def is_skipped(self) -> bool:
+        return bool(np.isnan(self.scalars).any()) or not np.isfinite(self.loss)
+
 
 def local_round(site: Site, order: Order) -> Reply:
     """What a client does with an order.
@@ -80,22 +84,34 @@ def local_round(site: Site, order: Order) -> Reply:
     scalars = np.zeros((0, 0), np.float32) if sends_weights else np.stack([step.scalars for step in steps])
     losses = [step.loss for step in steps if np.isfinite(step.loss)]
     loss = float(np.mean(losses)) if losses else float("nan")
-    forwards = sum(step.num_forwards for step in steps)
-    return Reply(order.round, order.client, site.num_examples(order.client), forwards, loss, scalars, packed)
+    forwards, skipped = sum(step.num_forwards for step in steps), sum(step.is_skipped for step in steps)
+    return Reply(order.round, order.client, site.num_examples(order.client), forwards, loss, scalars, packed, skipped)
 
 
 def catch_up(site: Site, order: Order) -> None:
-    """Brings the replica to the order's digest: by the weights sent, or by replaying the rounds that were missed."""
+    """Brings the replica to the order's digest: by the weights sent, or by replaying the rounds that were missed.
+
+    Rounds that the replica already went through are passed over, so a reply that was lost costs nothing more.
+
+    Raises:
+        DigestMismatch: neither leads there, with both digests.
+    """
     replica, space = site.replica, site.perturber.space
     if order.digest == replica.digest:
         return
     if order.weights:
         copy_into(replica.weights, unpack_weights(order.weights, space))
-    records = [unpack_record(packed) for packed in order.missed]
+    records = _since(replica.digest, [unpack_record(packed) for packed in order.missed])
     updates = [round_update(site.header, record) for record in records]
     apply(space, replica.weights, updates, site.header.distribution)
     replica.digest = digest(replica.weights)
     check_digest(replica.digest, order.digest, f"of client {order.client} at the start of round {order.round}")
+
+
+def _since(state: bytes, records: list[RoundRecord]) -> list[RoundRecord]:
+    """The records after the last one that ended at the digest `state`; all of them where none did."""
+    known = [i for i, record in enumerate(records) if record.digest == state]
+    return records[known[-1] + 1 :] if known else records
 
 
 @contextmanager
@@ -142,7 +158,7 @@ def step_keys(site: Site, order: Order, step: int) -> tuple[int, ...]:
 def _first_order_steps(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
     """Backpropagation: the baseline, with an optimizer that begins anew each round.
 
-    A step counts as three forwards: one, and a backward of twice its operations.
+    A step counts as three forwards: one, and a backward of twice its operations; a loss that is not finite is skipped.
     """
     parameters = [p for name, p in site.module.named_parameters() if name in weights]
     make = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[site.recipe.local.optimizer]
@@ -154,13 +170,15 @@ def _first_order_steps(site: Site, order: Order, weights: Weights, move_last: bo
         for step in range(site.recipe.federation.local_steps):
             with _named(order, step), torch.enable_grad():
                 loss = site.loss(_batch(site, order, step))
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            yield Step(np.zeros(0, np.float32), loss.item(), 3)
+                moves = bool(loss.isfinite())
+                if moves:
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+            yield Step(np.zeros(0, np.float32), loss.item(), 3 if moves else 1)
     finally:
         for parameter in parameters:
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(False).grad = None
 
 
 def _batch(site: Site, order: Order, step: int) -> Any:

@@ -48,6 +48,7 @@ class Reply:
 
     scalars: projected gradients of its steps, float32 [H, P]; empty where weights are sent.
     loss: mean training loss over the steps; may be NaN where all steps were skipped.
+    num_skipped: steps without an update, since a loss was not finite.
     """
 
     round: int
@@ -57,6 +58,7 @@ class Reply:
     loss: float
     scalars: np.ndarray
     weights: bytes = b""
+    num_skipped: int = 0
 
 
 def encode_order(order: Order) -> bytes:
@@ -81,7 +83,7 @@ def encode_reply(reply: Reply) -> bytes:
     steps, directions = reply.scalars.shape
     scalars = reply.scalars.astype("<f4").tobytes()
     counts = [reply.round, reply.client, reply.num_examples, reply.num_forwards]
-    return _pack([_REPLY, *counts, float(reply.loss), steps, directions, scalars, reply.weights])
+    return _pack([_REPLY, *counts, float(reply.loss), steps, directions, scalars, reply.weights, reply.num_skipped])
 
 
 def decode_reply(data: bytes) -> Reply:
@@ -89,13 +91,13 @@ def decode_reply(data: bytes) -> Reply:
     Raises:
         MessageError: not a reply of this version, a field out of its range, or an infinite number.
     """
-    round_, client, examples, forwards, loss, steps, directions, raw, weights = _fields(data, _REPLY, 9)
-    counts = (round_, client, examples, forwards, steps, directions)
+    round_, client, examples, forwards, loss, steps, directions, raw, weights, skipped = _fields(data, _REPLY, 10)
+    counts = (round_, client, examples, forwards, steps, directions, skipped)
     _check(all(_count(value) for value in counts), "a reply's counts are whole numbers from 0 to 2^31")
     _check(isinstance(loss, float) and isinstance(weights, bytes), "a reply's loss is a number, its weights bytes")
     scalars = _array(raw, "<f4", (steps, directions), "a reply's scalars")
     _check(not np.isinf(scalars).any(), "a reply's scalars are finite, or NaN where a step was skipped")
-    return Reply(round_, client, examples, forwards, loss, scalars, weights)
+    return Reply(round_, client, examples, forwards, loss, scalars, weights, skipped)
 
 
 def pack_record(record: RoundRecord) -> bytes:

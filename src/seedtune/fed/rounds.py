@@ -9,7 +9,7 @@ It touches no file and no network: an engine carries the messages, the run store
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -64,7 +64,10 @@ class Server:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One finished round, as the run store records it. Bytes are those of the encoded messages."""
+    """One finished round, as the run store records it.
+
+    Bytes are those of the encoded messages; forwards and skipped steps those of the replies that counted.
+    """
 
     record: RoundRecord
     cohort: tuple[int, ...]
@@ -74,6 +77,7 @@ class RoundResult:
     bytes_down: int
     bytes_up: int
     num_forwards: int
+    skipped_steps: int
     seconds: float
 
 
@@ -96,21 +100,23 @@ def one_round(server: Server, protocol: ExchangeProtocol, engine: Engine) -> tup
     asked = [client for client in cohort if client not in dropped]
     orders = {client: encode_order(protocol.order(server, client)) for client in asked}
     replies, bytes_up, failed = _collect(engine.exchange(orders), orders, server, protocol)
-    _check_quorum(server, replies, failed)
+    replies = _quorum(server, replies, failed)
 
     record = protocol.reduce(server, replies)
     result = RoundResult(
         record, cohort, dropped, failed, _mean_loss(replies), sum(map(len, orders.values())), bytes_up,
-        sum(reply.num_forwards for reply in replies), time.perf_counter() - started,
+        sum(reply.num_forwards for reply in replies), sum(reply.num_skipped for reply in replies),
+        time.perf_counter() - started,
     )  # fmt: skip
-    return after(server, record), result
+    return after(server, record, failed), result
 
 
-def after(server: Server, record: RoundRecord) -> Server:
-    """The server once `record` has moved its replica: who took part stood at the round's beginning."""
+def after(server: Server, record: RoundRecord, failed: Collection[int]) -> Server:
+    """The server once `record` has moved its replica: who took part stood at the round's beginning, and where a client
+    that failed stands is not known."""
     seen = {client: record.round for client in record.clients}
-    log = (*server.log, record)
-    return replace(server, round=record.round + 1, log=log, up_to_date={**server.up_to_date, **seen})
+    known = {client: stood for client, stood in server.up_to_date.items() if client not in failed}
+    return replace(server, round=record.round + 1, log=(*server.log, record), up_to_date={**known, **seen})
 
 
 def sample_cohort(recipe: Recipe, round_: int) -> tuple[int, ...]:
@@ -149,12 +155,14 @@ def _collect(
             if isinstance(answer, Exception):
                 raise answer
             num_bytes += len(answer)
+            if client not in orders or client in replies:
+                raise MessageError(f"client {client} answered without being asked, or twice")
             reply = decode_reply(answer)
             _check_sender(reply, client, server)
             protocol.check(server, reply)
             replies[client] = reply
         except Exception as error:  # whatever a client does, the round goes on with the others
-            failed[client] = f"{type(error).__name__}: {error}"
+            failed[client] = " ".join(f"{type(error).__name__}: {error}".split())
     silent = set(orders) - set(replies) - set(failed)
     failed |= {client: "no answer" for client in silent}
     return [replies[client] for client in sorted(replies)], num_bytes, failed
@@ -170,14 +178,16 @@ def _check_sender(reply: Reply, client: int, server: Server) -> None:
         raise MessageError(f"client {client} says that it has {reply.num_examples} examples")
 
 
-def _check_quorum(server: Server, replies: list[Reply], failed: Mapping[int, str]) -> None:
+def _quorum(server: Server, replies: list[Reply], failed: Mapping[int, str]) -> list[Reply]:
+    """The replies; none where too few clients were there at all: then nothing moves in this round."""
     needed = server.recipe.federation.min_replies
-    if failed and len(replies) < needed:
+    if len(replies) < needed and failed:
         client = min(failed)
         raise EngineError(
             f"round {server.round}: {len(replies)} usable replies, federation.min_replies is {needed}; "
             f"{len(failed)} failed, first client {client}: {failed[client]}"
         )
+    return replies if len(replies) >= needed else []
 
 
 def _mean_loss(replies: list[Reply]) -> float:
