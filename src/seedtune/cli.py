@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -25,7 +25,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out, err = Console(), Console(stderr=True)
+WIDE = 10_000
+"""Columns where nobody looks at a terminal: no value is folded or cut."""
+
+
+def _console(stream: TextIO, **options: Any) -> Console:
+    return Console(width=None if stream.isatty() else WIDE, markup=False, emoji=False, highlight=False, **options)
+
+
+out, err = _console(sys.stdout), _console(sys.stderr, stderr=True)
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value; may be repeated")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -38,15 +46,24 @@ def main() -> None:
     try:
         app(standalone_mode=False)
     except SeedtuneError as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except typer.Abort:
+        _fail(str(error))
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except BrokenPipeError:  # a reader such as `head` has seen enough; the interpreter must not try to flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("click", "typer"):
             raise
-        err.print(f"error: {error.format_message()}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            err.print(error.format_message())
+            sys.exit(2)
+        _fail(error.format_message())
+
+
+def _fail(reason: str) -> NoReturn:
+    err.print("error: " + " ".join(reason.splitlines()), style="red", soft_wrap=True)
+    sys.exit(2)
 
 
 @app.command()
@@ -85,7 +102,8 @@ def resume(folder: Annotated[Path, typer.Argument(help="a run folder")], kernel:
     from . import experiment, run_store
 
     recipe, machine = run_store.recipe_of(folder), _machine(kernel)
-    with _progress(recipe.federation.num_rounds, folder) as listen:
+    sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in run_store.metrics_of(folder))
+    with _progress(recipe.federation.num_rounds, folder, sent) as listen:
         summary = experiment.resume(folder, machine, listen)
     _print_summary(summary, folder)
 
@@ -118,7 +136,7 @@ def replay(
 
     state = inspection.exported(trajectory, folder, base, round_, merge)
     out.print(
-        f"{folder}: the model after round {state['rounds']}, state digest {state['state_digest']}", soft_wrap=True
+        f"{folder}: the model after {state['rounds']} rounds, state digest {state['state_digest']}", soft_wrap=True
     )
 
 
@@ -142,7 +160,7 @@ def compare(
 
     rows = inspection.compared(folders)
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(rows, indent=2, allow_nan=False))
     else:
         out.print(terminal.side_by_side(rows))
 
@@ -157,7 +175,7 @@ def recipes(as_json: Json = False) -> None:
     from . import terminal
 
     for kind, known in found.items():
-        out.print(f"{kind}:", highlight=False)
+        out.print(f"{kind}:")
         out.print(terminal.pairs(known))
 
 
@@ -173,15 +191,16 @@ def doctor(as_json: Json = False) -> None:
 
 
 @contextmanager
-def _progress(num_rounds: int, folder: Path) -> Iterator[Any]:
+def _progress(num_rounds: int, folder: Path, sent: int = 0) -> Iterator[Any]:
     """Shows a run while it goes; on Ctrl-C says how to go on and exits with 130."""
-    from . import terminal
+    from . import run_store, terminal
 
     try:
-        with terminal.progress(out, num_rounds) as listen:
+        with terminal.progress(out, num_rounds, sent) as listen:
             yield listen
     except KeyboardInterrupt:
-        err.print(f"stopped; every whole round is kept: continue with 'seedtune resume {folder}'", soft_wrap=True)
+        kept = f"every whole round is kept: continue with 'seedtune resume {folder}'"
+        err.print(f"stopped; {kept if run_store.is_run(folder) else 'no round was begun, nothing is kept'}")
         sys.exit(130)
 
 
@@ -195,17 +214,26 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     from . import terminal
 
     out.print(terminal.outcome(summary))
-    if summary["truncated_examples"]:
-        out.print(f"{summary['truncated_examples']} examples were cut to the task's window", highlight=False)
+    for name, text in _NOTES.items():
+        if summary[name]:
+            out.print(f"{summary[name]} {text}", soft_wrap=True)
     sent = terminal.amount(summary["bytes_up"]) + " up, " + terminal.amount(summary["bytes_down"]) + " down"
-    kept = terminal.amount(summary["trajectory_bytes"])
+    kept, pace = terminal.amount(summary["trajectory_bytes"]), summary["round_seconds"] / max(1, summary["rounds"])
     out.print(f"sent in all: {sent}; the tuned model is {folder}/trajectory.seedtune, {kept}", soft_wrap=True)
-    out.print(f"{summary['rounds']} rounds in {summary['seconds']:.0f} s, state digest {summary['state_digest']}")
+    out.print(f"{summary['rounds']} rounds in {summary['seconds']:.0f} s ({pace:.3f} s a round, evaluation apart)")
+    out.print(f"state digest {summary['state_digest']}")
+
+
+_NOTES = {
+    "truncated_examples": "examples were cut to the task's window",
+    "skipped_steps": "local steps were skipped, since a loss was not finite",
+    "failed_replies": "replies were missing or not usable; metrics.jsonl names clients and reasons",
+}
 
 
 def _print(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(values, indent=2))
+        print(json.dumps(values, indent=2, allow_nan=False))
         return
     from . import terminal
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from . import presets, run_store
+from .assembly import Experiment, assemble, load_replayed, restore
 from .config import Machine, Recipe, build, merged
 from .data import metrics
 from .errors import RunStoreError, SeedtuneError
-from .experiment import Experiment, assemble, load_replayed, restore, versions
+from .experiment import scores_of, versions
 from .models.export import export
 from .models.generate import generate
 from .space import Weights, bound_weights, digest
@@ -26,15 +27,12 @@ COMPARED = (
     "seconds", "peak_memory_bytes", "state_digest",
 )  # fmt: skip
 ANSWER_TOKENS = 32
+_ONE_CLIENT = {"cohort_size": 0, "min_replies": 1}
 KNOWN_NOISE = {
     Distribution.RADEMACHER: "14ba06512066c6e59719742b5004cc32",
     Distribution.GAUSSIAN: "43e441c5f9b7f8a0521f35d9d8568bf3",
 }
 """Digests of 4,096 values of noise version 1, from coordinate 2^40 + 77 on, under derive_key(0, "doctor")."""
-
-
-def is_run(path: Path) -> bool:
-    return (path / run_store.RECIPE).exists()
 
 
 def evaluated(subject: str, *overrides: dict[str, Any]) -> dict[str, Any]:
@@ -46,25 +44,25 @@ def evaluated(subject: str, *overrides: dict[str, Any]) -> dict[str, Any]:
         SeedtuneError: no such run or model, or a task that it cannot be put to.
     """
     folder = Path(subject)
-    if is_run(folder):
-        recipe = _over(run_store.recipe_of(folder).model_dump(), overrides, subject)
-        experiment = assemble(recipe, Machine())
+    if run_store.is_run(folder):
         state = run_store.trajectory_of(folder)
+        recipe = _over(run_store.recipe_of(folder).model_dump(), overrides, subject)
+        experiment = assemble(recipe, Machine(), state.header.initial)
         restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
         stands = {"rounds": len(state.records)}
     else:
-        recipe = _over({"model": {"name": subject}, "partition": {"num_clients": 1}}, overrides, subject)
-        experiment, stands = assemble(recipe, Machine()), {}
+        experiment, stands = assemble(_over({"model": {"name": subject}}, overrides, subject), Machine()), {}
     found = experiment.evaluate()
     return {
-        "model": recipe.model.name, **stands, "task": recipe.task.name, "examples": found.num_examples,
-        "loss": found.loss, "accuracy": found.accuracy, "perplexity": found.perplexity, **_written(experiment),
-        "state_digest": experiment.site.replica.digest.hex(),
+        "model": experiment.model.base_id, **stands, "task": experiment.recipe.task.name,
+        "examples": found.num_examples, **scores_of(found), **_written(experiment),
+        "truncated_examples": experiment.test.num_truncated, "state_digest": experiment.site.replica.digest.hex(),
     }  # fmt: skip
 
 
 def _over(values: dict[str, Any], overrides: Sequence[dict[str, Any]], source: str) -> Recipe:
-    for over in overrides:
+    """A recipe to evaluate: nobody trains, so all training examples may lie in one place."""
+    for over in ({"partition": {"kind": "iid", "num_clients": 1}, "federation": _ONE_CLIENT}, *overrides):
         values = merged(values, over)
     return build(values, source)
 
@@ -86,7 +84,7 @@ def _written(experiment: Experiment) -> dict[str, float]:
 
 def opened(path: Path) -> tuple[Trajectory, Callable[[int], Weights] | None]:
     """The trajectory of a run folder or a file, and where its snapshots are found."""
-    if is_run(path):
+    if path.is_dir():
         return run_store.trajectory_of(path), lambda round_: run_store.snapshot_of(path, round_)
     return trajectory.read(path), None
 
@@ -98,7 +96,9 @@ def exported(path: Path, folder: Path, base: str | None, num_rounds: int | None,
         TrajectoryError, DigestMismatch: damaged, too short, or another base. ModelError: `folder` is not free.
     """
     state, snapshot = opened(path)
-    model, space = load_replayed(state.header, state, base, num_rounds, snapshot)
+    trajectory.check_rounds(state, num_rounds)
+    base = base or (run_store.recipe_of(path).model.name if snapshot else None)
+    model, space = load_replayed(state, base, num_rounds, snapshot)
     export(model, folder, merged=merge)
     rounds = len(state.records) if num_rounds is None else num_rounds
     return {"rounds": rounds, "state_digest": digest(bound_weights(model.module, space)).hex()}
@@ -114,10 +114,10 @@ def described(path: Path) -> dict[str, Any]:
         "rounds": len(records), "snapshots": sum(record.is_snapshot for record in records),
         "scalars": sum(record.scalars.size for record in records),
         "skipped_scalars": sum(int(np.isnan(record.scalars).sum()) for record in records),
-        "bytes": (path / run_store.TRAJECTORY if is_run(path) else path).stat().st_size,
+        "bytes": (path / run_store.TRAJECTORY if path.is_dir() else path).stat().st_size,
         "state_digest": records[-1].digest.hex() if records else None,
     }  # fmt: skip
-    if is_run(path):
+    if path.is_dir():
         summary = run_store.summary_of(path)
         found |= {"finished": summary is not None, **({name: summary[name] for name in COMPARED} if summary else {})}
     return found

@@ -8,31 +8,35 @@
     summary.json           the results, when the run has ended
 
 Guarantees: after a crash at any moment the folder holds a whole number of rounds, those of the manifest; what came
-after is cut off when the run is opened again. One process at a time may hold a folder. It trains nothing.
+after is cut off when the run is opened again. One process at a time may hold a folder. A run that never begins, since
+its model or its task cannot be used, leaves the disk as it was, an earlier run in the folder included. It trains
+nothing.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .config import Recipe, build
 from .errors import RunStoreError
+from .run_folder import LOCK, check_room, claimed, replace_text, sync, writing
 from .space import DIGEST_BYTES, Weights
 from .zo.trajectory import Header, RoundRecord, Trajectory, header_frame, parse, round_frame
 
 TRAJECTORY, METRICS, MANIFEST, SUMMARY, RECIPE = (
     "trajectory.seedtune", "metrics.jsonl", "manifest.json", "summary.json", "recipe.json",
 )  # fmt: skip
+SNAPSHOTS = "snapshots"
 FORMAT = 1
-_MARGIN_BYTES = 2**20
+_FILES = (RECIPE, MANIFEST, SUMMARY, TRAJECTORY, METRICS)
 
 
 @dataclass(frozen=True)
@@ -51,34 +55,38 @@ class RunStore:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def begin(self, header: Header, first_row: Mapping[str, Any]) -> None:
-        """Starts trajectory and metrics anew, with the row that says how the model stood before the first round."""
-        (self.folder / TRAJECTORY).write_bytes(b"")
-        (self.folder / METRICS).write_bytes(b"")
-        sizes = self._append(TRAJECTORY, header_frame(header)), self._append(METRICS, _line(first_row))
-        self._commit(Manifest(0, *sizes))
+    def begin(self, recipe: Recipe, header: Header, first_row: Mapping[str, Any]) -> None:
+        """Starts the run, in place of one that was here, with the row that says how the model stood before round 0."""
+        with self._writing():
+            _clear(self.folder)
+            replace_text(self.folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
+            sizes = self._append(TRAJECTORY, header_frame(header)), self._append(METRICS, _line(first_row))
+            self._commit(Manifest(0, *sizes))
 
     def append(self, record: RoundRecord, row: Mapping[str, Any]) -> None:
         """Adds one round. When it returns, the round survives a crash."""
-        written = _last_bytes(self.folder / TRAJECTORY, DIGEST_BYTES)
-        sizes = self._append(TRAJECTORY, round_frame(written, record)), self._append(METRICS, _line(row))
-        self._commit(Manifest(record.round + 1, *sizes))
+        with self._writing():
+            written = _last_bytes(self.folder / TRAJECTORY, DIGEST_BYTES)
+            sizes = self._append(TRAJECTORY, round_frame(written, record)), self._append(METRICS, _line(row))
+            self._commit(Manifest(record.round + 1, *sizes))
 
     def keep_snapshot(self, round_: int, weights: Weights, only_last: bool) -> None:
         """Keeps the weights after a round; called before the round is appended, so the last whole round has them."""
-        folder = self.folder / "snapshots"
-        folder.mkdir(exist_ok=True)
         path = _snapshot_path(self.folder, round_)
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path.with_suffix(".part"))
-        _sync(path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-        if only_last:
-            for old in sorted(folder.glob("round-*.safetensors")):
+        part = path.with_suffix(".part")
+        with self._writing():
+            path.parent.mkdir(exist_ok=True)
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
+            sync(part)
+            part.replace(path)
+            sync(path.parent)
+            for old in path.parent.glob("round-*.safetensors") if only_last else ():
                 if old < _snapshot_path(self.folder, round_ - 1):
                     old.unlink()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        _replace(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        with self._writing():
+            replace_text(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def manifest(self) -> Manifest | None:
         """None where the run was stopped before its first commit."""
@@ -105,6 +113,11 @@ class RunStore:
                 _cut(self.folder / name, size)
         return manifest
 
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(
+            self.folder, f"make room, then 'seedtune resume {self.folder}' goes on after the last whole round"
+        )
+
     def _append(self, name: str, data: bytes) -> int:
         with open(self.folder / name, "ab") as file:
             file.write(data)
@@ -113,32 +126,23 @@ class RunStore:
             return file.tell()
 
     def _commit(self, manifest: Manifest) -> None:
-        _replace(self.folder / MANIFEST, json.dumps(asdict(manifest)) + "\n")
+        replace_text(self.folder / MANIFEST, json.dumps(asdict(manifest)) + "\n")
 
 
 @contextmanager
-def create(folder: Path, recipe: Recipe, replace: bool = False, needed_bytes: int = 0) -> Iterator[RunStore]:
-    """A new run in `folder`, locked while the context lasts.
+def create(folder: Path, replace: bool = False, needed_bytes: int = 0) -> Iterator[RunStore]:
+    """A folder for a new run, checked and locked while the context lasts; `begin` starts the run in it.
+
+    Where the context ends before `begin`, what was made here is removed, and what was there is still there.
 
     Raises:
         RunStoreError: the folder holds something already (and `replace` is not given, or it is not a run), is in use,
             cannot be written, or its disk has less than `needed_bytes` free.
     """
-    occupied = folder.exists() and any(name.name != "lock" for name in folder.iterdir()) if folder.is_dir() else False
-    if folder.exists() and not folder.is_dir():
-        raise RunStoreError(f"run folder {folder}: is a file; choose another with --out")
-    if occupied and not (folder / RECIPE).exists():
-        raise RunStoreError(f"run folder {folder}: holds other files than a run's; choose an empty one with --out")
-    if occupied and not replace:
-        raise RunStoreError(
-            f"run folder {folder}: holds a run already; continue it with 'seedtune resume {folder}', choose another "
-            f"with --out, or add --replace"
-        )
-    with _locked(folder, create_folder=True):
-        if occupied:
-            _clear(folder)
-        _check_room(folder, needed_bytes)
-        _replace(folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
+    _check_free(folder, replace)
+    with claimed(folder, lambda: is_run(folder)):
+        _check_free(folder, replace)
+        check_room(folder, needed_bytes)
         yield RunStore(folder)
 
 
@@ -150,8 +154,13 @@ def open_run(folder: Path) -> Iterator[RunStore]:
         RunStoreError: no run there, or in use.
     """
     _check_run(folder)
-    with _locked(folder):
+    with claimed(folder, lambda: True):
         yield RunStore(folder)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun in this folder."""
+    return (folder / RECIPE).is_file()
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -169,108 +178,126 @@ def recipe_of(folder: Path) -> Recipe:
 
 
 def trajectory_of(folder: Path) -> Trajectory:
-    """The trajectory of a run, whole rounds only, without touching the folder."""
-    manifest = RunStore(folder).manifest()
-    if manifest is None:
-        raise RunStoreError(f"run {folder}: was stopped before its first commit: it holds no trajectory yet")
-    data = (folder / TRAJECTORY).read_bytes()
-    return parse(data[: manifest.trajectory_bytes], str(folder / TRAJECTORY))
+    """The trajectory of a run, whole rounds only, without touching the folder.
+
+    Raises:
+        RunStoreError: no run there, or stopped before its first commit. TrajectoryError: a damaged file.
+    """
+    data = _counted(folder, TRAJECTORY)
+    if data is None:
+        raise RunStoreError(
+            f"run {folder}: was stopped before its first round: it holds no trajectory yet; start it again with "
+            f"'seedtune resume {folder}'"
+        )
+    return parse(data, str(folder / TRAJECTORY))
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl that count: before the first round, then one a round."""
+    data = _counted(folder, METRICS) or b""
+    try:
+        return [json.loads(line) for line in data.decode().splitlines()]
+    except ValueError:
+        raise RunStoreError(f"run {folder}: {METRICS} is damaged: the run cannot be continued") from None
+
+
+def _counted(folder: Path, name: str) -> bytes | None:
+    """The bytes of a file that the manifest counts; None where there is no manifest yet."""
+    _check_run(folder)
     manifest = RunStore(folder).manifest()
-    size = manifest.metrics_bytes if manifest else 0
-    text = (folder / METRICS).read_bytes()[:size].decode() if size else ""
-    return [json.loads(line) for line in text.splitlines()]
+    if manifest is None:
+        return None
+    size = {TRAJECTORY: manifest.trajectory_bytes, METRICS: manifest.metrics_bytes}[name]
+    data = (folder / name).read_bytes() if (folder / name).is_file() else b""
+    _check_length(folder / name, len(data), size)
+    return data[:size]
 
 
 def summary_of(folder: Path) -> dict[str, Any] | None:
     """The results of a run, None while it has not ended."""
     path = folder / SUMMARY
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:
+        raise RunStoreError(f"run {folder}: {SUMMARY} is damaged; delete it and 'seedtune resume {folder}'") from None
 
 
 def snapshot_of(folder: Path, round_: int) -> Weights:
     """The weights after round `round_` of a run of the weights protocol.
 
     Raises:
-        RunStoreError: they were not kept.
+        RunStoreError: they were not kept, or the file is damaged.
     """
     path = _snapshot_path(folder, round_)
     if not path.exists():
         raise RunStoreError(
             f"run {folder}: the weights after round {round_} were not kept; set run.keep_snapshots = 'all' to keep them"
         )
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise RunStoreError(f"run {folder}: snapshot {path.name} is damaged ({error}): take a fresh copy") from None
 
 
 def drop_snapshots_after(folder: Path, num_rounds: int) -> None:
     """Removes snapshots of rounds that never became whole."""
-    for path in (folder / "snapshots").glob("round-*.safetensors"):
-        if path >= _snapshot_path(folder, num_rounds):
+    for path in (folder / SNAPSHOTS).glob("round-*"):
+        if path >= _snapshot_path(folder, num_rounds) or path.suffix == ".part":
             path.unlink()
 
 
+def log_bytes(recipe: Recipe) -> int:
+    """About how many bytes trajectory and metrics of a whole run take: some kilobytes, unless rounds are many."""
+    federation = recipe.federation
+    asked = federation.cohort_size or recipe.partition.num_clients
+    scalars = federation.local_steps * recipe.local.num_directions if federation.protocol == "scalars" else 0
+    return federation.num_rounds * (800 + asked * (20 + 4 * scalars))
+
+
 def _snapshot_path(folder: Path, round_: int) -> Path:
-    return folder / "snapshots" / f"round-{max(round_, 0):08d}.safetensors"
+    return folder / SNAPSHOTS / f"round-{max(round_, 0):08d}.safetensors"
 
 
 def _check_run(folder: Path) -> None:
-    if not (folder / RECIPE).exists():
+    if not is_run(folder):
         raise RunStoreError(f"run folder {folder}: holds no run (no {RECIPE}); 'seedtune run' makes one")
 
 
-@contextmanager
-def _locked(folder: Path, create_folder: bool = False) -> Iterator[None]:
-    try:
-        if create_folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock", timeout=0)
-        with lock:
-            yield
-    except Timeout:
+def _check_free(folder: Path, replace: bool) -> None:
+    """Only an empty folder can hold a new run, or, with `replace`, one that holds an earlier run."""
+    if folder.exists() and not folder.is_dir():
+        raise RunStoreError(f"run folder {folder}: is a file; choose another with --out")
+    held = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+    foreign = held - {*_FILES, *(Path(name).with_suffix(".part").name for name in _FILES), SNAPSHOTS}
+    if foreign and not is_run(folder):
         raise RunStoreError(
-            f"run folder {folder}: is in use by another process; wait for it, or choose another folder"
-        ) from None
-    except PermissionError as error:
-        raise RunStoreError(f"run folder {folder}: cannot be written: {error.strerror}") from None
-
-
-def _check_room(folder: Path, needed_bytes: int) -> None:
-    """Writes for real, since quotas and read-only mounts do not show otherwise."""
-    free, needed = shutil.disk_usage(folder).free, needed_bytes + _MARGIN_BYTES
-    if free < needed:
-        raise RunStoreError(
-            f"run folder {folder}: its disk has {free / 2**20:.0f} MiB free, this run may need {needed / 2**20:.0f}; "
-            f"make room or choose another with --out"
+            f"run folder {folder}: holds other files than a run's, such as {min(foreign)}; choose an empty one with "
+            f"--out"
         )
-    probe = folder / "probe"
-    try:
-        with open(probe, "wb") as file:
-            file.write(bytes(2**16))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise RunStoreError(f"run folder {folder}: cannot be written: {error.strerror}") from None
-    finally:
-        probe.unlink(missing_ok=True)
+    if held and not replace:
+        raise RunStoreError(
+            f"run folder {folder}: holds a run already; continue it with 'seedtune resume {folder}', choose another "
+            f"with --out, or add --replace"
+        )
 
 
 def _clear(folder: Path) -> None:
-    for name in (MANIFEST, SUMMARY, TRAJECTORY, METRICS, RECIPE):  # the manifest first: no half-run is ever whole
+    for name in _FILES:  # the recipe first: what is half cleared is no run, and nothing continues it by mistake
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "snapshots", ignore_errors=True)
+    shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
 
 
 def _cut(path: Path, size: int) -> None:
-    found = path.stat().st_size if path.exists() else 0
-    if found < size:
+    _check_length(path, path.stat().st_size if path.exists() else 0, size)
+    os.truncate(path, size)
+
+
+def _check_length(path: Path, found: int, counted: int) -> None:
+    if found < counted:
         raise RunStoreError(
-            f"run {path.parent}: {path.name} has {found} bytes where {MANIFEST} counts {size}: it was cut off or "
+            f"run {path.parent}: {path.name} has {found} bytes where {MANIFEST} counts {counted}: it was cut off or "
             f"replaced, and the run cannot be continued"
         )
-    os.truncate(path, size)
 
 
 def _last_bytes(path: Path, count: int) -> bytes:
@@ -281,20 +308,3 @@ def _last_bytes(path: Path, count: int) -> bytes:
 
 def _line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(row) + "\n").encode()
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    _sync(part)
-    part.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -17,22 +17,25 @@ PLAIN_LINES = 20
 
 
 @contextmanager
-def progress(console: Console, num_rounds: int) -> Iterator[Listener]:
-    """A listener that shows rounds as they end: loss, quality, bytes sent in all, time left."""
+def progress(console: Console, num_rounds: int, sent: int = 0) -> Iterator[Listener]:
+    """A listener that shows rounds as they end: loss, quality, bytes sent in all, time left.
+
+    `sent`: bytes of the rounds before an interruption.
+    """
     if not console.is_terminal:
-        yield _PlainLines(console, num_rounds)
+        yield _PlainLines(console, num_rounds, sent)
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
     with Progress(TextColumn("rounds"), *columns, console=console) as bar:
-        yield _Bar(bar, num_rounds)
+        yield _Bar(bar, num_rounds, sent)
 
 
 class _Status:
     """What is known of a run so far, as one line of text."""
 
-    def __init__(self) -> None:
+    def __init__(self, sent: int) -> None:
         self._evaluation: Evaluation | None = None
-        self._bytes = 0
+        self._bytes = sent
 
     def heard(self, result: RoundResult | None, evaluation: Evaluation | None) -> str:
         self._evaluation = evaluation or self._evaluation
@@ -40,13 +43,14 @@ class _Status:
         if result is not None:
             self._bytes += result.bytes_up + result.bytes_down
             parts = [f"train loss {result.train_loss:.3f}", *parts, f"sent {amount(self._bytes)}"]
-            parts += [f"{len(result.failed)} failed"] if result.failed else []
+            parts += [f"client {client} left out ({reason})" for client, reason in sorted(result.failed.items())[:1]]
+            parts += [f"and {len(result.failed) - 1} more"] if len(result.failed) > 1 else []
         return "  ".join(parts)
 
 
 class _Bar:
-    def __init__(self, bar: Progress, num_rounds: int) -> None:
-        self._bar, self._status = bar, _Status()
+    def __init__(self, bar: Progress, num_rounds: int, sent: int) -> None:
+        self._bar, self._status = bar, _Status(sent)
         self._task = bar.add_task("rounds", total=num_rounds, state="")
 
     def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluation | None) -> None:
@@ -54,12 +58,15 @@ class _Bar:
 
 
 class _PlainLines:
-    def __init__(self, console: Console, num_rounds: int) -> None:
-        self._console, self._total, self._status = console, num_rounds, _Status()
+    def __init__(self, console: Console, num_rounds: int, sent: int) -> None:
+        self._console, self._total, self._status = console, num_rounds, _Status(sent)
 
     def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluation | None) -> None:
         text = self._status.heard(result, evaluation)
-        if evaluation is not None or num_rounds % max(1, self._total // PLAIN_LINES) == 0:
+        is_resumed = result is None and evaluation is None
+        is_news = is_resumed or evaluation is not None or bool(result.failed)
+        if is_news or num_rounds % max(1, self._total // PLAIN_LINES) == 0:
+            text = "resumed" if is_resumed else text
             self._console.print(f"round {num_rounds}/{self._total}  {text}", highlight=False, soft_wrap=True)
 
 
@@ -84,14 +91,17 @@ def amount(num_bytes: float) -> str:
 
 def outcome(summary: dict[str, Any]) -> Table:
     """Zero-shot, tuned and, where it was run, backpropagation, side by side."""
-    name = "accuracy" if summary["accuracy"] is not None else "perplexity"
-    shown = (lambda value: f"{value:.1%}") if name == "accuracy" else (lambda value: f"{value:.2f}")
+    name, form = ("accuracy", ".1%") if summary["zero_shot_accuracy"] is not None else ("perplexity", ".2f")
     table = _table("", name, "test loss")
     labels = {"zero_shot_": "zero-shot", "": f"tuned ({summary['method']})", "backprop_": "backpropagation"}
     for prefix, label in labels.items():
-        if summary[f"{prefix}loss"] is not None:
-            table.add_row(label, shown(summary[f"{prefix}{name}"]), f"{summary[f'{prefix}loss']:.3f}")
+        if prefix != "backprop_" or summary["backprop_steps"]:
+            table.add_row(label, _number(summary[f"{prefix}{name}"], form), _number(summary[f"{prefix}loss"], ".3f"))
     return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)
 
 
 def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
@@ -99,8 +109,9 @@ def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
     table = _table("run", "method", "rounds", "loss", "accuracy", "up", "down", "forwards", "seconds")
     for row in rows:
         quality_ = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+        loss = _number(row["loss"], ".4f")
         sent = (amount(row["bytes_up"]), amount(row["bytes_down"]))
-        table.add_row(row["run"], row["method"], str(row["rounds"]), f"{row['loss']:.4f}", quality_, *sent,
+        table.add_row(row["run"], row["method"], str(row["rounds"]), loss, quality_, *sent,
                       str(row["forwards"]), f"{row['seconds']:.1f}")  # fmt: skip
     return table
 

@@ -1,0 +1,166 @@
+"""From a recipe to objects: load the model, read the task, deal the examples, and stand where a trajectory says.
+
+Nothing is trained, written or printed here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .config import Machine, ModelConfig, Recipe
+from .data.batches import batch_of
+from .data.encoding import EncodedSet, encode
+from .data.examples import Task
+from .data.keyed import client_batch_indices
+from .data.partition import partition
+from .data.tasks import load_task
+from .errors import ModelError, TrajectoryError
+from .fed.client import Replica, Site
+from .models import heads
+from .models.evaluation import Evaluation, evaluate
+from .models.load import Tuned, kind_of, load
+from .models.objective import loss
+from .space import Space, Weights, bind, bound_weights, copied, digest, model_digest, space_of
+from .zo import noise
+from .zo.noise import Distribution
+from .zo.perturb import Perturber
+from .zo.trajectory import Header, Trajectory, check_base, replay
+
+PROBE_EXAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe's objects, before its first round."""
+
+    recipe: Recipe
+    model: Tuned
+    task: Task
+    train: EncodedSet
+    test: EncodedSet
+    clients: tuple[np.ndarray, ...]
+    header: Header
+    site: Site
+
+    @property
+    def space(self) -> Space:
+        return self.site.perturber.space
+
+    def evaluate(self) -> Evaluation:
+        """On the test examples, at the server's weights."""
+        bind(self.model.module, self.site.replica.weights)
+        return evaluate(self.model, self.test)
+
+
+def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tensor] | None = None) -> Experiment:
+    """Loads the model and the task, deals the examples to clients, prepares one site for all of them.
+
+    `initial` is the start of a fresh head as a trajectory recorded it; by default the recipe's is computed.
+
+    Cost: the model once, and one copy of the tuned tensors. Reads files; writes none.
+
+    Raises:
+        SeedtuneError: a model, task, template or partition that cannot be used.
+    """
+    if recipe.run.num_threads:
+        torch.set_num_threads(recipe.run.num_threads)
+    kind, seed = kind_of(recipe.model), recipe.run.seed
+    task = load_task(recipe.task, noise.derive_key(seed, "task"), kind)
+    model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
+    train, test = (encode(task, part, model.tokenizer, kind, model.window) for part in (task.train, task.test))
+    clients = partition(task.train, recipe.partition, noise.derive_key(seed, "partition"))
+    if initial is None:
+        initial = _head_start(recipe, model, task, train)
+    install_initial(model, initial)
+    space = space_of(model.module, model.trainable)
+    header = Header(
+        base=model.base_id, base_digest=model_digest(model.module).hex(), space=space.fingerprint, seed=seed,
+        keys=recipe.federation.keys, distribution=Distribution(recipe.local.distribution),
+        model=recipe.model.model_dump(exclude={"name"}), num_choices=len(task.label_names) or None, initial=initial,
+    )  # fmt: skip
+    site = _site(recipe, machine, model, space, header, train, clients)
+    return Experiment(recipe, model, task, train, test, clients, header, site)
+
+
+def initial_values(seed: int) -> Callable[[str, tuple[int, ...]], torch.Tensor]:
+    """Standard normal values for tensors that no checkpoint gives, keyed by run seed and tensor name."""
+
+    def gaussian(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        key = noise.derive_key(seed, f"initial {name}")
+        return noise.values(key, 0, int(np.prod(shape)), Distribution.GAUSSIAN).view(shape)
+
+    return gaussian
+
+
+def _head_start(recipe: Recipe, model: Tuned, task: Task, train: EncodedSet) -> Mapping[str, torch.Tensor]:
+    """Where a fresh classification head starts, as the recipe says: the tensors that the base's id does not give."""
+    if not model.fresh_head or recipe.model.head == "fresh":
+        return {}
+    if recipe.model.head == "labels":
+        values = heads.from_labels(model, recipe.model.label_descriptions or task.label_descriptions)
+    else:
+        key = noise.derive_key(recipe.run.seed, "probe")
+        chosen = client_batch_indices(key, len(train), PROBE_EXAMPLES)
+        values = heads.from_probe(model, [batch_of(train, part) for part in np.array_split(chosen, 16) if len(part)])
+    return {f"head.{name}": tensor for name, tensor in values.items()}
+
+
+def _site(recipe, machine: Machine, model: Tuned, space: Space, header: Header, train: EncodedSet, clients) -> Site:
+    weights = bound_weights(model.module, space)
+
+    def batch(client: int, key: int):
+        own = clients[client]
+        return batch_of(train, own[client_batch_indices(key, len(own), recipe.federation.batch_size)])
+
+    return Site(
+        recipe, header, model.module, Perturber(model.module, space, machine.scratch_bytes),
+        Replica(weights, digest(weights)), copied(weights), batch, lambda examples: loss(model, examples),
+        lambda client: len(clients[client]),
+    )  # fmt: skip
+
+
+def restore(experiment: Experiment, trajectory: Trajectory, snapshot: Callable[[int], Weights]) -> None:
+    """Brings the experiment's weights to where `trajectory` stands.
+
+    Raises:
+        DigestMismatch: another base, or other weights. TrajectoryError: another seed or other directions.
+    """
+    weights, header = experiment.site.replica.weights, experiment.header
+    check_base(trajectory.header, bytes.fromhex(header.base_digest), experiment.space)
+    for name in ("seed", "keys", "distribution"):
+        recorded, found = getattr(trajectory.header, name), getattr(header, name)
+        if recorded != found:
+            raise TrajectoryError(f"the trajectory was recorded with {name} = {recorded}, the recipe now says {found}: "
+                                  f"put it back, or start another run")  # fmt: skip
+    replay(experiment.space, weights, trajectory, None, snapshot)
+    experiment.site.replica.digest = digest(weights)
+
+
+def load_replayed(
+    trajectory: Trajectory, base: str | None, num_rounds: int | None, snapshot: Callable[[int], Weights] | None
+) -> tuple[Tuned, Space]:
+    """The tuned model from its base and its trajectory; `base` says where the base is found now, not what it is.
+
+    Raises:
+        ModelError: the base is not found. DigestMismatch: the base is not the one recorded, or the outcome is not.
+    """
+    header = trajectory.header
+    config = ModelConfig(**{**header.model, "name": base or header.base})
+    try:
+        model = load(config, header.num_choices, initial_values(header.seed))
+    except ModelError as error:
+        hint = "" if base else "; if the base lies in a folder, name it with --base"
+        raise ModelError(f"{error}{hint}") from None
+    install_initial(model, header.initial)
+    space = space_of(model.module, model.trainable)
+    check_base(header, model_digest(model.module), space)
+    replay(space, bound_weights(model.module, space), trajectory, num_rounds, snapshot)
+    return model, space
+
+
+def install_initial(model: Tuned, initial: Mapping[str, torch.Tensor]) -> None:
+    """Sets a fresh head to the start that a trajectory recorded, if it did."""
+    if initial:
+        heads.install(model, {name.removeprefix("head."): tensor for name, tensor in initial.items()})
