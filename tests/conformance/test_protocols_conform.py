@@ -1,0 +1,78 @@
+"""One suite for every protocol: whoever holds the records holds the weights, however it came to them."""
+
+import dataclasses
+import itertools
+
+import pytest
+from tiny_runs import MACHINE, NOTHING, StopAfter
+
+from seedtune import run_store
+from seedtune.assembly import assemble, load_replayed, restore
+from seedtune.experiment import PROTOCOLS, resume, run
+from seedtune.fed.client import catch_up
+from seedtune.fed.messages import decode_order, encode_order
+from seedtune.fed.rounds import Server, after
+from seedtune.space import bound_weights, digest
+
+EXCHANGES = {
+    "scalars-own": {"protocol": "scalars", "keys": "own"},
+    "scalars-shared": {"protocol": "scalars", "keys": "shared"},
+    "weights": {"protocol": "weights", "keys": "own"},
+}
+PARTICIPATION = {"all": {}, "some": {"cohort_size": 3, "dropout_rate": 0.3}}
+CASES = list(itertools.product(EXCHANGES, (1, 3), PARTICIPATION, ("float32", "bfloat16")))
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case)))
+def recipe(request, tiny_recipe):
+    exchange, steps, participation, dtype = request.param
+    federation = {**EXCHANGES[exchange], **PARTICIPATION[participation], "local_steps": steps}
+    return tiny_recipe(federation=federation, model={"dtype": dtype}, local={"num_directions": 2})
+
+
+def test_live_replayed_resumed_and_late_weights_are_the_same(recipe, tmp_path):
+    live = run(recipe, MACHINE, tmp_path / "live", NOTHING)
+
+    assert live["state_digest"] != run_store.trajectory_of(tmp_path / "live").header.base_digest
+    assert replayed(tmp_path / "live") == live["state_digest"]
+    assert resumed(recipe, tmp_path / "stopped") == counts(live)
+    assert late_client(recipe, tmp_path / "live") == live["state_digest"]
+
+
+def counts(summary):
+    """What does not depend on the clock, nor on the process."""
+    names = ("seconds", "round_seconds", "peak_memory_bytes")
+    return {name: value for name, value in summary.items() if name not in names}
+
+
+def replayed(folder):
+    trajectory, recipe = run_store.trajectory_of(folder), run_store.recipe_of(folder)
+    snapshot = lambda round_: run_store.snapshot_of(folder, round_)  # noqa: E731
+    model, space = load_replayed(trajectory, recipe.model.name, None, snapshot)
+    return digest(bound_weights(model.module, space)).hex()
+
+
+def resumed(recipe, folder):
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, MACHINE, folder, StopAfter(1))
+    return counts(resume(folder, MACHINE, NOTHING))
+
+
+def late_client(recipe, folder):
+    """A client with a model of its own that takes part for the first time after the last round."""
+    experiment = assemble(run_store.recipe_of(folder), MACHINE)
+    order = PROTOCOLS[recipe.federation.protocol]().order(server_after(experiment, folder), 3)
+    late = assemble(recipe, MACHINE).site
+    catch_up(late, decode_order(encode_order(order)))
+    assert digest(late.replica.weights) == late.replica.digest
+    return late.replica.digest.hex()
+
+
+def server_after(experiment, folder):
+    trajectory = run_store.trajectory_of(folder)
+    restore(experiment, trajectory, lambda round_: run_store.snapshot_of(folder, round_))
+    site = experiment.site
+    server = Server(experiment.recipe, experiment.header, experiment.space, site.replica, 0, (), {})
+    for record in trajectory.records:
+        server = after(server, record, ())
+    return dataclasses.replace(server, up_to_date={})
