@@ -12,6 +12,7 @@ Opening models and run folders is not done here.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -20,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -32,6 +32,7 @@ from .noise import Distribution
 from .update import Update, apply
 
 FORMAT = 1
+_ARRAYS = {"clients": (np.int32, 1), "scalars": (np.float32, 3), "factors": (np.float64, 1), "digest": (np.uint8, 1)}
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,30 @@ def round_update(header: Header, record: RoundRecord) -> Update:
     """What `apply` does for `record`: directions in the order of client, step, direction.
 
     coefficient = float32(-factor * scalar), computed in float64.
+
+    Raises:
+        TrajectoryError: a set of scalars and a factor for each client, or one where keys are shared, is not what the
+            record holds; or a coefficient is beyond float32.
     """
-    senders = [None] if header.keys == "shared" else record.clients
+    senders = record.clients if header.keys == "own" else (None,) * min(len(record.clients), 1)
+    if not len(record.scalars) == len(record.factors) == len(senders):
+        raise TrajectoryError(
+            f"round {record.round}: {len(record.clients)} clients with {header.keys} keys need {len(senders)} sets of "
+            f"scalars and factors, found {len(record.scalars)} and {len(record.factors)}: the record is not of this run"
+        )
     _, steps, directions = record.scalars.shape
     keys = tuple(
         direction_key(header.seed, record.round, client, step, direction)
-        for client in senders
+        for client in (senders if record.scalars.size else ())
         for step in range(steps)
         for direction in range(directions)
     )
-    coefficients = (-record.factors[:, None, None] * record.scalars.astype(np.float64)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        coefficients = (-record.factors[:, None, None] * record.scalars.astype(np.float64)).astype(np.float32)
+    if np.isinf(coefficients).any():
+        raise TrajectoryError(
+            f"round {record.round}: a scalar times its factor is beyond float32: lower local.learning_rate"
+        )
     return Update(keys, coefficients.reshape(-1), noise.derive_key(header.seed, "rounding", round=record.round))
 
 
@@ -227,7 +242,7 @@ def parse(data: bytes, source: str = "trajectory") -> Trajectory:
     if not payloads:
         raise TrajectoryError(f"{source}: is empty, not a trajectory")
     header = _header(payloads[0], source)
-    return Trajectory(header, tuple(_record(payload, source) for payload in payloads[1:]))
+    return Trajectory(header, tuple(_record(payload, source, i) for i, payload in enumerate(payloads[1:])))
 
 
 def _torn(source: str, num_frames: int) -> TrajectoryError:
@@ -242,7 +257,9 @@ def _header(payload: bytes, source: str) -> Header:
     try:
         fields = json.loads(_metadata(payload)["header"])
         tensors = load_tensors(payload)
-    except (KeyError, ValueError, SafetensorError):
+        if not isinstance(fields, dict):
+            raise ValueError("the header is no object")
+    except Exception:  # whatever a file holds that is no header: a dozen unrelated types
         raise TrajectoryError(f"{source}: does not begin with a trajectory's header") from None
     for name, known in (("format", FORMAT), ("noise_version", noise.VERSION)):
         if fields.get(name) != known:
@@ -251,19 +268,58 @@ def _header(payload: bytes, source: str) -> Header:
             )
     tensors.pop("none", None)
     try:
-        return Header(**{**fields, "distribution": Distribution(fields["distribution"]), "initial": tensors})
+        header = Header(**{**fields, "distribution": Distribution(fields["distribution"]), "initial": tensors})
+        _check_header(header)
+        return header
     except (KeyError, TypeError, ValueError) as error:
         raise TrajectoryError(f"{source}: its header is not complete: {error}") from None
 
 
-def _record(payload: bytes, source: str) -> RoundRecord:
+def _check_header(header: Header) -> None:
+    rules = {
+        "base": isinstance(header.base, str),
+        "base_digest": re.fullmatch(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}", header.base_digest),
+        "space": isinstance(header.space, str),
+        "seed": type(header.seed) is int and 0 <= header.seed < 2**63,
+        "keys": header.keys in ("own", "shared"),
+        "model": isinstance(header.model, dict),
+        "num_choices": header.num_choices is None or type(header.num_choices) is int,
+    }
+    for name, holds in rules.items():
+        if not holds:
+            raise ValueError(f"{name} = {getattr(header, name)!r}")
+
+
+def _record(payload: bytes, source: str, number: int) -> RoundRecord:
     try:
         arrays = load_arrays(payload)
-        number = int(_metadata(payload)["round"])
-        clients, scalars, factors = (arrays[name] for name in ("clients", "scalars", "factors"))
-        return RoundRecord(number, tuple(clients.tolist()), scalars, factors, arrays["digest"].tobytes())
-    except (KeyError, ValueError, SafetensorError) as error:
-        raise TrajectoryError(f"{source}: a round's record is not readable: {error}") from None
+        for name, kind in _ARRAYS.items():
+            if (arrays[name].dtype, arrays[name].ndim) != kind:
+                raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
+        clients, scalars, factors, found = (arrays[name] for name in _ARRAYS)
+        round_ = int(_metadata(payload)["round"])
+        record = RoundRecord(round_, tuple(clients.tolist()), scalars, factors, found.tobytes())
+    except Exception as error:  # as for the header
+        raise TrajectoryError(f"{source}: the record of round {number} is not readable: {error!r}") from None
+    fault = "rounds follow each other" if record.round != number else broken_rule(record)
+    if fault:
+        raise TrajectoryError(f"{source}: the record of round {number} breaks a rule: {fault}")
+    return record
+
+
+def broken_rule(record: RoundRecord) -> str | None:
+    """The rule that a record read from bytes does not keep; None if it keeps them all. Its arrays' types are right."""
+    scalars, factors, clients = record.scalars, record.factors, record.clients
+    shared = min(len(clients), 1)
+    rules = {
+        "clients are sorted counts": list(clients) == sorted(set(clients)) and min(clients, default=0) >= 0,
+        "there is a set of scalars for each client, or one for all": len(scalars) in (len(clients), shared),
+        "there is a factor for each set of scalars": factors.shape == scalars.shape[:1],
+        "scalars are finite, or NaN where a step was skipped": not np.isinf(scalars).any(),
+        "factors are finite": bool(np.isfinite(factors).all()),
+        f"a digest has {DIGEST_BYTES} bytes": len(record.digest) == DIGEST_BYTES,
+    }
+    return next((rule for rule, holds in rules.items() if not holds), None)
 
 
 def _metadata(payload: bytes) -> dict[str, str]:
