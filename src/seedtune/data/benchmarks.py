@@ -1,6 +1,6 @@
 """The tasks that zeroth-order methods are measured on, as data: prompts, answer words and the columns of their files.
 
-Prompts are MeZO's published templates (arXiv 2305.17333, appendix E.2); those marked "ours" are not in the paper.
+Prompts are MeZO's published templates (arXiv 2305.17333); those marked "ours" are not in the paper.
 Reading the files is in `labelled`.
 """
 

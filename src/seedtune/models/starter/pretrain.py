@@ -25,7 +25,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from seedtune.data import stdlib
 
 VOCABULARY, WINDOW, FORM_TOKENS, NUM_CANDIDATES = 4096, 256, 72, 8
-FORM = "{text}\nThis text documents the package"
 CONFIG = dict(
     vocab_size=VOCABULARY, hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, rms_norm_eps=1e-5,
@@ -91,7 +90,7 @@ class FormTask:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, docs, sources, names: list[str], vary: bool):
         self.names, self.vary = names, vary
         self.answers = np.array([tokenizer.encode(f" {name}")[0] for name in names])
-        self.suffix = tokenizer.encode(FORM.format(text=""))
+        self.suffix = tokenizer.encode(stdlib.FORM.format(text=""))
         self.docs = self._pool(tokenizer, docs)
         self.sources = self._pool(tokenizer, sources)
 

@@ -1,0 +1,41 @@
+"""Writes docs/settings.md from the recipe's own fields: `python docs/make_settings.py`."""
+
+from pathlib import Path
+from typing import get_args
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from seedtune.config import Recipe
+
+SIGNS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
+INTRODUCTION = """# Settings
+
+Every setting of a recipe, by section. Write them in a TOML file (`[section]`, then `key = value`), or give them on the
+command line as `--set section.key=value`. This page is made by `python docs/make_settings.py`.
+"""
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a field takes: its choices, or its type and range."""
+    choices = [repr(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
+    if choices:
+        return ", ".join(choices)
+    name = getattr(field.annotation, "__name__", str(field.annotation)).replace("NoneType", "none")
+    limits = [f"{sign} {getattr(m, attribute):g}" for m in field.metadata for kind, attribute, sign in SIGNS
+              if isinstance(m, kind)]  # fmt: skip
+    return " ".join([str(field.annotation) if "[" in str(field.annotation) else name, *limits])
+
+
+def page() -> str:
+    parts = [INTRODUCTION]
+    for section, field in Recipe.model_fields.items():
+        parts.append(f"\n## [{section}]\n\n{field.annotation.__doc__}\n\n| key | default | takes | |\n|---|---|---|---|\n")
+        for key, setting in field.annotation.model_fields.items():
+            cells = (f"`{key}`", f"`{setting.default!r}`", allowed(setting), setting.description or "")
+            parts.append("| " + " | ".join(cell.replace("|", "or") for cell in cells) + " |\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("settings.md").write_text(page())
