@@ -8,20 +8,21 @@ neither models nor files.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import msgpack
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from ..errors import MessageError
 from ..space import DIGEST_BYTES, Space, Weights
-from ..zo.trajectory import RoundRecord
+from ..zo.trajectory import RoundRecord, broken_rule
 
 VERSION = 1
 _ORDER, _REPLY = 0, 1
+_SMALLEST_RECORD = 32  # bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Reply:
 
 
 def encode_order(order: Order) -> bytes:
-    return _pack([_ORDER, order.round, order.client, order.digest, order.rate, list(order.missed), order.weights])
+    rate, missed = float(order.rate), list(order.missed)
+    return _pack([_ORDER, order.round, order.client, order.digest, rate, missed, order.weights])
 
 
 def decode_order(data: bytes) -> Order:
@@ -95,6 +97,7 @@ def decode_reply(data: bytes) -> Reply:
     counts = (round_, client, examples, forwards, steps, directions, skipped)
     _check(all(_count(value) for value in counts), "a reply's counts are whole numbers from 0 to 2^31")
     _check(isinstance(loss, float) and isinstance(weights, bytes), "a reply's loss is a number, its weights bytes")
+    _check(abs(loss) != float("inf"), "a reply's loss is finite, or NaN where all steps were skipped")
     scalars = _array(raw, "<f4", (steps, directions), "a reply's scalars")
     _check(not np.isinf(scalars).any(), "a reply's scalars are finite, or NaN where a step was skipped")
     return Reply(round_, client, examples, forwards, loss, scalars, weights, skipped)
@@ -112,7 +115,7 @@ def pack_record(record: RoundRecord) -> bytes:
 def unpack_record(data: bytes) -> RoundRecord:
     """
     Raises:
-        MessageError: bytes that are no record, or infinite numbers.
+        MessageError: bytes that are no record, or one that breaks a rule of records, such as infinite numbers.
     """
     fields = _unpack(data)
     _check(isinstance(fields, list) and len(fields) == 6, "a round's record has six fields")
@@ -120,11 +123,13 @@ def unpack_record(data: bytes) -> RoundRecord:
     _check(_count(round_), "a record's round is a count")
     _check(isinstance(shape, list) and len(shape) == 3 and all(map(_count, shape)), "scalars have three dimensions")
     _check(isinstance(clients, bytes) and len(clients) % 4 == 0, "clients are 4-byte numbers")
-    _check(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES, f"a record's digest has {DIGEST_BYTES} bytes")
+    _check(isinstance(digest, bytes), "a record's digest comes as bytes")
     values = _array(scalars, "<f4", tuple(shape), "a record's scalars")
     steps = _array(factors, "<f8", (shape[0],), "a record's factors")
-    _check(bool(np.isfinite(steps).all()) and not np.isinf(values).any(), "a record's numbers are finite")
-    return RoundRecord(round_, tuple(np.frombuffer(clients, "<i4").tolist()), values, steps, digest)
+    record = RoundRecord(round_, tuple(np.frombuffer(clients, "<i4").tolist()), values, steps, digest)
+    fault = broken_rule(record)
+    _check(fault is None, f"in a record, {fault}")
+    return record
 
 
 def pack_weights(weights: Weights) -> bytes:
@@ -139,8 +144,8 @@ def unpack_weights(data: bytes, space: Space) -> Weights:
     """
     try:
         weights = load_tensors(data)
-    except SafetensorError as error:
-        raise MessageError(f"weights in a message are not readable: {error}") from None
+    except Exception as error:  # not only its own: a dtype that torch lacks is a KeyError
+        raise MessageError(f"weights in a message are not readable: {type(error).__name__}: {error}") from None
     sent = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in weights.items()}
     _check(sent == {spec.name: (spec.shape, spec.dtype) for spec in space.tensors}, "weights fill the tuned space")
     _check(all(bool(t.isfinite().all()) for t in weights.values()), "weights are finite")
@@ -152,15 +157,18 @@ def _pack(fields: Sequence[Any]) -> bytes:
 
 
 def _unpack(data: bytes) -> Any:
+    longest = 16 + len(data) // _SMALLEST_RECORD  # room for a list is made before its items are read
     try:
-        return msgpack.unpackb(data)
-    except Exception as error:  # msgpack raises a dozen unrelated types on bad bytes
-        raise MessageError(f"a message of {len(data)} bytes is not readable: {error!r}") from None
+        return msgpack.unpackb(data, max_array_len=longest, max_map_len=0, max_ext_len=0)
+    except Exception as error:  # msgpack raises a dozen unrelated types on bad bytes, one holds all of them
+        reason = f"{type(error).__name__}: {error}"
+        raise MessageError(f"a message of {len(data)} bytes is not readable: {reason}") from None
 
 
 def _fields(data: bytes, kind: int, num_fields: int) -> list:
     fields = _unpack(data)
-    _check(isinstance(fields, list) and len(fields) >= 2, "a message is an array of version, kind and fields")
+    begins = isinstance(fields, list) and [type(value) for value in fields[:2]] == [int, int]
+    _check(begins, "a message is an array of version, kind and fields")
     if fields[0] != VERSION:
         raise MessageError(f"message format {fields[0]!r} is not ours, {VERSION}: use the same seedtune on both sides")
     _check(fields[1] == kind and len(fields) == num_fields + 2, "a message's kind and number of fields agree")
@@ -168,8 +176,8 @@ def _fields(data: bytes, kind: int, num_fields: int) -> list:
 
 
 def _array(raw: Any, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
-    fits = isinstance(raw, bytes) and len(raw) == int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-    _check(fits, f"{what} fill their shape {shape}")
+    fits = isinstance(raw, bytes) and len(raw) == prod(shape) * np.dtype(dtype).itemsize
+    _check(fits and prod(max(size, 1) for size in shape) < 2**31, f"{what} fill their shape {shape}")
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
