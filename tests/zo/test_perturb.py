@@ -28,6 +28,15 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
 POINT = Perturbation(7, 0.05, GAUSSIAN)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On a busy machine, waking threads for these tiny products takes far longer than the products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def with_adapters(family: str) -> torch.nn.Module:
     task_type, targets = ADAPTED[family]
     config = ModelConfig(name="tiny", adapter="lora", lora_rank=3, lora_targets=targets)

@@ -112,7 +112,7 @@ lists_of_updates = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(lists_of_updates, st.sampled_from(DTYPES), st.sampled_from(Distribution), st.data())
 def test_neither_calls_nor_kernels_nor_threads_change_a_bit(updates, dtype, distribution, data):
     weights, cut = some_weights(dtype), data.draw(st.integers(0, len(updates)))
