@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from .errors import RunStoreError
 
-LOCK = "lock"
+LOCK, PROBE = "lock", ".probe"
 _MARGIN_BYTES = 2**20
 
 
@@ -74,7 +74,7 @@ def check_room(folder: Path, needed_bytes: int) -> None:
             f"run folder {folder}: its disk has {free / 2**20:.0f} MiB free, this run may need {needed / 2**20:.0f}; "
             f"make room or choose another with --out"
         )
-    probe = folder / ".probe"
+    probe = folder / PROBE
     with writing(folder, "choose another with --out"):
         try:
             probe.write_bytes(bytes(2**16))

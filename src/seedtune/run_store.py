@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from .config import Recipe, build
 from .errors import RunStoreError
-from .run_folder import LOCK, check_room, claimed, replace_text, sync, writing
+from .run_folder import LOCK, PROBE, check_room, claimed, replace_text, sync, writing
 from .space import DIGEST_BYTES, Weights
 from .zo.trajectory import Header, RoundRecord, Trajectory, header_frame, parse, round_frame
 
@@ -267,8 +267,9 @@ def _check_free(folder: Path, replace: bool) -> None:
     """Only an empty folder can hold a new run, or, with `replace`, one that holds an earlier run."""
     if folder.exists() and not folder.is_dir():
         raise RunStoreError(f"run folder {folder}: is a file; choose another with --out")
-    held = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
-    foreign = held - {*_FILES, *(Path(name).with_suffix(".part").name for name in _FILES), SNAPSHOTS}
+    left_over = {LOCK, PROBE, *(Path(name).with_suffix(".part").name for name in _FILES)}
+    held = {path.name for path in folder.iterdir()} - left_over if folder.is_dir() else set()
+    foreign = held - {*_FILES, SNAPSHOTS}
     if foreign and not is_run(folder):
         raise RunStoreError(
             f"run folder {folder}: holds other files than a run's, such as {min(foreign)}; choose an empty one with "

@@ -11,7 +11,7 @@ from seedtune.errors import DigestMismatch, EngineError
 from seedtune.fed.client import catch_up, local_round, step_keys
 from seedtune.fed.messages import Order, unpack_weights
 from seedtune.fed.rounds import one_round, run_rounds
-from seedtune.space import copied, digest
+from seedtune.space import digest
 from seedtune.zo import noise
 from seedtune.zo.perturb import Perturbation
 from seedtune.zo.trajectory import direction_key

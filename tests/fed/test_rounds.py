@@ -103,8 +103,7 @@ class Twice(Answers):
     """An engine that carries an answer that nobody asked for, and one of them twice."""
 
     def exchange(self, orders):
-        for client, answer in super().exchange(orders):
-            yield client, answer
+        yield from super().exchange(orders)
         yield 0, encode_reply(reply(0, scalars=np.full((1, 2), 9, np.float32)))
         yield 17, encode_reply(reply(17))
 
