@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
@@ -37,7 +38,9 @@ out, err = _console(sys.stdout), _console(sys.stderr, stderr=True)
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value; may be repeated")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-Kernel = Annotated[str, typer.Option("--kernel", help="noise kernel: auto, numba or torch; the result is the same")]
+Kernel = Annotated[
+    str, typer.Option("--kernel", help="noise kernel: auto, numba or torch; the result is the same", show_default=False)
+]
 
 
 def main() -> None:
@@ -66,9 +69,18 @@ def _fail(reason: str) -> NoReturn:
     sys.exit(2)
 
 
+@app.callback(invoke_without_command=True)
+def version(shown: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False) -> None:
+    """Tune language models across devices with forward passes only."""
+    if shown:
+        out.print(f"seedtune {metadata.version('seedtune')}")
+
+
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="a known recipe or a TOML file")] = presets.DEFAULT_RECIPE,
+    recipe: Annotated[
+        str, typer.Argument(help="a known recipe or a TOML file; default demo", show_default=False)
+    ] = presets.DEFAULT_RECIPE,
     folder: Annotated[Path | None, typer.Option("--out", help="run folder; default runs/RECIPE")] = None,
     model: Annotated[str | None, typer.Option(help="'starter', a folder or a hub id")] = None,
     task: Annotated[str | None, typer.Option(help="a known task, or 'custom'")] = None,
@@ -118,9 +130,7 @@ def evaluate(
     """Evaluate a run's tuned model, or any model, on a task's test examples."""
     from . import inspection
 
-    over = [{"task": {"name": task}}] if task else []
-    found = inspection.evaluated(subject, *over, *(assignment(text) for text in settings or []))
-    _print(found, as_json)
+    _print(inspection.evaluated(subject, task, *(assignment(text) for text in settings or [])), as_json)
 
 
 @app.command()

@@ -175,7 +175,16 @@ def _explained(error: ValidationError) -> str:
         return unknown("key" if sections else "section", key, fields) + (f" (in [{sections[0]}])" if sections else "")
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
-    return f"{where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    rule = _RULES.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
+    return f"{where} = {first['input']!r}: {rule}"
+
+
+_RULES = {
+    "model_type": "must be a table of settings",
+    "tuple_type": "must be a list, such as ['first', 'second']",
+    "dict_type": "must be a table, such as {first = 'one', second = 'two'}",
+}
+"""What TOML calls the types whose names pydantic takes from Python."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -35,8 +35,10 @@ KNOWN_NOISE = {
 """Digests of 4,096 values of noise version 1, from coordinate 2^40 + 77 on, under derive_key(0, "doctor")."""
 
 
-def evaluated(subject: str, *overrides: dict[str, Any]) -> dict[str, Any]:
+def evaluated(subject: str, task: str | None = None, *overrides: dict[str, Any]) -> dict[str, Any]:
     """A run's tuned model, or a model as it is, on a task's test examples.
+
+    `task`: another task than the run's, with none of that one's settings; `overrides` are laid over it all.
 
     Cost: loads the model, replays the run, one forward a batch; tasks with reference answers are also generated.
 
@@ -46,12 +48,13 @@ def evaluated(subject: str, *overrides: dict[str, Any]) -> dict[str, Any]:
     folder = Path(subject)
     if run_store.is_run(folder):
         state = run_store.trajectory_of(folder)
-        recipe = _over(run_store.recipe_of(folder).model_dump(), overrides, subject)
+        recipe = _put(run_store.recipe_of(folder).model_dump(), task, overrides, subject)
         experiment = assemble(recipe, Machine(), state.header.initial)
         restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
         stands = {"rounds": len(state.records)}
     else:
-        experiment, stands = assemble(_over({"model": {"name": subject}}, overrides, subject), Machine()), {}
+        recipe = _put({"model": {"name": subject}}, task, overrides, subject)
+        experiment, stands = assemble(recipe, Machine()), {}
     found = experiment.evaluate()
     return {
         "model": experiment.model.base_id, **stands, "task": experiment.recipe.task.name,
@@ -60,8 +63,10 @@ def evaluated(subject: str, *overrides: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _over(values: dict[str, Any], overrides: Sequence[dict[str, Any]], source: str) -> Recipe:
+def _put(values: dict[str, Any], task: str | None, overrides: Sequence[dict[str, Any]], source: str) -> Recipe:
     """A recipe to evaluate: nobody trains, so all training examples may lie in one place."""
+    if task and values.get("task", {}).get("name") != task:
+        values = {**values, "task": {"name": task}}
     for over in ({"partition": {"kind": "iid", "num_clients": 1}, "federation": _ONE_CLIENT}, *overrides):
         values = merged(values, over)
     return build(values, source)

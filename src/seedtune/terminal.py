@@ -30,44 +30,57 @@ def progress(console: Console, num_rounds: int, sent: int = 0) -> Iterator[Liste
         yield _Bar(bar, num_rounds, sent)
 
 
-class _Status:
-    """What is known of a run so far, as one line of text."""
-
-    def __init__(self, sent: int) -> None:
-        self._evaluation: Evaluation | None = None
-        self._bytes = sent
-
-    def heard(self, result: RoundResult | None, evaluation: Evaluation | None) -> str:
-        self._evaluation = evaluation or self._evaluation
-        parts = [quality(self._evaluation)] if self._evaluation else []
-        if result is not None:
-            self._bytes += result.bytes_up + result.bytes_down
-            parts = [f"train loss {result.train_loss:.3f}", *parts, f"sent {amount(self._bytes)}"]
-            parts += [f"client {client} left out ({reason})" for client, reason in sorted(result.failed.items())[:1]]
-            parts += [f"and {len(result.failed) - 1} more"] if len(result.failed) > 1 else []
-        return "  ".join(parts)
-
-
 class _Bar:
+    """Everything that is known of a run so far, on one line that is drawn again."""
+
     def __init__(self, bar: Progress, num_rounds: int, sent: int) -> None:
-        self._bar, self._status = bar, _Status(sent)
+        self._bar, self._sent, self._quality = bar, sent, ""
         self._task = bar.add_task("rounds", total=num_rounds, state="")
 
     def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluation | None) -> None:
-        self._bar.update(self._task, completed=num_rounds, state=self._status.heard(result, evaluation))
+        self._sent += _bytes_of(result)
+        self._quality = quality(evaluation) if evaluation else self._quality
+        state = _joined(_training(result), self._quality, f"sent {amount(self._sent)}", _left_out(result))
+        self._bar.update(self._task, completed=num_rounds, state=state)
 
 
 class _PlainLines:
+    """A line for each piece of news, and some between."""
+
     def __init__(self, console: Console, num_rounds: int, sent: int) -> None:
-        self._console, self._total, self._status = console, num_rounds, _Status(sent)
+        self._console, self._total, self._sent = console, num_rounds, sent
 
     def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluation | None) -> None:
-        text = self._status.heard(result, evaluation)
+        self._sent += _bytes_of(result)
         is_resumed = result is None and evaluation is None
         is_news = is_resumed or evaluation is not None or bool(result.failed)
         if is_news or num_rounds % max(1, self._total // PLAIN_LINES) == 0:
-            text = "resumed" if is_resumed else text
-            self._console.print(f"round {num_rounds}/{self._total}  {text}", highlight=False, soft_wrap=True)
+            text = "resumed" if is_resumed else _joined(
+                _training(result), quality(evaluation) if evaluation else "", f"sent {amount(self._sent)}",
+                _left_out(result),
+            )  # fmt: skip
+            self._console.print(f"round {num_rounds}/{self._total}  {text}", soft_wrap=True)
+
+
+def _joined(*parts: str) -> str:
+    return "  ".join(part for part in parts if part)
+
+
+def _bytes_of(result: RoundResult | None) -> int:
+    return result.bytes_up + result.bytes_down if result else 0
+
+
+def _training(result: RoundResult | None) -> str:
+    return f"train loss {result.train_loss:.3f}" if result else ""
+
+
+def _left_out(result: RoundResult | None) -> str:
+    """The first of the clients that failed, and why; the others are in metrics.jsonl."""
+    if not result or not result.failed:
+        return ""
+    client = min(result.failed)
+    others = f", and {len(result.failed) - 1} more" if len(result.failed) > 1 else ""
+    return f"left out: client {client} ({result.failed[client]}){others}"
 
 
 def quality(evaluation: Evaluation) -> str:

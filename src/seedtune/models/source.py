@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -128,6 +129,8 @@ def _check_folder(folder: Path) -> None:
 def quiet() -> Iterator[None]:
     """Without transformers' progress bars, load reports and Python warnings; puts everything back."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # it tells of every retry
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -136,5 +139,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -43,6 +43,8 @@ def composed(recipe: str | None, method: str | None, *overrides: dict[str, Any])
     """
     source = recipe or DEFAULT_RECIPE
     is_file = source.endswith(".toml") or "/" in source
+    if not is_file and source not in names("recipes"):
+        raise ConfigError(f"{unknown('recipe', source, names('recipes'))}; or give a TOML file")
     values = read_toml(Path(source)) if is_file else read("recipes", source)
     values.pop("description", None)
     if method:
