@@ -47,7 +47,10 @@ def main() -> None:
     """The entry point of the command `seedtune`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=False)
+        if code := app(
+            prog_name="seedtune", standalone_mode=False
+        ):  # what click makes of an exit, or of Ctrl-C in some versions
+            sys.exit(code)
     except SeedtuneError as error:
         _fail(str(error))
     except (typer.Abort, KeyboardInterrupt):

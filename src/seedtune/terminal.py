@@ -1,16 +1,19 @@
 """How a run looks while it goes: a progress bar on a terminal, plain lines elsewhere, and tables of results."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .experiment import Listener
-from .fed.rounds import RoundResult
-from .models.evaluation import Evaluation
+if TYPE_CHECKING:  # a list of recipes is printed without loading torch
+    from .experiment import Listener
+    from .fed.rounds import RoundResult
+    from .models.evaluation import Evaluation
 
 PLAIN_LINES = 20
 """A piped run prints about this many lines, and one for each evaluation."""
@@ -25,7 +28,12 @@ def progress(console: Console, num_rounds: int, sent: int = 0) -> Iterator[Liste
     if not console.is_terminal:
         yield _PlainLines(console, num_rounds, sent)
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}", markup=False),
+        TimeRemainingColumn(),
+    )
     with Progress(TextColumn("rounds"), *columns, console=console) as bar:
         yield _Bar(bar, num_rounds, sent)
 
