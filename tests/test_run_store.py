@@ -209,13 +209,16 @@ def test_a_file_is_no_folder(tmp_path):
 
 
 def test_a_folder_that_cannot_be_made_is_refused():
-    with pytest.raises(RunStoreError, match=r"^run folder /proc/1/run: cannot be written: .*; choose another with --out"), \
-            create(Path("/proc/1/run")):  # fmt: skip
+    refused = r"^run folder /proc/1/run: cannot be written: .*; choose another with --out$"
+    with pytest.raises(RunStoreError, match=refused), create(Path("/proc/1/run")):
         pass
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "sync", lambda path: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    def read_only(path):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(run_folder, "sync", read_only)
     with pytest.raises(RunStoreError, match=r"cannot be written: Read-only file system"), create(tmp_path / "run"):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -233,12 +236,13 @@ def test_a_disk_without_room_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up_is_one_line(tmp_path, monkeypatch):
-    with pytest.raises(RunStoreError, match=r"No space left on device; make room, then 'seedtune resume .*run' goes on"), \
-            create(tmp_path / "run") as store:  # fmt: skip
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    refused = r"No space left on device; make room, then 'seedtune resume .*run' goes on after the last whole round$"
+    with pytest.raises(RunStoreError, match=refused), create(tmp_path / "run") as store:
         store.begin(SETTINGS, HEADER, {})
-        monkeypatch.setattr(
-            os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-        )
+        monkeypatch.setattr(os, "fsync", full)
         store.append(record(0), {})
     monkeypatch.undo()
     play(tmp_path / "run")

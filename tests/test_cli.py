@@ -1,0 +1,333 @@
+"""The command line as a user meets it: what it prints, where, and with which exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import tiny_runs
+from tiny_runs import MACHINE, NOTHING
+
+from seedtune import cli, experiment, presets, run_store
+from seedtune.zo.trajectory import header_frame
+
+
+@pytest.fixture
+def seedtune(tmp_path, tiny_model, tiny_table, capsys, monkeypatch):
+    """Runs a command in a folder that has a recipe, `tiny.toml`; gives exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(tiny_runs.toml(tiny_runs.values(tiny_model, tiny_table)))
+
+    def command(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["seedtune", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return command
+
+
+@pytest.fixture
+def ended(tiny_recipe, tmp_path):
+    """A run that has ended, `runs/done`."""
+    experiment.run(tiny_recipe(), MACHINE, tmp_path / "runs/done", NOTHING)
+    return tmp_path / "runs/done"
+
+
+@pytest.fixture
+def stopped(tiny_recipe, tmp_path):
+    """A run with one round left, `runs/stopped`."""
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(tiny_recipe(), MACHINE, tmp_path / "runs/stopped", tiny_runs.StopAfter(2))
+    return tmp_path / "runs/stopped"
+
+
+def refused(result, message):
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"error: {message}\n"
+
+
+# What works.
+
+
+def test_a_recipe_file_runs_and_says_where_its_results_are(seedtune, tmp_path):
+    result = seedtune("run", "tiny.toml", "--set", "task.max_tokens=5")
+    assert (result.code, result.err) == (0, "") and "\x1b" not in result.out
+    summary = run_store.summary_of(tmp_path / "runs/tiny")
+    lines = result.out.splitlines()
+    assert lines[0].startswith("round 0/3  test loss ") and lines[3].startswith("round 3/3  train loss ")
+    assert f"{summary['truncated_examples']} examples were cut to the task's window" in lines
+    assert "the tuned model is runs/tiny/trajectory.seedtune, 1." in lines[-3]
+    assert lines[-2].startswith("3 rounds in ") and " s a round, evaluation apart)" in lines[-2]
+    assert lines[-1] == f"state digest {summary['state_digest']}"
+
+
+def test_flags_and_settings_reach_the_recipe(seedtune, tmp_path, tiny_model):
+    flags = ("--out", "there", "--rounds", "1", "--model", tiny_model, "--task", "stdlib-topics", "--method", "decomfl")
+    (tmp_path / "bare.toml").write_text(tiny_runs.toml(tiny_runs.values(tiny_model, tiny_model) | {"task": {}}))
+    chosen = ("task.max_eval=10", "task.max_train=40", "local.num_directions=2", "local.learning_rate=0.01")
+    result = seedtune("run", "bare.toml", *flags, *(part for text in chosen for part in ("--set", text)))
+    assert (result.code, result.err) == (0, "")
+    recipe = run_store.recipe_of(tmp_path / "there")
+    assert recipe.run.method == "decomfl" and recipe.federation.keys == "shared" and recipe.federation.num_rounds == 1
+    assert recipe.local.num_directions == 2 and recipe.local.learning_rate == 0.01
+    assert recipe.task.name == "stdlib-topics" and recipe.model.name == str(tiny_model)
+
+
+def test_a_kernel_changes_no_result(seedtune, ended):
+    result = seedtune("run", "tiny.toml", "--kernel", "torch")
+    assert result.out.splitlines()[-1] == f"state digest {run_store.summary_of(ended)['state_digest']}"
+
+
+def test_a_stopped_run_is_resumed_and_replaced_only_when_asked(seedtune, stopped, ended):
+    before, digest = run_store.metrics_of(stopped), run_store.summary_of(ended)["state_digest"]
+    result = seedtune("resume", "runs/stopped")
+    assert result.code == 0 and result.out.splitlines()[0] == "round 2/3  resumed"
+    assert result.out.splitlines()[-1] == f"state digest {digest}"
+    sent = sum(row["bytes_up"] + row["bytes_down"] for row in run_store.metrics_of(stopped)[1:])
+    assert f"sent {sent / 1000:.1f} kB" in result.out.splitlines()[1] and len(before) == 3
+
+    refused(seedtune("resume", "runs/stopped"), "run runs/stopped: has ended (3 rounds); there is nothing to resume")
+    refused(
+        seedtune("run", "tiny.toml", "--out", "runs/stopped"),
+        "run folder runs/stopped: holds a run already; continue it with 'seedtune resume runs/stopped', choose another "
+        "with --out, or add --replace",
+    )
+    assert seedtune("run", "tiny.toml", "--out", "runs/stopped", "--replace", "--rounds", "1").code == 0
+    assert run_store.summary_of(stopped)["rounds"] == 1
+
+
+def test_json_is_only_json(seedtune, ended):
+    summary = run_store.summary_of(ended)
+    inspected = json.loads(seedtune("inspect", "runs/done", "--json").out)
+    assert inspected["state_digest"] == summary["state_digest"] and inspected["finished"] is True
+    evaluated = json.loads(seedtune("evaluate", "runs/done", "--json").out)
+    assert evaluated["loss"] == summary["loss"]
+    assert json.loads(seedtune("compare", "runs/done", "runs/done", "--json").out)[1]["run"] == "runs/done"
+    listed = json.loads(seedtune("recipes", "--json").out)
+    assert listed == {kind: presets.names(kind) for kind in ("recipes", "methods")}
+
+
+def test_tables_hold_whole_values_when_piped(seedtune, ended, tmp_path):
+    digest = run_store.summary_of(ended)["state_digest"]
+    long = tmp_path / ("long" * 30) / "run[1]"
+    long.parent.mkdir()
+    ended.rename(long)
+    assert str(long) in seedtune("compare", long).out
+    assert f"state_digest       {digest}" in seedtune("inspect", long).out
+    assert digest in seedtune("evaluate", long).out
+    assert "told in keys and scalars" in seedtune("recipes").out
+
+
+def test_a_run_is_replayed_to_a_new_folder(seedtune, ended, tmp_path):
+    digest = run_store.summary_of(ended)["state_digest"]
+    result = seedtune("replay", "runs/done", "--out", "tuned")
+    assert result.out == f"tuned: the model after 3 rounds, state digest {digest}\n" and result.code == 0
+    first = run_store.metrics_of(ended)[1]["state_digest"]
+    assert seedtune("replay", "runs/done", "--out", "first", "--round", "1").out.endswith(f"digest {first}\n")
+    assert (tmp_path / "first/model.safetensors").exists()
+
+
+def test_help_and_version(seedtune):
+    assert "resume" in seedtune("--help").out and "--set" in seedtune("run", "--help").out
+    assert seedtune("--version").out.startswith("seedtune ")
+    bare = seedtune()
+    assert bare.code in (0, 2) and "Usage: seedtune [OPTIONS]" in bare.out + bare.err
+
+
+def test_doctor_fails_where_the_noise_differs(seedtune, monkeypatch):
+    from seedtune import inspection
+
+    monkeypatch.setattr(inspection, "_starter", lambda: "loads")
+    assert seedtune("doctor").code == 0
+    assert json.loads(seedtune("doctor", "--json").out)["noise"] == "as known"
+    monkeypatch.setattr(inspection, "_is_known", lambda kernel, name: kernel == "torch")
+    result = seedtune("doctor", "--json")
+    assert result.code == 2 and json.loads(result.out)["noise"] == "differs: numba rademacher, numba gaussian"
+    assert result.err == (
+        "error: noise: differs: numba rademacher, numba gaussian; directions made here would not replay elsewhere\n"
+    )
+
+
+def test_listing_recipes_needs_no_model_library():
+    code = "import sys; from seedtune.cli import main; main(); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, "recipes"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("recipes:\ndemo  The first run")
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback():
+    code = "from seedtune.cli import main; main()"
+    for arguments in (["recipes"], ["recipes", "--json"]):
+        process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE)  # fmt: skip
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(60) == 1
+        process.stderr.close()
+
+
+# What is refused: one line that names the thing, the rule, what was found and what to do; and nothing left behind.
+
+SETTINGS = {
+    "federation.cohort_size=99": "recipe tiny.toml: federation.cohort_size is 99 but partition.num_clients is 4: a "
+    "cohort cannot be larger than the federation",
+    "federation.cohort=3": "recipe tiny.toml: unknown key 'cohort': did you mean 'cohort_size'? Known: batch_size, "
+    "cohort_size, dropout_rate, keys, local_steps, min_replies, num_rounds, protocol, weighting (in [federation])",
+    "federaton.keys=own": "recipe tiny.toml: unknown section 'federaton': did you mean 'federation'? Known: baseline, "
+    "federation, local, model, partition, run, task",
+    "run.seed=-1": "recipe tiny.toml: run.seed = -1: input should be greater than or equal to 0",
+    "local.num_directions=two": "recipe tiny.toml: local.num_directions = 'two': input should be a valid integer, "
+    "unable to parse string as an integer",
+    "seed=3": "--set 'seed=3': expected section.key=value, for example --set local.learning_rate=3e-4",
+    "task.template='the {shape} is'": "template 'the {shape} is' names the column 'shape', which task 'custom', data "
+    "does not have: it has thing, colour; write braces that are text as {{ and }}",
+    "task.label_column=shade": "task.label_column is 'shade', but task 'custom', data has the columns thing, colour",
+    "task.answers={red = ' red', green = ' green'}": "column 'colour' has 3 labels, and 'blue' has no answer word: "
+    "task.answers has words for red, green; add one for each label",
+    "task.answers={red = ' red', green = ' redder', blue = ' blue'}": "answers ' red' and ' redder' of task 'custom' "
+    "begin with the same token 'Ġred' (270): choose words that differ from the start",
+    "task.path=gone.csv": "gone.csv: no such file or folder; set task.path to the task's data",
+    "partition.num_clients=500": "46 training examples cannot give each of 500 clients 1: lower partition.num_clients "
+    "or partition.min_examples",
+    "model.lora_targets=['q_prj']": "model.lora_targets: 'q_prj' matches no linear module (the output head cannot be "
+    "adapted); there are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or 'all-linear' alone",
+    "model.name=./gone": "model './gone': there is no such folder; give a folder, a hub id or 'starter'",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_that_cannot_be_run_are_refused(seedtune, setting, tmp_path):
+    lora = ("--set", "model.adapter=lora") if "lora" in setting else ()
+    refused(seedtune("run", "tiny.toml", "--set", setting, *lora), SETTINGS[setting])
+    assert os.listdir(tmp_path) == ["tiny.toml"]
+
+
+ARGUMENTS = {
+    ("run", "demp"): "unknown recipe 'demp': did you mean 'demo'? Known: demo; or give a TOML file",
+    ("run", "gone.toml"): "recipe gone.toml: cannot be read: No such file or directory",
+    ("run", "tiny.toml", "--method", "fedag"): "unknown method 'fedag': did you mean 'fedavg'? Known: decomfl, fedavg, "
+    "fedmezo, fedzo",
+    ("run", "tiny.toml", "--kernel", "cuda"): "--kernel 'cuda': must be auto, numba or torch",
+    ("run", "tiny.toml", "--rounds", "-1"): "recipe tiny.toml: federation.num_rounds = -1: input should be greater "
+    "than or equal to 0",
+    ("run", "tiny.toml", "--out", "tiny.toml"): "run folder tiny.toml: is a file; choose another with --out",
+    ("run", "tiny.toml", "--out", "tiny.toml/x"): "run folder tiny.toml/x: cannot be written: Not a directory; choose "
+    "another with --out",
+    ("run", "tiny.toml", "--out", "."): "run folder .: holds other files than a run's, such as tiny.toml; choose an "
+    "empty one with --out",
+    ("resume", "gone"): "run folder gone: holds no run (no recipe.json); 'seedtune run' makes one",
+    ("compare", "gone"): "run folder gone: holds no run (no recipe.json); 'seedtune run' makes one",
+    ("inspect", "gone"): "trajectory gone: cannot be read: No such file or directory",
+    ("inspect", "tiny.toml"): "tiny.toml: is not a trajectory, or its first bytes were altered or cut off",
+    ("replay", "gone", "--out", "x"): "trajectory gone: cannot be read: No such file or directory",
+    ("replay", "gone"): "Missing option '--out'.",
+    ("trian",): "No such command 'trian'.",
+}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=" ".join)
+def test_arguments_that_lead_nowhere_are_refused(seedtune, arguments, tmp_path):
+    refused(seedtune(*arguments), ARGUMENTS[arguments])
+    assert os.listdir(tmp_path) == ["tiny.toml"]
+
+
+def test_a_task_is_unknown_with_the_nearest(seedtune, tmp_path):
+    result = seedtune("run", "tiny.toml", "--task", "sst-2")
+    assert result.code == 2 and result.err.startswith(
+        "error: unknown task 'sst-2': did you mean 'sst2'? Known: ag_news"
+    )
+    assert os.listdir(tmp_path) == ["tiny.toml"]
+
+
+def test_a_model_that_is_nowhere_is_one_line(seedtune, tmp_path):
+    result = seedtune("run", "tiny.toml", "--model", "no-such-model")
+    assert result.code == 2 and result.err.count("\n") == 1 and os.listdir(tmp_path) == ["tiny.toml"]
+    assert result.err.startswith("error: model 'no-such-model': is neither a folder here nor available from the ")
+    assert result.err.endswith("check the id; without a network, download it elsewhere and give its folder\n")
+
+
+def test_a_full_disk_is_refused_before_anything_is_loaded(seedtune, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    monkeypatch.setattr(experiment, "assemble", lambda *a: pytest.fail("it loaded the model first"))
+    refused(
+        seedtune("run", "tiny.toml"),
+        "run folder runs/tiny: its disk has 0 MiB free, this run may need 1; make room or choose another with --out",
+    )
+    assert os.listdir(tmp_path) == ["tiny.toml"]
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_loaded(seedtune, ended, monkeypatch):
+    monkeypatch.setattr(experiment, "assemble", lambda *a: pytest.fail("it loaded the model first"))
+    with run_store.open_run(ended):
+        refused(
+            seedtune("run", "tiny.toml", "--out", "runs/done", "--replace"),
+            "run folder runs/done: is in use by another process; wait for it, or choose another folder",
+        )
+
+
+def test_a_stopped_run_is_not_compared(seedtune, stopped):
+    refused(
+        seedtune("compare", "runs/stopped"),
+        "run runs/stopped: has not ended; continue it with 'seedtune resume runs/stopped'",
+    )
+
+
+def test_replays_that_cannot_be_made_are_refused(seedtune, ended, tmp_path):
+    other = tiny_runs.save_model(tmp_path / "other", seed=1)
+    header = run_store.trajectory_of(ended).header
+    beyond = "round 9 was asked for, but the trajectory holds rounds 0 to 3"
+    refused(seedtune("replay", "runs/done", "--out", "x", "--round", "9"), beyond)
+    exists = "export to 'other': it exists and is not empty; give a new folder or empty this one"
+    refused(seedtune("replay", "runs/done", "--out", "other"), exists)
+    no_adapter = "export with merged weights was asked for, but the model has no LoRA adapter to merge"
+    refused(seedtune("replay", "runs/done", "--out", "x", "--merged"), no_adapter)
+    foreign = seedtune("replay", "runs/done", "--out", "x", "--base", other)
+    assert foreign.code == 2 and foreign.err.endswith(f", expected {header.base_digest}\n")
+    assert foreign.err.startswith("error: the weights' digest of the base (recorded on 'llama') is ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_damaged_trajectories_are_refused(seedtune, ended, tmp_path):
+    data = (ended / "trajectory.seedtune").read_bytes()
+    (tmp_path / "cut").write_bytes(data[:-7])
+    (tmp_path / "altered").write_bytes(data[:-60] + bytes([data[-60] ^ 1]) + data[-59:])
+    for name in ("cut", "altered"):
+        result = seedtune("replay", name, "--out", "x")
+        refused(result, f"{name}: truncated or altered after 2 whole rounds; take a fresh copy, or the run's folder")
+
+
+def test_noise_of_a_later_version_is_refused(seedtune, ended, tmp_path):
+    header = run_store.trajectory_of(ended).header
+    later = type(header)(**{**vars(header), "noise_version": 99})
+    (tmp_path / "later").write_bytes(header_frame(later))
+    refused(
+        seedtune("inspect", "later"),
+        "later: has noise_version 99, this seedtune knows 1: install the one that wrote it",
+    )
+
+
+# Ctrl-C.
+
+
+def test_ctrl_c_before_the_first_round_leaves_nothing(seedtune, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "assemble", interrupted)
+    result = seedtune("run", "tiny.toml")
+    assert (result.code, result.err) == (130, "stopped; no round was begun, nothing is kept\n")
+    assert os.listdir(tmp_path) == ["tiny.toml"]
+
+
+def test_ctrl_c_elsewhere_is_silent(seedtune, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(presets, "names", interrupted)
+    assert seedtune("recipes").code == 130

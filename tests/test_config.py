@@ -1,0 +1,109 @@
+import math
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from seedtune.config import Machine, Recipe, assignment, build, merged, read_toml
+from seedtune.errors import ConfigError
+
+
+def refused(**values) -> str:
+    with pytest.raises(ConfigError) as error:
+        build(values, "mine.toml")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_an_empty_recipe_is_all_defaults():
+    assert build({}) == Recipe()
+
+
+def test_a_recipe_survives_json():
+    recipe = build({"model": {"lora_targets": ["q", "v"]}, "task": {"answers": {"0": " no"}}, "run": {"seed": 5}})
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_a_recipe_does_not_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        build({}).run.seed = 3
+    with pytest.raises(ValidationError, match="greater than or equal"):
+        Machine(scratch_bytes=1)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"locals": {}}, "unknown section 'locals': did you mean 'local'? Known: baseline, federation, local, model, "
+                         "partition, run, task"),
+        ({"run": {"sed": 1}}, "unknown key 'sed': did you mean 'seed'? Known: eval_every, keep_snapshots, method, "
+                              "num_threads, seed (in [run])"),
+        ({"model": 3}, "model = 3: must be a table of settings"),
+        ({"model": {"trainable": "*"}}, "model.trainable = '*': must be a list, such as ['first', 'second']"),
+        ({"task": {"answers": 3}}, "task.answers = 3: must be a table, such as {first = 'one', second = 'two'}"),
+        ({"run": {"seed": "x"}}, "run.seed = 'x': input should be a valid integer, unable to parse string as an "
+                                 "integer"),
+        ({"federation": {"local_steps": 0}}, "federation.local_steps = 0: input should be greater than or equal to 1"),
+        ({"local": {"learning_rate": math.inf}}, "local.learning_rate = inf: input should be a finite number"),
+        ({"model": {"dtype": "int8"}}, "model.dtype = 'int8': input should be 'float32', 'bfloat16' or 'float16'"),
+        ({"federation": {"cohort_size": 99}}, "federation.cohort_size is 99 but partition.num_clients is 8: a cohort "
+                                              "cannot be larger than the federation"),
+        ({"federation": {"cohort_size": 2, "min_replies": 3}}, "federation.min_replies is 3 but a round asks 2 "
+                                                               "clients"),
+        ({"local": {"order": "first"}}, "local.order = 'first' needs federation.protocol = 'weights': a gradient is "
+                                        "not a handful of scalars"),
+        ({"federation": {"keys": "shared", "protocol": "weights"}}, "federation.keys = 'shared' needs "
+                                                                    "federation.protocol = 'scalars'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_refused_in_one_line(values, message):
+    assert refused(**values) == f"mine.toml: {message}"
+
+
+def test_every_field_says_its_range_and_every_section_is_checked():
+    for name, section in Recipe.model_fields.items():
+        assert refused(**{name: {"no_such_key": 1}}).startswith("mine.toml: unknown key 'no_such_key': ")
+        assert section.annotation() == getattr(Recipe(), name)
+
+
+def test_sections_are_merged_and_answers_replaced():
+    base = {"task": {"answers": {"a": "1", "b": "2"}, "path": "x"}, "run": {"seed": 1}}
+    over = {"task": {"answers": {"c": "3"}}, "local": {"num_directions": 2}}
+    assert merged(base, over) == {
+        "task": {"answers": {"c": "3"}, "path": "x"}, "run": {"seed": 1}, "local": {"num_directions": 2},
+    }  # fmt: skip
+    assert base["task"]["answers"] == {"a": "1", "b": "2"}
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("local.learning_rate=3e-4", 3e-4), ("task.template={thing} = {x}", "{thing} = {x}"), ("run.seed = 3", 3),
+        ("model.lora_targets=['q', 'v']", ["q", "v"]), ("task.path=a b.csv", "a b.csv"), ("run.method=", ""),
+        ("task.answers={a = ' b'}", {"a": " b"}),
+    ],
+)  # fmt: skip
+def test_assignments_are_toml_or_else_text(text, value):
+    (section,) = assignment(text).values()
+    assert list(section.values()) == [value]
+
+
+@pytest.mark.parametrize("text", ["x", "x=1", ".x=1", "run.=1", "=", ""])
+def test_an_assignment_without_section_key_and_value_is_refused(text):
+    with pytest.raises(ConfigError) as error:
+        assignment(text)
+    assert str(error.value) == (
+        f"--set {text!r}: expected section.key=value, for example --set local.learning_rate=3e-4"
+    )
+
+
+def test_files_that_are_not_toml_are_refused(tmp_path):
+    bad, binary = tmp_path / "bad.toml", tmp_path / "binary.toml"
+    bad.write_text("[run\nseed = 1\n")
+    binary.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"bad.toml: is not valid TOML: .*line 1"):
+        read_toml(bad)
+    with pytest.raises(ConfigError, match=r"binary.toml: is not valid TOML: 'utf-8' codec"):
+        read_toml(binary)
+    with pytest.raises(ConfigError, match=r"^recipe gone.toml: cannot be read: No such file or directory$"):
+        read_toml(Path("gone.toml"))

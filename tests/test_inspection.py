@@ -1,0 +1,117 @@
+import json
+import math
+
+import pytest
+from tiny_runs import MACHINE, NOTHING, StopAfter, save_task
+
+from seedtune import inspection
+from seedtune.errors import DataError, RunStoreError, TrajectoryError
+from seedtune.experiment import run
+from seedtune.inspection import COMPARED, compared, described, evaluated, exported, health
+from seedtune.models.evaluation import Evaluation
+
+
+@pytest.fixture
+def ended(tiny_recipe, tmp_path):
+    run(tiny_recipe(task={"max_tokens": 5}), MACHINE, tmp_path / "run", NOTHING)
+    return tmp_path / "run"
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_run_is_evaluated_where_it_stands(ended):
+    found, summary = evaluated(str(ended)), summary_of(ended)
+    assert {name: found[name] for name in ("loss", "accuracy", "state_digest", "rounds")} == {
+        name: summary[name] for name in ("loss", "accuracy", "state_digest", "rounds")
+    }
+    assert found["examples"] == 14 and 0 < found["truncated_examples"] <= 14 and found["model"] == "llama"
+
+
+def test_a_run_is_evaluated_on_another_task_without_its_own_settings(ended):
+    found = evaluated(str(ended), "stdlib-topics", {"task": {"max_eval": 12}})
+    assert found["task"] == "stdlib-topics" and found["examples"] == 12
+    assert found["state_digest"] == summary_of(ended)["state_digest"]
+
+
+def test_a_model_is_evaluated_as_it_is(tiny_recipe, tiny_model, tiny_table, ended):
+    found = evaluated(str(tiny_model), None, {"task": tiny_recipe(task={"max_tokens": 5}).task.model_dump()})
+    summary = summary_of(ended)
+    assert found["loss"] == summary["zero_shot_loss"] and found["accuracy"] == summary["zero_shot_accuracy"]
+    assert "rounds" not in found
+
+
+def test_evaluation_deals_no_examples_to_clients(tiny_recipe, tiny_model, tmp_path):
+    few = save_task(tmp_path / "few.csv", num_rows=8)
+    task = tiny_recipe(task={"path": str(few)}).task.model_dump()
+    assert evaluated(str(tiny_model), None, {"task": task, "federation": {"min_replies": 1}})["examples"] >= 1
+    with pytest.raises(DataError, match="unknown task 'sst-2': did you mean 'sst2'"):
+        evaluated(str(tiny_model), "sst-2")
+
+
+def test_an_evaluation_that_is_not_finite_is_null(tiny_recipe, tiny_model, monkeypatch):
+    nan = Evaluation(math.nan, None, 3)
+    monkeypatch.setattr(inspection.Experiment, "evaluate", lambda self: nan)
+    found = evaluated(str(tiny_model), None, {"task": tiny_recipe().task.model_dump()})
+    assert found["loss"] is None and found["perplexity"] is None
+
+
+def test_a_run_and_its_trajectory_are_described_alike(ended):
+    run_, file = described(ended), described(ended / "trajectory.seedtune")
+    assert run_ == file | {"finished": True} | {name: summary_of(ended)[name] for name in COMPARED}
+    assert file["rounds"] == 3 and file["scalars"] == 12 and file["snapshots"] == file["skipped_scalars"] == 0
+    assert file["bytes"] == (ended / "trajectory.seedtune").stat().st_size and file["base"] == "llama"
+
+
+def test_a_run_that_goes_on_is_described_but_not_compared(tiny_recipe, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_recipe(federation={"protocol": "weights"}), MACHINE, tmp_path / "run", StopAfter(2))
+    found = described(tmp_path / "run")
+    assert found["rounds"] == found["snapshots"] == 2 and found["finished"] is False
+    with pytest.raises(RunStoreError) as error:
+        compared([tmp_path / "run"])
+    folder = tmp_path / "run"
+    assert str(error.value) == f"run {folder}: has not ended; continue it with 'seedtune resume {folder}'"
+
+
+def test_runs_are_compared_by_their_summaries(ended):
+    (row,) = compared([ended])
+    assert row == {"run": str(ended)} | {name: summary_of(ended)[name] for name in COMPARED}
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    for look in (described, lambda folder: exported(folder, tmp_path / "out", None, None, False)):
+        with pytest.raises(RunStoreError, match="holds no run"):
+            look(tmp_path)
+    with pytest.raises(TrajectoryError, match=r"gone: cannot be read: No such file or directory"):
+        described(tmp_path / "gone")
+
+
+def test_a_round_of_weights_needs_its_run_folder(tiny_recipe, tiny_model, tmp_path):
+    live = run(tiny_recipe(federation={"protocol": "weights"}), MACHINE, tmp_path / "run", NOTHING)
+    assert exported(tmp_path / "run", tmp_path / "out", None, None, False)["state_digest"] == live["state_digest"]
+    with pytest.raises(RunStoreError, match="the weights after round 0 were not kept; set "):
+        exported(tmp_path / "run", tmp_path / "first", None, 1, False)
+    with pytest.raises(TrajectoryError, match="round 2 is a snapshot, kept in its run folder: replay the folder"):
+        exported(tmp_path / "run/trajectory.seedtune", tmp_path / "alone", str(tiny_model), None, False)
+
+
+def test_kept_snapshots_replay_to_any_round(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(federation={"protocol": "weights"}, run={"keep_snapshots": "all"})
+    run(recipe, MACHINE, tmp_path / "run", NOTHING)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for rounds in (1, 2):
+        stands = exported(tmp_path / "run", tmp_path / f"out-{rounds}", None, rounds, False)
+        assert stands["state_digest"] == rows[rounds]["state_digest"]
+
+
+def test_health_knows_its_noise():
+    found = health()
+    assert found["noise"] == "as known" and found["noise_version"] == 1 and found["versions"]["torch"]
+
+
+def test_health_names_a_kernel_whose_noise_differs(monkeypatch):
+    monkeypatch.setattr(inspection, "KNOWN_NOISE", {name: "0" * 32 for name in inspection.KNOWN_NOISE})
+    monkeypatch.setattr(inspection, "_starter", lambda: "loads")
+    assert health()["noise"] == "differs: torch rademacher, torch gaussian, numba rademacher, numba gaussian"

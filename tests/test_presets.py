@@ -1,0 +1,55 @@
+import pytest
+
+from seedtune import presets
+from seedtune.config import Recipe
+from seedtune.errors import ConfigError
+
+
+def test_every_preset_has_a_description_of_one_line():
+    for kind in ("recipes", "methods"):
+        for text in presets.names(kind).values():
+            assert 20 < len(text) < 120 and "\n" not in text
+
+
+@pytest.mark.parametrize("recipe", presets.names("recipes"))
+@pytest.mark.parametrize("method", [None, *presets.names("methods")])
+def test_every_method_goes_over_every_recipe(recipe, method):
+    composed = presets.composed(recipe, method)
+    assert isinstance(composed, Recipe)
+    assert composed.run.method == (method or presets.read("recipes", recipe)["run"]["method"])
+
+
+def test_a_method_says_how_a_round_works_and_not_what_is_run():
+    for method in presets.names("methods"):
+        assert not {"task", "partition", "run"} & set(presets.read("methods", method))
+
+
+def test_later_settings_win():
+    over = ({"local": {"num_directions": 7}}, {"local": {"num_directions": 9}, "run": {"method": "mine"}})
+    composed = presets.composed("demo", "decomfl", *over)
+    assert composed.local.num_directions == 9 and composed.run.method == "mine"
+    assert composed.federation.keys == "shared" and composed.task.name == "stdlib-topics"
+
+
+def test_methods_are_the_papers():
+    methods = {name: presets.composed("demo", name) for name in presets.names("methods")}
+    assert methods["fedavg"].local.order == "first" and methods["fedavg"].federation.protocol == "weights"
+    assert methods["fedzo"].local.estimator == "one-sided" and methods["fedzo"].federation.protocol == "weights"
+    assert methods["decomfl"].federation.keys == "shared"
+    assert methods["fedmezo"].model.adapter == "lora" and methods["fedmezo"].federation.local_steps == 30
+    for name in ("fedzo", "decomfl", "fedmezo"):
+        assert methods[name].local.distribution == "gaussian"
+
+
+def test_a_file_is_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('description = "mine"\n[run]\nseed = 3\n')
+    assert presets.composed("mine.toml", None).run.seed == presets.composed("./mine.toml", "fedavg").run.seed == 3
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ConfigError) as error:
+        presets.composed("demp", None)
+    assert str(error.value) == "unknown recipe 'demp': did you mean 'demo'? Known: demo; or give a TOML file"
+    with pytest.raises(ConfigError, match=r"^unknown method 'fedmez': did you mean 'fedmezo'\? Known: decomfl, fedavg"):
+        presets.composed("demo", "fedmez")

@@ -1,0 +1,102 @@
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from seedtune import terminal
+from seedtune.fed.rounds import RoundResult
+from seedtune.models.evaluation import Evaluation
+from seedtune.zo.trajectory import RoundRecord
+
+
+def result(round_: int, failed=None) -> RoundResult:
+    record = RoundRecord(round_, (0,), np.zeros((1, 1, 1), np.float32), np.zeros(1), bytes(16))
+    return RoundResult(record, (0, 1), (), failed or {}, 0.25, 700, 300, 2, 0, 0.1)
+
+
+def shown(console: Console, calls, num_rounds: int = 100, sent: int = 0) -> str:
+    with terminal.progress(console, num_rounds, sent) as listen:
+        for call in calls:
+            listen(*call)
+    return console.file.getvalue()
+
+
+def piped() -> Console:
+    """As the command line makes it where nobody looks at a terminal."""
+    return Console(file=io.StringIO(), width=10_000, markup=False, emoji=False, highlight=False)
+
+
+def test_a_piped_run_prints_plain_lines():
+    calls = [(0, None, Evaluation(2.0, 0.5, 10))]
+    calls += [(n, result(n - 1), Evaluation(1.0, 0.75, 10) if n == 100 else None) for n in range(1, 101)]
+    lines = shown(piped(), calls).splitlines()
+    assert lines[0] == "round 0/100  test loss 2.000  accuracy 50.0%  sent 0 B"
+    assert lines[1] == "round 5/100  train loss 0.250  sent 5.0 kB"
+    assert lines[-1] == "round 100/100  train loss 0.250  test loss 1.000  accuracy 75.0%  sent 100.0 kB"
+    assert len(lines) == 21
+
+
+def test_failures_and_resumption_are_news():
+    failed = {3: "KeyError: 'x'", 1: "MessageError: [red]no[/red]"}
+    lines = shown(piped(), [(7, None, None), (8, result(7, failed), None)], sent=7000).splitlines()
+    assert lines == [
+        "round 7/100  resumed",
+        "round 8/100  train loss 0.250  sent 8.0 kB  left out: client 1 (MessageError: [red]no[/red]), and 1 more",
+    ]
+
+
+def test_a_terminal_shows_a_bar():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    calls = [(0, None, Evaluation(2.0, None, 10)), *((n, result(n - 1), None) for n in (1, 2))]
+    text = shown(console, calls, num_rounds=2)
+    assert "2/2" in text and "perplexity 7.39" in text and "sent 2.0 kB" in text
+
+
+SUMMARY = {
+    "method": "seedtune", "backprop_steps": 0, "zero_shot_loss": 2.0, "zero_shot_accuracy": 0.25,
+    "zero_shot_perplexity": None, "loss": 1.5, "accuracy": 0.5, "perplexity": None, "backprop_loss": None,
+    "backprop_accuracy": None, "backprop_perplexity": None,
+}  # fmt: skip
+
+
+def table(rows) -> list[str]:
+    console = piped()
+    console.print(rows)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "changed, lines",
+    [
+        ({}, ["zero-shot         25.0%     2.000", "tuned (seedtune)  50.0%     1.500"]),
+        ({"loss": None}, ["zero-shot         25.0%     2.000", "tuned (seedtune)  50.0%     not finite"]),
+        (
+            {"backprop_steps": 9},
+            [
+                "zero-shot         25.0%       2.000",
+                "tuned (seedtune)  50.0%       1.500",
+                "backpropagation   not finite  not finite",
+            ],
+        ),
+    ],
+)
+def test_the_outcome_beside_zero_shot_and_backpropagation(changed, lines):
+    assert table(terminal.outcome(SUMMARY | changed))[1:] == lines
+
+
+def test_texts_are_judged_by_perplexity():
+    text = {"zero_shot_accuracy": None, "zero_shot_perplexity": 7.389, "accuracy": None, "perplexity": 4.48}
+    assert table(terminal.outcome(SUMMARY | text))[1].split() == ["zero-shot", "7.39", "2.000"]
+
+
+def test_no_value_of_a_table_is_cut():
+    long = "/a/path/" + "x" * 200
+    counts = {"rounds": 10, "bytes_up": 10**9, "bytes_down": 1, "forwards": 7, "seconds": 1.25}
+    row = {"run": long, "method": "seedtune", "loss": None, "accuracy": 0.5, **counts}
+    printed = table(terminal.side_by_side([row, row]))
+    assert printed[1].split()[:4] == [long, "seedtune", "10", "not"] and len(printed) == 3
+    assert table(terminal.pairs({"digest": "f" * 300}))[0].split() == ["digest", "f" * 300]
+    narrow = Console(file=io.StringIO(), width=40)
+    narrow.print(terminal.pairs({"digest": "f" * 300}))
+    assert narrow.file.getvalue().count("f") == 300
