@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from small_federation import Answers, protocol, recipe, reply, server, site
 
+from seedtune.engines.in_process import InProcess
 from seedtune.errors import EngineError
 from seedtune.fed.messages import decode_order, encode_reply
-from seedtune.fed.rounds import client_weights, drops_out, one_round, run_rounds, sample_cohort
+from seedtune.fed.rounds import drops_out, one_round, run_rounds, sample_cohort, share_of
 from seedtune.space import copied, digest
 
 
@@ -96,7 +97,7 @@ class Without(Answers):
 
 def test_a_client_that_never_answers_is_named():
     _, result = round_of(recipe(), Without(2))
-    assert result.failed == {2: "no answer"} and result.record.clients == (0, 1, 3)
+    assert result.failed == {2: "EngineError: no answer"} and result.record.clients == (0, 1, 3)
 
 
 class Twice(Answers):
@@ -146,6 +147,31 @@ def test_a_client_whose_state_is_not_known_is_told_everything_again():
     assert missed == {0: 1, 1: 1, 2: 2, 3: 1}
 
 
+class Logged:
+    """A protocol that notes when it is asked for an order and when a reply reaches it."""
+
+    def __init__(self, inner):
+        self.inner, self.log = inner, []
+
+    def order(self, state, client):
+        self.log.append(("order", client))
+        return self.inner.order(state, client)
+
+    def check(self, state, answer):
+        self.log.append(("reply", answer.client))
+        return self.inner.check(state, answer)
+
+    def reduce(self, state, replies):
+        return self.inner.reduce(state, replies)
+
+
+def test_one_order_and_one_reply_are_held_at_a_time():
+    settings = recipe(federation={"protocol": "weights"})
+    at, logged = site(settings), Logged(protocol(settings))
+    one_round(server(at), logged, InProcess(at))
+    assert logged.log == [(what, client) for client in range(4) for what in ("order", "reply")]
+
+
 def test_rounds_go_on_to_the_last():
     numbers = [result.record.round for _, result in run_rounds(server(site(recipe())), protocol(recipe()), Answers())]
     assert numbers == [0, 1, 2]
@@ -158,7 +184,7 @@ def test_skipped_steps_and_losses_that_are_not_finite_are_counted():
     assert np.isnan(result.record.scalars[1]).all() and np.isfinite(result.record.scalars[[0, 2, 3]]).all()
 
 
-@pytest.mark.parametrize("weighting, shares", [("examples", [0.25, 0.75]), ("equal", [0.5, 0.5])])
+@pytest.mark.parametrize("weighting, shares", [("examples", [3, 9]), ("equal", [1, 1])])
 def test_shares_of_the_mean(weighting, shares):
     replies = [reply(0, num_examples=3), reply(1, num_examples=9)]
-    assert client_weights(recipe(federation={"weighting": weighting}), replies).tolist() == shares
+    assert [share_of(recipe(federation={"weighting": weighting}), reply) for reply in replies] == shares

@@ -5,12 +5,14 @@
     the protocol reduces the replies to one record, `apply` moves the shared weights
     the record's digest is the new state
 
-It touches no file and no network: an engine carries the messages, the run store keeps what `run_rounds` yields.
+Orders are encoded as they are carried and replies reduced as they come, so memory does not grow with the cohort. It
+touches no file and no network: an engine carries the messages, the run store keeps what `run_rounds` yields.
 """
 
 import time
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -42,7 +44,9 @@ class ExchangeProtocol(Protocol):
         """Raises MessageError for a reply that cannot be reduced."""
         ...
 
-    def reduce(self, server: "Server", replies: list[Reply]) -> RoundRecord: ...
+    def reduce(self, server: "Server", replies: Iterable[Reply]) -> RoundRecord:
+        """Takes the replies, sorted by client, as they come; moves the replica once the last one is there."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -97,18 +101,16 @@ def one_round(server: Server, protocol: ExchangeProtocol, engine: Engine) -> tup
     cohort = sample_cohort(server.recipe, server.round)
     dropped = tuple(client for client in cohort if drops_out(server.recipe, server.round, client))
 
-    asked = [client for client in cohort if client not in dropped]
-    orders = {client: encode_order(protocol.order(server, client)) for client in asked}
-    replies, bytes_up, failed = _collect(engine.exchange(orders), orders, server, protocol)
-    replies = _quorum(server, replies, failed)
+    orders = _Orders(server, protocol, _asked(server.recipe, cohort, dropped))
+    heard = _Heard()
+    record = protocol.reduce(server, _usable(engine.exchange(orders), orders, heard))
 
-    record = protocol.reduce(server, replies)
     result = RoundResult(
-        record, cohort, dropped, failed, _mean_loss(replies), sum(map(len, orders.values())), bytes_up,
-        sum(reply.num_forwards for reply in replies), sum(reply.num_skipped for reply in replies),
+        record, cohort, dropped, heard.failed, _mean_loss(heard.replies), orders.num_bytes, heard.num_bytes,
+        sum(reply.num_forwards for reply in heard.replies), sum(reply.num_skipped for reply in heard.replies),
         time.perf_counter() - started,
     )  # fmt: skip
-    return after(server, record, failed), result
+    return after(server, record, heard.failed), result
 
 
 def after(server: Server, record: RoundRecord, failed: Collection[int]) -> Server:
@@ -134,41 +136,88 @@ def drops_out(recipe: Recipe, round_: int, client: int) -> bool:
     return key / 2**64 < recipe.federation.dropout_rate
 
 
-def client_weights(recipe: Recipe, replies: list[Reply]) -> np.ndarray:
-    """Each reply's share in the mean, float64 [n], summing to one: equal, or by number of examples."""
-    if recipe.federation.weighting == "equal":
-        return np.full(len(replies), 1 / len(replies))
-    counts = np.array([reply.num_examples for reply in replies], np.float64)
-    return counts / counts.sum()
+def share_of(recipe: Recipe, reply: Reply) -> float:
+    """How much a reply counts in the mean: as any other, or by its number of examples."""
+    return 1.0 if recipe.federation.weighting == "equal" else float(reply.num_examples)
 
 
-def _collect(
-    answers: Iterable[tuple[int, bytes | Exception]],
-    orders: Mapping[int, bytes],
-    server: Server,
-    protocol: ExchangeProtocol,
-) -> tuple[list[Reply], int, dict[int, str]]:
-    """Usable replies sorted by client, bytes received, and what went wrong with the others."""
-    replies, num_bytes, failed = {}, 0, {}
-    for client, answer in answers:
+def _asked(recipe: Recipe, cohort: Collection[int], dropped: Collection[int]) -> tuple[int, ...]:
+    """Who gets an order: nobody where too few are there, and then nothing moves in this round."""
+    present = tuple(client for client in cohort if client not in dropped)
+    return present if len(present) >= recipe.federation.min_replies else ()
+
+
+class _Orders(Mapping[int, bytes]):
+    """The order of each client asked, encoded when it is carried; `num_bytes` of them so far."""
+
+    def __init__(self, server: Server, protocol: ExchangeProtocol, clients: tuple[int, ...]):
+        self.server, self.protocol, self.num_bytes = server, protocol, 0
+        self._clients = dict.fromkeys(clients)
+
+    def __getitem__(self, client: int) -> bytes:
+        if client not in self._clients:
+            raise KeyError(client)
+        order = encode_order(self.protocol.order(self.server, client))
+        self.num_bytes += len(order)
+        return order
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+
+@dataclass
+class _Heard:
+    """What came of a round's orders so far; replies without the weights that they brought."""
+
+    num_bytes: int = 0
+    replies: list[Reply] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+def _usable(answers: Iterable[tuple[int, bytes | Exception]], orders: _Orders, heard: _Heard) -> Iterator[Reply]:
+    """The replies that can be reduced, sorted by client; notes them, and what went wrong with the others.
+
+    Raises:
+        EngineError: in the end, where clients failed and fewer than `min_replies` answered.
+    """
+    server, protocol = orders.server, orders.protocol
+    for client, answer in _sorted_by_client(answers, orders):
         try:
-            if isinstance(answer, Exception):
-                raise answer
-            num_bytes += len(answer)
-            if client not in orders or client in replies:
-                raise MessageError(f"client {client} answered without being asked, or twice")
-            reply = decode_reply(answer)
-            _check_sender(reply, client, server)
+            heard.num_bytes += len(answer) if isinstance(answer, bytes) else 0
+            reply = _decoded(answer, client, server)
             protocol.check(server, reply)
-            replies[client] = reply
         except Exception as error:  # whatever a client does, the round goes on with the others
-            failed[client] = " ".join(f"{type(error).__name__}: {error}".split())
-    silent = set(orders) - set(replies) - set(failed)
-    failed |= {client: "no answer" for client in silent}
-    return [replies[client] for client in sorted(replies)], num_bytes, failed
+            heard.failed[client] = " ".join(f"{type(error).__name__}: {error}".split())
+        else:
+            heard.replies.append(replace(reply, weights=b""))
+            yield reply
+    _check_quorum(server, heard)
 
 
-def _check_sender(reply: Reply, client: int, server: Server) -> None:
+def _sorted_by_client(
+    answers: Iterable[tuple[int, bytes | Exception]], asked: Collection[int]
+) -> Iterator[tuple[int, bytes | Exception]]:
+    """One answer a client, each as soon as those before it are there, so that few are held."""
+    missing, waiting, turn = set(asked), {}, deque(sorted(asked))
+    for client, answer in answers:
+        if client not in missing:
+            yield client, MessageError(f"client {client} answered without being asked, or twice")
+            continue
+        missing.remove(client)
+        waiting[client] = answer
+        while turn and turn[0] in waiting:
+            yield turn[0], waiting.pop(turn.popleft())
+    for client in turn:
+        yield client, waiting.pop(client, EngineError("no answer"))
+
+
+def _decoded(answer: bytes | Exception, client: int, server: Server) -> Reply:
+    if isinstance(answer, Exception):
+        raise answer
+    reply = decode_reply(answer)
     if (reply.round, reply.client) != (server.round, client):
         raise MessageError(
             f"a reply of client {reply.client} for round {reply.round} came where client {client} was asked in "
@@ -176,18 +225,17 @@ def _check_sender(reply: Reply, client: int, server: Server) -> None:
         )
     if reply.num_examples < 1:
         raise MessageError(f"client {client} says that it has {reply.num_examples} examples")
+    return reply
 
 
-def _quorum(server: Server, replies: list[Reply], failed: Mapping[int, str]) -> list[Reply]:
-    """The replies; none where too few clients were there at all: then nothing moves in this round."""
-    needed = server.recipe.federation.min_replies
-    if len(replies) < needed and failed:
+def _check_quorum(server: Server, heard: _Heard) -> None:
+    needed, failed = server.recipe.federation.min_replies, heard.failed
+    if failed and len(heard.replies) < needed:
         client = min(failed)
         raise EngineError(
-            f"round {server.round}: {len(replies)} usable replies, federation.min_replies is {needed}; "
+            f"round {server.round}: {len(heard.replies)} usable replies, federation.min_replies is {needed}; "
             f"{len(failed)} failed, first client {client}: {failed[client]}"
         )
-    return replies if len(replies) >= needed else []
 
 
 def _mean_loss(replies: list[Reply]) -> float:

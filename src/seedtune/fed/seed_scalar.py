@@ -6,6 +6,7 @@ the weights themselves, where that is shorter. Up go the projected gradients of 
 shared keys the cohort measures the same directions and the server applies their mean: DeComFL.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..space import digest
 from ..zo.trajectory import RoundRecord, round_update
 from ..zo.update import apply
 from .messages import Order, Reply, pack_record, pack_weights
-from .rounds import Server, client_weights
+from .rounds import Server, share_of
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class SeedScalar:
         if reply.scalars.shape != asked:
             raise MessageError(f"client {reply.client} sent scalars of shape {reply.scalars.shape}, asked were {asked}")
 
-    def reduce(self, server: Server, replies: list[Reply]) -> RoundRecord:
+    def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:
         """theta <- theta - sum_i eta w_i / P sum_hp g_ihp z_ihp, clients in sorted order."""
-        record = _record(server, replies)
+        record = _record(server, list(replies))
         apply(server.space, server.replica.weights, [round_update(server.header, record)], server.header.distribution)
         server.replica.digest = digest(server.replica.weights)
         return replace(record, digest=server.replica.digest)
@@ -50,7 +51,8 @@ def _record(server: Server, replies: list[Reply]) -> RoundRecord:
     if not replies:
         return RoundRecord(server.round, (), np.zeros(shape, np.float32), np.zeros(0), b"")
     scalars = np.stack([reply.scalars for reply in replies])
-    shares = client_weights(recipe, replies)
+    shares = np.array([share_of(recipe, reply) for reply in replies])
+    shares /= shares.sum()
     rate = recipe.local.learning_rate / recipe.local.num_directions
     if recipe.federation.keys == "shared":
         return RoundRecord(server.round, clients, _mean(scalars, shares)[None], np.array([rate]), b"")

@@ -4,16 +4,16 @@ FedAvg, FedMeZO as published (arXiv 2402.05926) and FedZO: the server takes the 
 trajectory, since a mean of rounded weights is not a sum of directions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ..space import Weights, copy_into, digest
+from ..space import copy_into, digest
 from ..zo.trajectory import RoundRecord
 from .messages import Order, Reply, pack_weights, unpack_weights
-from .rounds import Server, client_weights
+from .rounds import Server, share_of
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class WeightAverage:
     def check(self, server: Server, reply: Reply) -> None:
         unpack_weights(reply.weights, server.space)
 
-    def reduce(self, server: Server, replies: list[Reply]) -> RoundRecord:
-        """theta <- sum_i w_i theta_i: float64 sums in sorted client order, one rounding to storage."""
-        clients, scalars = tuple(reply.client for reply in replies), np.zeros((len(replies), 0, 0), np.float32)
-        if replies:
-            copy_into(server.replica.weights, _mean(server, replies))
+    def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:
+        """theta <- sum_i w_i theta_i: float64 sums in sorted client order, one rounding to storage.
+
+        Memory: the sums, whatever the number of replies.
+        """
+        sums: dict[str, torch.Tensor] = {}
+        shares: dict[int, float] = {}
+        for reply in replies:
+            shares[reply.client] = share_of(server.recipe, reply)
+            for name, tensor in unpack_weights(reply.weights, server.space).items():
+                term = tensor.double().mul_(shares[reply.client])
+                sums[name] = sums[name].add_(term) if name in sums else term
+        if shares:
+            copy_into(server.replica.weights, {name: total / sum(shares.values()) for name, total in sums.items()})
             server.replica.digest = digest(server.replica.weights)
-        return RoundRecord(server.round, clients, scalars, np.zeros(len(replies)), server.replica.digest)
-
-
-def _mean(server: Server, replies: list[Reply]) -> Mapping[str, torch.Tensor]:
-    sums: dict[str, torch.Tensor] = {}
-    for reply, share in zip(replies, client_weights(server.recipe, replies), strict=True):
-        weights: Weights = unpack_weights(reply.weights, server.space)
-        for name, tensor in weights.items():
-            term = tensor.double() * float(share)
-            sums[name] = sums[name].add_(term) if name in sums else term
-    return {name: total.to(server.replica.weights[name].dtype) for name, total in sums.items()}
+        none = np.zeros((len(shares), 0, 0), np.float32)
+        return RoundRecord(server.round, tuple(shares), none, np.zeros(len(shares)), server.replica.digest)
