@@ -51,12 +51,13 @@ def batch_of(recipe: Recipe, client: int, key: int) -> tuple[torch.Tensor, torch
 
 
 def squared_error(layer: torch.nn.Module) -> Callable:
-    return lambda batch: torch.nn.functional.mse_loss(layer(batch[0]), batch[1])
+    dtype = layer.weight.dtype
+    return lambda batch: torch.nn.functional.mse_loss(layer(batch[0].to(dtype)).float(), batch[1])
 
 
-def site(recipe: Recipe, **changed) -> Site:
+def site(recipe: Recipe, dtype: torch.dtype = torch.float32, **changed) -> Site:
     """A site with a model of its own."""
-    layer = module()
+    layer = module().to(dtype)
     space = space_of(layer, ("weight", "bias"))
     header = Header(
         "linear", model_digest(layer).hex(), space.fingerprint, recipe.run.seed, recipe.federation.keys,

@@ -93,7 +93,7 @@ def test_a_resumed_run_sends_what_the_uninterrupted_one_sends_after_failures(tmp
 
     def failing(recipe, machine, initial=None):
         found = without_a_model(recipe, machine, initial)
-        bad = noise.derive_key(recipe.run.seed, "batch", round=1, client=2, step=0)
+        bad = noise.derive_key(recipe.run.seed, "batch", round=2, client=2, step=0)
 
         def batch(client, key):
             if key == bad:
@@ -104,13 +104,13 @@ def test_a_resumed_run_sends_what_the_uninterrupted_one_sends_after_failures(tmp
         return found
 
     monkeypatch.setattr(experiment, "assemble", failing)
-    recipe = small_federation.recipe(federation={"num_rounds": 4})
+    recipe = small_federation.recipe(federation={"num_rounds": 5})
     whole = run(recipe, MACHINE, tmp_path / "whole", NOTHING)
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, MACHINE, tmp_path / "stopped", StopAfter(2))
+        run(recipe, MACHINE, tmp_path / "stopped", StopAfter(3))
     assert counts(resume(tmp_path / "stopped", MACHINE, NOTHING)) == counts(whole)
     assert whole["failed_replies"] == 1
-    assert run_store.metrics_of(tmp_path / "whole")[2]["failed"] == {"2": "KeyError: 'client 2 is ill'"}
+    assert run_store.metrics_of(tmp_path / "whole")[3]["failed"] == {"2": "KeyError: 'client 2 is ill'"}
 
 
 def test_a_run_stopped_by_failures_can_be_resumed(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_federation import recipe, site
 
-from seedtune import run_folder, run_store
+from seedtune import run_folder
 from seedtune.errors import ConfigError, RunStoreError, TrajectoryError
 from seedtune.run_store import (
     MANIFEST,
@@ -52,7 +52,6 @@ def play(folder: Path, snapshots: bool = False) -> None:
         with open_run(folder) as store:
             manifest = store.recover()
             done = manifest.num_rounds if manifest else begun(store)
-            run_store.drop_snapshots_after(folder, done)
             finish(store, done, snapshots)
     else:
         with create(folder, replace=True) as store:

@@ -154,11 +154,10 @@ def _begin(experiment: Experiment, store: RunStore, listen: Listener) -> Server:
 def _continue(experiment: Experiment, trajectory: Trajectory, store: RunStore, listen: Listener) -> Server:
     """The server after the last whole round that the folder holds."""
     folder, num_rounds = store.folder, len(trajectory.records)
-    run_store.drop_snapshots_after(folder, num_rounds)
     restore(experiment, trajectory, lambda round_: run_store.snapshot_of(folder, round_))
     server = _server(experiment)
     for record, row in zip(trajectory.records, run_store.metrics_of(folder)[1:], strict=True):
-        server = after(server, record, map(int, row["failed"]))
+        server = after(server, record, [int(client) for client in row["failed"]])
     listen(num_rounds, None, None)
     return server
 

@@ -239,13 +239,6 @@ def snapshot_of(folder: Path, round_: int) -> Weights:
         raise RunStoreError(f"run {folder}: snapshot {path.name} is damaged ({error}): take a fresh copy") from None
 
 
-def drop_snapshots_after(folder: Path, num_rounds: int) -> None:
-    """Removes snapshots of rounds that never became whole."""
-    for path in (folder / SNAPSHOTS).glob("round-*"):
-        if path >= _snapshot_path(folder, num_rounds) or path.suffix == ".part":
-            path.unlink()
-
-
 def log_bytes(recipe: Recipe) -> int:
     """About how many bytes trajectory and metrics of a whole run take: some kilobytes, unless rounds are many."""
     federation = recipe.federation

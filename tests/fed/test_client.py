@@ -9,12 +9,14 @@ from small_federation import Answers, batch_of, module, protocol, recipe, server
 from seedtune.engines.in_process import InProcess
 from seedtune.errors import DigestMismatch, EngineError
 from seedtune.fed.client import catch_up, local_round, step_keys
-from seedtune.fed.messages import Order, unpack_weights
+from seedtune.fed.messages import Order, encode_reply, unpack_weights
 from seedtune.fed.rounds import one_round, run_rounds
 from seedtune.space import digest
 from seedtune.zo import noise
+from seedtune.zo.estimators import two_point
 from seedtune.zo.perturb import Perturbation
 from seedtune.zo.trajectory import direction_key
+from seedtune.zo.update import Update, apply
 
 WEIGHTS = {"protocol": "weights"}
 
@@ -93,6 +95,52 @@ def raising_at(at, step, error):
         return at.loss(batch)
 
     return loss
+
+
+def test_a_backward_pass_that_fails_leaves_no_gradients():
+    settings = recipe(federation=WEIGHTS, local={"order": "first"})
+    at = site(settings)
+
+    def loss(batch):
+        at.module.weight.register_post_accumulate_grad_hook(fail)
+        return squared_error(at.module)(batch)
+
+    def fail(parameter):
+        raise RuntimeError("no memory")
+
+    with pytest.raises(EngineError, match="client 1, round 0, local step 0: RuntimeError: no memory"):
+        local_round(dataclasses.replace(at, loss=loss), order_for(at, client=1))
+    assert all(not p.requires_grad and p.grad is None for p in at.module.parameters())
+
+
+@pytest.mark.parametrize("federation", [{"local_steps": 3}, {**WEIGHTS, "local_steps": 3}], ids=str)
+def test_a_clients_round_does_not_depend_on_who_worked_there_before(federation):
+    settings = recipe(federation=federation)
+    busy, fresh = site(settings), site(settings)
+    local_round(busy, order_for(busy, client=0))
+    assert encode_reply(local_round(busy, order_for(busy, 1))) == encode_reply(local_round(fresh, order_for(fresh, 1)))
+
+
+def test_local_steps_apply_their_own_scalars_with_rounding_of_their_own():
+    settings = recipe(federation={**WEIGHTS, "local_steps": 2})
+    at, theirs = site(settings, torch.bfloat16), site(settings, torch.bfloat16)
+    sent = unpack_weights(local_round(at, order_for(at, client=3, rate=1e-3)).weights, at.perturber.space)
+
+    seed, weights = settings.run.seed, theirs.replica.weights
+    for step in range(2):
+        names = {"round": 0, "client": 3, "step": step}
+        batch = batch_of(settings, 3, noise.derive_key(seed, "batch", **names))
+
+        def loss_at(point, batch=batch):
+            with theirs.perturber.at(point):
+                return float(theirs.loss(batch))
+
+        keys = step_keys(theirs, order_for(theirs, 3), step)
+        probe = two_point(loss_at, keys, 1e-2, theirs.header.distribution)
+        coefficients = (-1e-3 / 2 * probe.scalars.astype(np.float64)).astype(np.float32)
+        update = Update(keys, coefficients, noise.derive_key(seed, "local rounding", **names))
+        apply(theirs.perturber.space, weights, [update], theirs.header.distribution)
+    assert digest(sent) == digest(weights) != theirs.replica.digest
 
 
 def poisoned(settings, clients, steps):
