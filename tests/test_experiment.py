@@ -1,6 +1,7 @@
 """Runs end to end on a tiny model, and crashes simulated on a federation without one."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import small_federation
+import tiny_runs
 import torch
 from peft import PeftModel
 from tiny_runs import MACHINE, NOTHING, StopAfter, child, save_model, toml, values
@@ -15,11 +17,19 @@ from transformers import AutoModelForCausalLM
 
 from seedtune import experiment, run_store
 from seedtune.assembly import assemble, load_replayed
-from seedtune.errors import DigestMismatch, EngineError, ModelError, RunStoreError, SeedtuneError, TrajectoryError
+from seedtune.errors import (
+    DigestMismatch,
+    EngineError,
+    MessageError,
+    ModelError,
+    RunStoreError,
+    SeedtuneError,
+    TrajectoryError,
+)
 from seedtune.experiment import resolved, resume, run
 from seedtune.fed.client import local_round
 from seedtune.fed.messages import Order
-from seedtune.inspection import exported
+from seedtune.inspection import evaluated, exported
 from seedtune.models.evaluation import Evaluation
 from seedtune.space import bound_weights, digest
 from seedtune.zo import noise
@@ -189,6 +199,53 @@ def test_backpropagation_beside_a_run_does_not_change_it(tiny_recipe, tmp_path):
     plain = run(tiny_recipe(), MACHINE, tmp_path / "plain", NOTHING)
     compared = run(tiny_recipe(baseline={"num_steps": 2}), MACHINE, tmp_path / "compared", NOTHING)
     assert plain["state_digest"] == compared["state_digest"] and plain["backprop_loss"] is None
+
+
+def test_the_memory_of_a_run_is_not_that_of_its_comparison(tmp_path, monkeypatch):
+    peak = [1]
+    monkeypatch.setattr(experiment, "assemble", without_a_model)
+    monkeypatch.setattr(experiment, "peak_memory_bytes", lambda: peak[0])
+    monkeypatch.setattr(experiment, "backpropagation", lambda made: peak.insert(0, 2) or made.evaluate())
+    summary = run(small_federation.recipe(baseline={"num_steps": 1}), MACHINE, tmp_path / "run", NOTHING)
+    assert summary["peak_memory_bytes"] == 1 and summary["backprop_loss"] == 1.0
+
+
+def test_backpropagation_gives_the_weights_back(tiny_recipe, monkeypatch):
+    made = assemble(tiny_recipe(baseline={"num_steps": 20, "learning_rate": 1e-2}), MACHINE)
+    before, zero_shot = digest(made.site.replica.weights), made.evaluate()
+    assert experiment.backpropagation(made).loss != zero_shot.loss
+    assert digest(made.site.replica.weights) == made.site.replica.digest == before
+
+    def not_finite(*args):
+        raise MessageError("weights are finite")
+
+    monkeypatch.setattr(experiment, "unpack_weights", not_finite)
+    assert math.isnan(experiment.backpropagation(made).loss)
+    assert digest(made.site.replica.weights) == before
+
+
+def test_snapshots_need_room_too(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20 + 20_000))
+    recipe = tiny_recipe(federation={"protocol": "weights"})
+    with pytest.raises(RunStoreError, match="its disk has 1 MiB free, this run may need 1; make room"):
+        run(recipe, MACHINE, tmp_path / "run", NOTHING)
+    assert list(tmp_path.iterdir()) == []
+    run(tiny_recipe(), MACHINE, tmp_path / "run", NOTHING)
+
+
+def test_a_heads_start_is_recorded_and_not_computed_again(tiny_recipe, tmp_path, monkeypatch):
+    """It comes from a forward pass, which may differ in its last bits on another machine."""
+    encoder = tiny_runs.save_encoder(tmp_path / "encoder")
+    model = {"name": str(encoder), "label_descriptions": ["red things", "green things", "blue things"]}
+    recipe = tiny_recipe(model=model, task={"answers": {}})
+    whole = run(recipe, MACHINE, tmp_path / "whole", NOTHING)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, MACHINE, tmp_path / "stopped", StopAfter(1))
+    monkeypatch.setattr("seedtune.models.heads.from_labels", lambda *args: pytest.fail("computed again"))
+    assert evaluated(str(tmp_path / "whole"))["loss"] == whole["loss"]
+    assert counts(resume(tmp_path / "stopped", MACHINE, NOTHING)) == counts(whole)
+    replayed = exported(tmp_path / "whole", tmp_path / "tuned", None, None, merge=False)
+    assert replayed["state_digest"] == whole["state_digest"]
 
 
 def test_a_comparison_that_diverges_leaves_the_run_whole(tiny_recipe, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_federation import recipe, site
 
-from seedtune import run_folder
+from seedtune import run_folder, run_store
 from seedtune.errors import ConfigError, RunStoreError, TrajectoryError
 from seedtune.run_store import (
     MANIFEST,
@@ -89,6 +89,7 @@ class Operations:
         for owner, name in ((os, "fsync"), (os, "truncate"), (Path, "replace"), (Path, "unlink"), (Path, "write_text")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
         monkeypatch.setattr(RunStore, "_append", self.torn(append))
+        monkeypatch.setattr(run_store, "save_file", self.half_saved(run_store.save_file))
 
     def counted(self, operation):
         def call(*args, **options):
@@ -106,6 +107,17 @@ class Operations:
                     file.write(data[: len(data) // 2])
                 raise
             return append(store, name, data)
+
+        return call
+
+    def half_saved(self, save_file):
+        def call(tensors, path):
+            try:
+                self.step()
+            except Crash:
+                path.write_bytes(b"half a file")
+                raise
+            save_file(tensors, path)
 
         return call
 
@@ -129,6 +141,7 @@ def test_a_crash_at_any_operation_loses_no_whole_round(tmp_path, snapshots):
             play(folder, snapshots)
         before = RunStore(folder).manifest().num_rounds if (folder / MANIFEST).exists() else 0
         assert before == 0 or len(trajectory_of(folder).records) == before == len(metrics_of(folder)) - 1
+        assert not (snapshots and before) or snapshot_of(folder, before - 1)["w"].tolist() == [before - 1] * 3
         play(folder, snapshots)
         assert contents(folder) == contents(tmp_path / "whole"), f"crashed at operation {k}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from seedtune.config import Machine, Recipe, build, merged
 from seedtune.experiment import Listener
@@ -41,6 +41,21 @@ def save_model(folder: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         module = LlamaForCausalLM(config)
+    return _saved(module, folder, seed)
+
+
+def save_encoder(folder: Path) -> Path:
+    """Writes an encoder without a head, of two layers, 16 wide."""
+    config = BertConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        module = BertModel(config, add_pooling_layer=False)
+    return _saved(module, folder, 0)
+
+
+def _saved(module: torch.nn.Module, folder: Path, seed: int) -> Path:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
