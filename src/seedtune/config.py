@@ -92,7 +92,11 @@ class LocalConfig(_Section):
     num_directions: int = Field(1, ge=1, le=100_000, description="P: directions a step")
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
     perturbation_scale: float = Field(1e-3, gt=0, le=10, description="mu, in units of the weights")
-    learning_rate: float = Field(1e-4, gt=0, le=1e6, description="eta")
+    learning_rate: float = Field(1e-4, gt=0, le=1e6, description="eta, of the first round after warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how eta goes on: as it is, or falling towards 0 at the last round"
+    )
+    warmup_rounds: int = Field(0, ge=0, description="rounds over which eta rises linearly first")
 
 
 class BaselineConfig(_Section):

@@ -17,6 +17,7 @@ from ..zo.trajectory import RoundRecord, round_update
 from ..zo.update import apply
 from .messages import Order, Reply, pack_record, pack_weights
 from .rounds import Server, share_of
+from .schedule import learning_rate_at
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class SeedScalar:
 
     def order(self, server: Server, client: int) -> Order:
         missed = tuple(pack_record(record) for record in server.log[server.up_to_date.get(client, 0) :])
-        rate = server.recipe.local.learning_rate
+        rate = learning_rate_at(server.recipe, server.round)
         order = Order(server.round, client, server.replica.digest, rate, missed)
         if sum(map(len, missed)) <= sum(t.nbytes for t in server.replica.weights.values()):
             return order
@@ -53,7 +54,7 @@ def _record(server: Server, replies: list[Reply]) -> RoundRecord:
     scalars = np.stack([reply.scalars for reply in replies])
     shares = np.array([share_of(recipe, reply) for reply in replies])
     shares /= shares.sum()
-    rate = recipe.local.learning_rate / recipe.local.num_directions
+    rate = learning_rate_at(recipe, server.round) / recipe.local.num_directions
     if recipe.federation.keys == "shared":
         return RoundRecord(server.round, clients, _mean(scalars, shares)[None], np.array([rate]), b"")
     return RoundRecord(server.round, clients, scalars, rate * shares, b"")

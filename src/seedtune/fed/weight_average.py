@@ -14,6 +14,7 @@ from ..space import copy_into, digest
 from ..zo.trajectory import RoundRecord
 from .messages import Order, Reply, pack_weights, unpack_weights
 from .rounds import Server, share_of
+from .schedule import learning_rate_at
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class WeightAverage:
     """Orders that carry the weights, and replies whose weights are averaged."""
 
     def order(self, server: Server, client: int) -> Order:
-        rate, packed = server.recipe.local.learning_rate, pack_weights(server.replica.weights)
+        rate, packed = learning_rate_at(server.recipe, server.round), pack_weights(server.replica.weights)
         return Order(server.round, client, server.replica.digest, rate, weights=packed)
 
     def check(self, server: Server, reply: Reply) -> None:
