@@ -73,12 +73,10 @@ class RunStore:
     def keep_snapshot(self, round_: int, weights: Weights, only_last: bool) -> None:
         """Keeps the weights after a round; called before the round is appended, so the last whole round has them."""
         path = _snapshot_path(self.folder, round_)
-        part = path.with_suffix(".part")
         with self._writing():
             path.parent.mkdir(exist_ok=True)
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
-            sync(part)
-            part.replace(path)
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+            sync(path)
             sync(path.parent)
             for old in path.parent.glob("round-*.safetensors") if only_last else ():
                 if old < _snapshot_path(self.folder, round_ - 1):
