@@ -47,10 +47,10 @@ def test_failures_and_resumption_are_news():
 
 
 def test_a_terminal_shows_a_bar():
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    calls = [(0, None, Evaluation(2.0, None, 10)), *((n, result(n - 1), None) for n in (1, 2))]
-    text = shown(console, calls, num_rounds=2)
-    assert "2/2" in text and "perplexity 7.39" in text and "sent 2.0 kB" in text
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    calls = [(0, None, Evaluation(2.0, None, 10)), *((n, result(n - 1), None) for n in range(1, 1001))]
+    text = shown(console, calls, num_rounds=1000)
+    assert " 1000/1000 train 0.250  test 2.000  perplexity 7.39  1.0 MB 0:00:00" in text
 
 
 SUMMARY = {

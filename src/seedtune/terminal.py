@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:  # a list of recipes is printed without loading torch
     from .experiment import Listener
@@ -28,13 +28,9 @@ def progress(console: Console, num_rounds: int, sent: int = 0) -> Iterator[Liste
     if not console.is_terminal:
         yield _PlainLines(console, num_rounds, sent)
         return
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    with Progress(TextColumn("rounds"), *columns, console=console) as bar:
+    done, left = (column(table_column=Column(no_wrap=True)) for column in (MofNCompleteColumn, TimeRemainingColumn))
+    state = TextColumn("{task.fields[state]}", markup=False, table_column=Column(overflow="ellipsis", no_wrap=True))
+    with Progress(BarColumn(bar_width=8), done, state, left, console=console) as bar:
         yield _Bar(bar, num_rounds, sent)
 
 
@@ -47,8 +43,9 @@ class _Bar:
 
     def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluation | None) -> None:
         self._sent += _bytes_of(result)
-        self._quality = quality(evaluation) if evaluation else self._quality
-        state = _joined(_training(result), self._quality, f"sent {amount(self._sent)}", _left_out(result))
+        self._quality = quality(evaluation).replace("test loss", "test") if evaluation else self._quality
+        training = _training(result).replace("train loss", "train")  # 80 columns hold it all
+        state = _joined(training, self._quality, amount(self._sent), _left_out(result))
         self._bar.update(self._task, completed=num_rounds, state=state)
 
 
