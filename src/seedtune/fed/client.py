@@ -141,7 +141,8 @@ def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: b
                     return float(site.loss(batch))
 
             keys = step_keys(site, order, step)
-            probe = ESTIMATORS[local.estimator](loss_at, keys, local.perturbation_scale, distribution)
+            with site.perturber.one_batch():
+                probe = ESTIMATORS[local.estimator](loss_at, keys, local.perturbation_scale, distribution)
             if move_last or step < num_steps - 1:
                 coefficients = (-order.rate / len(keys) * probe.scalars.astype(np.float64)).astype(np.float32)
                 apply(space, weights, [Update(keys, coefficients, _rounding_key(site, order, step))], distribution)

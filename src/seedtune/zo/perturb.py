@@ -11,7 +11,7 @@ parameter from outside that module's forward is not seen; `Perturber` then names
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..errors import ModelError
 from ..space import Space, TensorSpec
 from . import noise
 from .noise import Distribution
+from .reuse import clean_prefix
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,15 @@ class Perturber:
     def __init__(self, module: torch.nn.Module, space: Space, scratch_bytes: int = 2**20):
         specs = {spec.name: spec for spec in space.tensors}
         self.space = space
+        self._module = module
         self._specs = {id(p): specs[name] for name, p in module.named_parameters() if name in specs}
         self._owners = [m for m in module.modules() if any(id(p) in self._specs for p in m._parameters.values())]
         self._scratch_bytes = scratch_bytes
         self._all = frozenset(specs)
+
+    def one_batch(self) -> AbstractContextManager[None]:
+        """Within it all evaluations are of one batch at unmoved weights: the frozen prefix is computed once."""
+        return clean_prefix(self._module, self._owners)
 
     @contextmanager
     def at(self, perturbation: Perturbation | None) -> Iterator[None]:
