@@ -30,7 +30,9 @@ def allowed(field: FieldInfo) -> str:
 def page() -> str:
     parts = [INTRODUCTION]
     for section, field in Recipe.model_fields.items():
-        parts.append(f"\n## [{section}]\n\n{field.annotation.__doc__}\n\n| key | default | takes | |\n|---|---|---|---|\n")
+        parts.append(
+            f"\n## [{section}]\n\n{field.annotation.__doc__}\n\n| key | default | takes | |\n|---|---|---|---|\n"
+        )
         for key, setting in field.annotation.model_fields.items():
             cells = (f"`{key}`", f"`{setting.default!r}`", allowed(setting), setting.description or "")
             parts.append("| " + " | ".join(cell.replace("|", "or") for cell in cells) + " |\n")

@@ -30,8 +30,8 @@ class ModelConfig(_Section):
         (), description="patterns (fnmatch) of the tensors to tune, e.g. '*.mlp.*'; empty: all of them"
     )
     adapter: Literal["none", "lora"] = Field("none", description="'lora': tune low-rank adapters through PEFT")
-    lora_rank: int = Field(8, ge=1, le=4096)
-    lora_alpha: float = Field(16.0, gt=0)
+    lora_rank: int = Field(8, ge=1, le=4096, description="rank of each adapter")
+    lora_alpha: float = Field(16.0, gt=0, description="the adapter's product is scaled by alpha / rank")
     lora_targets: tuple[str, ...] = Field((), description="names of modules to adapt; empty: PEFT's choice")
     head: Literal["fresh", "labels", "probe"] = Field(
         "labels",
@@ -61,8 +61,10 @@ class TaskConfig(_Section):
 class PartitionConfig(_Section):
     """How the training examples are dealt to clients."""
 
-    kind: Literal["iid", "dirichlet", "natural"] = "iid"
-    num_clients: int = Field(8, ge=1, le=1_000_000)
+    kind: Literal["iid", "dirichlet", "natural"] = Field(
+        "iid", description="alike, skewed by label, or as the data's own groups are"
+    )
+    num_clients: int = Field(8, ge=1, le=1_000_000, description="N")
     alpha: float = Field(0.5, gt=0, le=1e6, description="Dirichlet concentration; smaller is less alike")
     min_examples: int = Field(1, ge=1, description="a client with fewer is an error")
 
@@ -70,16 +72,16 @@ class PartitionConfig(_Section):
 class FederationConfig(_Section):
     """Who takes part in a round and what is exchanged."""
 
-    protocol: Literal["weights", "scalars"] = "scalars"
+    protocol: Literal["weights", "scalars"] = Field("scalars", description="what is exchanged")
     keys: Literal["own", "shared"] = Field("own", description="scalars: directions per client, or one set for all")
-    num_rounds: int = Field(100, ge=0, le=10_000_000)
+    num_rounds: int = Field(100, ge=0, le=10_000_000, description="T")
     cohort_size: int = Field(0, ge=0, description="clients asked in a round; 0: all of them")
     min_replies: int = Field(
         1, ge=1, description="fewer usable replies stop the run if a client failed, and move nothing if none did"
     )
     local_steps: int = Field(1, ge=1, le=100_000, description="H: steps that a client makes in a round")
     batch_size: int = Field(16, ge=1, le=1_000_000, description="examples a local step")
-    weighting: Literal["examples", "equal"] = "examples"
+    weighting: Literal["examples", "equal"] = Field("examples", description="how much a client counts in the mean")
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="chance that a client of the cohort does not answer")
 
 
@@ -88,9 +90,11 @@ class LocalConfig(_Section):
 
     order: Literal["zeroth", "first"] = Field("zeroth", description="forward passes only, or backpropagation")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="first order only; zeroth order is plain SGD")
-    estimator: Literal["two-point", "one-sided"] = "two-point"
+    estimator: Literal["two-point", "one-sided"] = Field(
+        "two-point", description="central differences (2 P forwards) or forward differences (P + 1)"
+    )
     num_directions: int = Field(1, ge=1, le=100_000, description="P: directions a step")
-    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+    distribution: Literal["rademacher", "gaussian"] = Field("rademacher", description="of a direction's coordinates")
     perturbation_scale: float = Field(1e-3, gt=0, le=10, description="mu, in units of the weights")
     learning_rate: float = Field(1e-4, gt=0, le=1e6, description="eta, of the first round after warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -103,15 +107,15 @@ class BaselineConfig(_Section):
     """The same model tuned by backpropagation on all training examples in one place, for comparison."""
 
     num_steps: int = Field(0, ge=0, le=1_000_000, description="steps of backpropagation; 0: no comparison")
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0, le=1e6)
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="which optimizer tunes it")
+    learning_rate: float = Field(1e-3, gt=0, le=1e6, description="its learning rate, constant")
 
 
 class RunConfig(_Section):
     """What holds for the run as a whole."""
 
     method: str = Field("custom", description="the name that reports give to the method")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="from which every key follows")
     eval_every: int = Field(10, ge=1, description="rounds between evaluations; the last round is always evaluated")
     keep_snapshots: Literal["last", "all"] = Field("last", description="weights protocol: whose weights stay on disk")
     num_threads: int = Field(

@@ -8,7 +8,8 @@ from ..config import Recipe
 def learning_rate_at(recipe: Recipe, round_: int) -> float:
     """eta for `round_` (from 0): risen linearly over `warmup_rounds`, then constant, or falling towards 0 at the end.
 
-    With t the share of the rounds after warm-up that are done: `linear` is eta (1 - t), `cosine` eta (1 + cos pi t) / 2.
+    With t the share of the rounds after warm-up that are done, `linear` is eta (1 - t) and `cosine` is
+    eta (1 + cos pi t) / 2.
 
     >>> recipe = Recipe.model_validate({"federation": {"num_rounds": 4}, "local": {"schedule": "linear"}})
     >>> [learning_rate_at(recipe, round_) / recipe.local.learning_rate for round_ in range(4)]

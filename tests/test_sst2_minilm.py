@@ -1,0 +1,27 @@
+"""A real encoder, a real task: MiniLM with a head and LoRA, tuned on SST-2 by federated forward passes."""
+
+from pathlib import Path
+
+from seedtune.config import Machine, build
+from seedtune.experiment import run
+
+
+def test_federated_lora_steps_lower_held_out_loss(shared_data: Path, tmp_path: Path) -> None:
+    recipe = build(
+        {
+            "model": {
+                "name": str(shared_data / "models" / "minilm-l6"),
+                "adapter": "lora",
+                "label_descriptions": ["a terrible, boring and bad movie", "a great, moving and wonderful movie"],
+            },
+            "task": {"name": "sst2", "path": str(shared_data / "tasks" / "sst2"), "max_train": 2000, "max_tokens": 40},
+            "partition": {"num_clients": 4},
+            "federation": {"num_rounds": 75, "batch_size": 16},
+            "local": {"learning_rate": 1e-2, "schedule": "linear"},
+            "run": {"eval_every": 75},
+        }
+    )
+    summary = run(recipe, Machine(), tmp_path / "run", lambda *_: None)
+    assert summary["forwards"] == 75 * 4 * 2
+    assert summary["loss"] < summary["zero_shot_loss"] - 0.02
+    assert summary["accuracy"] > summary["zero_shot_accuracy"]
