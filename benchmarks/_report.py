@@ -57,6 +57,8 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> Spread:
 
 def _repeats(call: Callable[[], object], seconds: float) -> int:
     call()
+    if seconds == 0:  # calls that are long enough alone
+        return 1
     return max(1, round(seconds / min(_seconds(call, 1) for _ in range(3))))
 
 

@@ -101,12 +101,8 @@ class Steps:
 
 
 def times(quick: bool) -> list[dict[str, Any]]:
-    rows = []
-    for dtype in DTYPES:
-        for num_tokens in (512,) if quick else (128, 512, 1024):
-            for all_positions in (False,) if quick else (False, True):
-                rows.append(_times(dtype, num_tokens, all_positions, 3 if quick else 9))
-    return rows
+    cases = [(512, False)] if quick else [(512, False), (1024, False), (1024, True)]
+    return [_times(dtype, *case, num_turns=1 if quick else 5) for dtype in DTYPES for case in cases]
 
 
 def _times(dtype: str, num_tokens: int, all_positions: bool, num_turns: int) -> dict[str, Any]:
@@ -116,7 +112,7 @@ def _times(dtype: str, num_tokens: int, all_positions: bool, num_turns: int) -> 
         **{str(name): partial(steps.seedtune, name) for name in Distribution},
         "mezo": steps.mezo,
     }
-    found = in_turns(calls, num_turns, seconds=0.0)
+    found = in_turns(calls, num_turns, seconds=0)
     ratios = {name: ratio(found[name], found["two forwards"]) for name in calls if name != "two forwards"}
     scored = "all" if all_positions else str(ANSWERS)
     milliseconds = spread([t * 1e3 for t in found["two forwards"]])
@@ -127,8 +123,8 @@ def memory(quick: bool) -> list[dict[str, Any]]:
     rows = []
     for dtype in DTYPES:
         for num_tokens in (512,) if quick else (512, 1024):
-            peaks = {what: _peak(what, dtype, num_tokens) for what in ("forward", *Distribution)}
-            row = {f"{name} / inference": round(peaks[name] / peaks["forward"], 3) for name in Distribution}
+            peaks = {what: _peak(what, dtype, num_tokens) for what in ("forward", *map(str, Distribution))}
+            row = {f"{name} / inference": round(peaks[name] / peaks["forward"], 3) for name in map(str, Distribution)}
             rows.append({"dtype": dtype, "tokens": num_tokens, "inference, MB": round(peaks["forward"] / 1e6), **row})
     return rows
 

@@ -13,6 +13,7 @@ parameter from outside that module's forward is not seen; `Perturber` then names
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import ModelError
 from ..space import Space, TensorSpec
 from . import noise
+from .forwards import wrapped_forwards
 from .noise import Distribution
 from .reuse import clean_prefix
 
@@ -69,18 +71,9 @@ class Perturber:
                 yield
             return
         mode = _AtUse(self._specs, perturbation, self._scratch_bytes)
-        before = [module.__dict__.get("forward") for module in self._owners]
-        try:
-            for module in self._owners:
-                module.forward = _within(mode, module.forward)
-            with torch.no_grad():
-                yield
-        finally:
-            for module, forward in zip(self._owners, before, strict=True):
-                if forward is None:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.forward = forward
+        wraps = [(owner, partial(_within, mode)) for owner in self._owners]
+        with wrapped_forwards(wraps), torch.no_grad():
+            yield
         unused = self._all - mode.used
         if unused:
             raise ModelError(

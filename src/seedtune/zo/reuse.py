@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from .forwards import wrapped_forwards
+
 
 @contextmanager
 def clean_prefix(module: torch.nn.Module, owners: Sequence[torch.nn.Module]) -> Iterator[None]:
@@ -22,23 +24,11 @@ def clean_prefix(module: torch.nn.Module, owners: Sequence[torch.nn.Module]) -> 
 
     Memory: one layer's output. Cost: the frozen prefix once, whatever the number of evaluations.
     """
-    layers = _layers(module)
     prefix = _Prefix()
-    wrapped = [*owners, *layers, module]
-    before = [each.__dict__.get("forward") for each in wrapped]
-    try:
-        for owner in owners:
-            owner.forward = prefix.marking_tuned(owner.forward)
-        for layer in layers:
-            layer.forward = prefix.computed_once(layer.forward)
-        module.forward = prefix.counting(module.forward)
+    wraps = [(owner, prefix.marking_tuned) for owner in owners]
+    wraps += [(layer, prefix.computed_once) for layer in _layers(module)]
+    with wrapped_forwards([*wraps, (module, prefix.counting)]):
         yield
-    finally:
-        for each, forward in zip(wrapped, before, strict=True):
-            if forward is None:
-                each.__dict__.pop("forward", None)
-            else:
-                each.forward = forward
 
 
 class _Prefix:
