@@ -36,7 +36,7 @@ def opt_125m(dtype: torch.dtype) -> Tuned:
     config = OPTConfig(max_position_embeddings=2048, dropout=0.0)
     with torch.device("meta"):
         module = OPTForCausalLM(config)
-    module = module.to_empty(device="cpu").to(dtype)
+    module = module.to(dtype).to_empty(device="cpu")
     module.tie_weights()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

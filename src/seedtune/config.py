@@ -159,7 +159,7 @@ class Machine(_Section):
 
     kernel: Literal["auto", "numba", "torch"] = "auto"
     device: str = "cpu"
-    scratch_bytes: int = Field(2**20, ge=2**12, description="largest piece of perturbed weights held at once")
+    scratch_bytes: int = Field(2**22, ge=2**12, description="largest piece of perturbed weights held at once")
 
 
 def build(values: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -46,7 +46,7 @@ class Perturber:
         scratch_bytes: largest chunk of perturbed rows that a linear layer holds at once.
     """
 
-    def __init__(self, module: torch.nn.Module, space: Space, scratch_bytes: int = 2**20):
+    def __init__(self, module: torch.nn.Module, space: Space, scratch_bytes: int = 2**22):
         specs = {spec.name: spec for spec in space.tensors}
         self.space = space
         self._module = module
