@@ -257,9 +257,10 @@ def peak_memory_bytes() -> int:
     On Linux from /proc: `getrusage` also counts what a parent held when it started this process.
     """
     status = Path("/proc/self/status")
-    if status.exists():
-        lines = (line.split() for line in status.read_text().splitlines())
-        return next(int(line[1]) * 1024 for line in lines if line[0] == "VmHWM:")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    if peaks:
+        return peaks[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

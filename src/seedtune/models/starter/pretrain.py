@@ -10,6 +10,7 @@ Not part of any run: training uses backpropagation and takes about an hour on tw
 """
 
 import argparse
+import copy
 import json
 import math
 import platform
@@ -229,12 +230,7 @@ def main() -> None:
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """The folder that `transformers` loads; weights as bfloat16, half the bytes, and `load` widens them."""
-    state = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model.to(torch.bfloat16).save_pretrained(out)
-    model.to(torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state[name])
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
