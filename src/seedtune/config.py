@@ -26,6 +26,9 @@ class ModelConfig(_Section):
         "auto", description="how the task is put: next token, masked token, or a classification head on an encoder"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage of all weights")
+    quantisation: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="storage of the frozen linear layers under LoRA, through bitsandbytes: 8 bits, or 4 (NF4)"
+    )
     trainable: tuple[str, ...] = Field(
         (), description="patterns (fnmatch) of the tensors to tune, e.g. '*.mlp.*'; empty: all of them"
     )
