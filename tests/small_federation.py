@@ -79,7 +79,7 @@ def server(at: Site) -> Server:
 
 
 def protocol(recipe: Recipe):
-    return PROTOCOLS[recipe.federation.protocol]()
+    return PROTOCOLS[recipe.federation.upload]()
 
 
 def reply(client: int, round_: int = 0, **changed) -> Reply:

@@ -35,9 +35,9 @@ def test_a_recipe_does_not_change():
     "values, message",
     [
         ({"locals": {}}, "unknown section 'locals': did you mean 'local'? Known: baseline, federation, local, model, "
-                         "partition, run, task"),
+                         "partition, personalise, run, task"),
         ({"run": {"sed": 1}}, "unknown key 'sed': did you mean 'seed'? Known: eval_every, keep_snapshots, method, "
-                              "num_threads, seed (in [run])"),
+                              "num_threads, on_surge, patience, seed (in [run])"),
         ({"model": 3}, "model = 3: must be a table of settings"),
         ({"model": {"trainable": "*"}}, "model.trainable = '*': must be a list, such as ['first', 'second']"),
         ({"task": {"answers": 3}}, "task.answers = 3: must be a table, such as {first = 'one', second = 'two'}"),
@@ -50,10 +50,17 @@ def test_a_recipe_does_not_change():
                                               "cannot be larger than the federation"),
         ({"federation": {"cohort_size": 2, "min_replies": 3}}, "federation.min_replies is 3 but a round asks 2 "
                                                                "clients"),
-        ({"local": {"order": "first"}}, "local.order = 'first' needs federation.protocol = 'weights': a gradient is "
+        ({"local": {"order": "first"}}, "local.order = 'first' needs federation.upload = 'weights': a gradient is "
                                         "not a handful of scalars"),
-        ({"federation": {"keys": "shared", "protocol": "weights"}}, "federation.keys = 'shared' needs "
-                                                                    "federation.protocol = 'scalars'"),
+        ({"federation": {"local_epochs": 1}}, "federation.local_epochs needs federation.upload = 'weights': clients with "
+                                              "unlike numbers of examples would send unlike numbers of scalars"),
+        ({"personalise": {"policy": "random", "alpha": 1.0}}, "personalise.alpha is 1 (relative), which lets a client's "
+                                                              "learning rate fall to 0: it must be less than 1"),
+        ({"personalise": {"policy": "random", "alpha": 5e-4, "alpha_unit": "absolute"}},
+         "personalise.alpha is 0.0005 (absolute), which lets a client's learning rate fall to 0: it must be less than "
+         "0.0001"),
+        ({"federation": {"keys": "shared", "upload": "weights"}}, "federation.keys = 'shared' needs "
+                                                                    "federation.upload = 'scalars'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_run_is_refused_in_one_line(values, message):

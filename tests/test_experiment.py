@@ -80,7 +80,7 @@ def crash_at(patch, k):
 @pytest.mark.parametrize("protocol", ["scalars", "weights"])
 def test_a_crash_at_any_moment_changes_nothing(tmp_path, monkeypatch, protocol):
     monkeypatch.setattr(experiment, "assemble", without_a_model)
-    federation = {"protocol": protocol, "num_rounds": 2, "cohort_size": 3, "dropout_rate": 0.2}
+    federation = {"upload": protocol, "num_rounds": 2, "cohort_size": 3, "dropout_rate": 0.2}
     recipe = small_federation.recipe(federation=federation)
     with pytest.MonkeyPatch.context() as patch:
         operations = crash_at(patch, -1)
@@ -226,7 +226,7 @@ def test_backpropagation_gives_the_weights_back(tiny_recipe, monkeypatch):
 
 def test_snapshots_need_room_too(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20 + 20_000))
-    recipe = tiny_recipe(federation={"protocol": "weights"})
+    recipe = tiny_recipe(federation={"upload": "weights"})
     with pytest.raises(RunStoreError, match="its disk has 1 MiB free, this run may need 1; make room"):
         run(recipe, MACHINE, tmp_path / "run", NOTHING)
     assert list(tmp_path.iterdir()) == []

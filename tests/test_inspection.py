@@ -66,7 +66,7 @@ def test_a_run_and_its_trajectory_are_described_alike(ended):
 
 def test_a_run_that_goes_on_is_described_but_not_compared(tiny_recipe, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_recipe(federation={"protocol": "weights"}), MACHINE, tmp_path / "run", StopAfter(2))
+        run(tiny_recipe(federation={"upload": "weights"}), MACHINE, tmp_path / "run", StopAfter(2))
     found = described(tmp_path / "run")
     assert found["rounds"] == found["snapshots"] == 2 and found["finished"] is False
     with pytest.raises(RunStoreError) as error:
@@ -89,7 +89,7 @@ def test_what_is_no_run_is_said(tmp_path):
 
 
 def test_a_round_of_weights_needs_its_run_folder(tiny_recipe, tiny_model, tmp_path):
-    live = run(tiny_recipe(federation={"protocol": "weights"}), MACHINE, tmp_path / "run", NOTHING)
+    live = run(tiny_recipe(federation={"upload": "weights"}), MACHINE, tmp_path / "run", NOTHING)
     assert exported(tmp_path / "run", tmp_path / "out", None, None, False)["state_digest"] == live["state_digest"]
     with pytest.raises(RunStoreError, match="the weights after round 0 were not kept; set "):
         exported(tmp_path / "run", tmp_path / "first", None, 1, False)
@@ -98,7 +98,7 @@ def test_a_round_of_weights_needs_its_run_folder(tiny_recipe, tiny_model, tmp_pa
 
 
 def test_kept_snapshots_replay_to_any_round(tiny_recipe, tmp_path):
-    recipe = tiny_recipe(federation={"protocol": "weights"}, run={"keep_snapshots": "all"})
+    recipe = tiny_recipe(federation={"upload": "weights"}, run={"keep_snapshots": "all"})
     run(recipe, MACHINE, tmp_path / "run", NOTHING)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     for rounds in (1, 2):

@@ -33,8 +33,8 @@ def test_later_settings_win():
 
 def test_methods_are_the_papers():
     methods = {name: presets.composed("demo", name) for name in presets.names("methods")}
-    assert methods["fedavg"].local.order == "first" and methods["fedavg"].federation.protocol == "weights"
-    assert methods["fedzo"].local.estimator == "one-sided" and methods["fedzo"].federation.protocol == "weights"
+    assert methods["fedavg"].local.order == "first" and methods["fedavg"].federation.upload == "weights"
+    assert methods["fedzo"].local.estimator == "one-sided" and methods["fedzo"].federation.upload == "weights"
     assert methods["decomfl"].federation.keys == "shared"
     assert methods["fedmezo"].model.adapter == "lora" and methods["fedmezo"].federation.local_steps == 30
     for name in ("fedzo", "decomfl", "fedmezo"):

@@ -70,12 +70,20 @@ class PartitionConfig(_Section):
     num_clients: int = Field(8, ge=1, le=1_000_000, description="N")
     alpha: float = Field(0.5, gt=0, le=1e6, description="Dirichlet concentration; smaller is less alike")
     min_examples: int = Field(1, ge=1, description="a client with fewer is an error")
+    heldout_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each client's examples kept from training, to evaluate on client by client",
+    )
 
 
 class FederationConfig(_Section):
     """Who takes part in a round and what is exchanged."""
 
-    protocol: Literal["weights", "scalars"] = Field("scalars", description="what is exchanged")
+    upload: Literal["weights", "scalars"] = Field(
+        "scalars", description="what a client sends: its tuned weights, or its projected gradients"
+    )
     keys: Literal["own", "shared"] = Field("own", description="scalars: directions per client, or one set for all")
     num_rounds: int = Field(100, ge=0, le=10_000_000, description="T")
     cohort_size: int = Field(0, ge=0, description="clients asked in a round; 0: all of them")
@@ -83,6 +91,9 @@ class FederationConfig(_Section):
         1, ge=1, description="fewer usable replies stop the run if a client failed, and move nothing if none did"
     )
     local_steps: int = Field(1, ge=1, le=100_000, description="H: steps that a client makes in a round")
+    local_epochs: int = Field(
+        0, ge=0, le=100_000, description="passes over a client's examples in a round, in place of local_steps; 0: steps"
+    )
     batch_size: int = Field(16, ge=1, le=1_000_000, description="examples a local step")
     weighting: Literal["examples", "equal"] = Field("examples", description="how much a client counts in the mean")
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="chance that a client of the cohort does not answer")
@@ -106,6 +117,20 @@ class LocalConfig(_Section):
     warmup_rounds: int = Field(0, ge=0, description="rounds over which eta rises linearly first")
 
 
+class PersonaliseConfig(_Section):
+    """Learning rates of each client's own: eta_i = eta_0 + alpha Phi_i (FedMeZO, arXiv 2402.05926)."""
+
+    policy: Literal["fixed", "random", "round-wise", "five-round", "model-diff"] = Field(
+        "fixed",
+        description="what Phi_i in [-1, 1] follows: nothing; chance; the training loss of the last round or the last "
+        "five; the distance of the client's update from the mean",
+    )
+    alpha: float = Field(0.5, ge=0, le=1e6, description="how far a client's rate may lie from eta_0")
+    alpha_unit: Literal["relative", "absolute"] = Field(
+        "relative", description="alpha as a share of eta_0, or as a rate"
+    )
+
+
 class BaselineConfig(_Section):
     """The same model tuned by backpropagation on all training examples in one place, for comparison."""
 
@@ -120,7 +145,15 @@ class RunConfig(_Section):
     method: str = Field("custom", description="the name that reports give to the method")
     seed: int = Field(0, ge=0, lt=2**63, description="from which every key follows")
     eval_every: int = Field(10, ge=1, description="rounds between evaluations; the last round is always evaluated")
-    keep_snapshots: Literal["last", "all"] = Field("last", description="weights protocol: whose weights stay on disk")
+    patience: int = Field(0, ge=0, description="evaluations without a better loss after which the run ends; 0: never")
+    on_surge: Literal["ignore", "stop", "backoff"] = Field(
+        "ignore",
+        description="where the training loss surges: say so and go on; end the run; or take the rounds back and halve "
+        "the learning rate",
+    )
+    keep_snapshots: Literal["last", "all"] = Field(
+        "last", description="upload = 'weights': which rounds' weights stay on disk (the last, and the best)"
+    )
     num_threads: int = Field(
         0, ge=0, le=1024, description="threads of a forward pass (changes a loss's last bits); 0: all cores"
     )
@@ -134,6 +167,7 @@ class Recipe(_Section):
     partition: PartitionConfig = PartitionConfig()
     federation: FederationConfig = FederationConfig()
     local: LocalConfig = LocalConfig()
+    personalise: PersonaliseConfig = PersonaliseConfig()
     baseline: BaselineConfig = BaselineConfig()
     run: RunConfig = RunConfig()
 
@@ -145,16 +179,32 @@ class Recipe(_Section):
                 f"federation.cohort_size is {federation.cohort_size} but partition.num_clients is "
                 f"{partition.num_clients}: a cohort cannot be larger than the federation"
             )
-        if self.local.order == "first" and federation.protocol == "scalars":
+        if self.local.order == "first" and federation.upload == "scalars":
             raise ValueError(
-                "local.order = 'first' needs federation.protocol = 'weights': a gradient is not a handful of scalars"
+                "local.order = 'first' needs federation.upload = 'weights': a gradient is not a handful of scalars"
             )
-        if federation.keys == "shared" and federation.protocol == "weights":
-            raise ValueError("federation.keys = 'shared' needs federation.protocol = 'scalars'")
+        if federation.keys == "shared" and federation.upload == "weights":
+            raise ValueError("federation.keys = 'shared' needs federation.upload = 'scalars'")
+        if federation.local_epochs and federation.upload == "scalars":
+            raise ValueError(
+                "federation.local_epochs needs federation.upload = 'weights': clients with unlike numbers of examples "
+                "would send unlike numbers of scalars"
+            )
+        self._check_alpha()
         cohort = federation.cohort_size or partition.num_clients
         if federation.min_replies > cohort:
             raise ValueError(f"federation.min_replies is {federation.min_replies} but a round asks {cohort} clients")
         return self
+
+    def _check_alpha(self) -> None:
+        """A client's rate stays positive, whatever its Phi."""
+        personalise, rate = self.personalise, self.local.learning_rate
+        limit = 1.0 if personalise.alpha_unit == "relative" else rate
+        if personalise.policy != "fixed" and personalise.alpha >= limit:
+            raise ValueError(
+                f"personalise.alpha is {personalise.alpha:g} ({personalise.alpha_unit}), which lets a client's "
+                f"learning rate fall to 0: it must be less than {limit:g}"
+            )
 
 
 class Machine(_Section):

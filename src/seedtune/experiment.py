@@ -104,7 +104,7 @@ def _absolute(name: str | None) -> str | None:
 def _snapshot_bytes(experiment: Experiment) -> int:
     """What the snapshots of a run of the weights protocol take at most."""
     recipe = experiment.recipe
-    if recipe.federation.protocol != "weights":
+    if recipe.federation.upload != "weights":
         return 0
     kept = 3 if recipe.run.keep_snapshots == "last" else recipe.federation.num_rounds
     return kept * sum(tensor.nbytes for tensor in experiment.site.replica.weights.values())
@@ -112,7 +112,7 @@ def _snapshot_bytes(experiment: Experiment) -> int:
 
 def _rounds(experiment: Experiment, start: Server, store: RunStore, listen: Listener) -> dict[str, Any]:
     recipe, clock = experiment.recipe, _Clock(time.perf_counter(), _seconds_before(store))
-    engine, protocol = InProcess(experiment.site), PROTOCOLS[recipe.federation.protocol]()
+    engine, protocol = InProcess(experiment.site), PROTOCOLS[recipe.federation.upload]()
     for server, result in run_rounds(start, protocol, engine):
         evaluation = experiment.evaluate() if _is_evaluated(recipe, server.round) else None
         if result.record.is_snapshot:
@@ -245,7 +245,7 @@ def backpropagation(experiment: Experiment) -> Evaluation:
 
 def _baseline_recipe(recipe: Recipe) -> Recipe:
     federation = FederationConfig(
-        protocol="weights", local_steps=recipe.baseline.num_steps, batch_size=recipe.federation.batch_size
+        upload="weights", local_steps=recipe.baseline.num_steps, batch_size=recipe.federation.batch_size
     )
     local = recipe.local.model_copy(update={"order": "first", "optimizer": recipe.baseline.optimizer})
     return recipe.model_copy(update={"federation": federation, "local": local})

@@ -15,9 +15,9 @@ from seedtune.fed.rounds import Server, after
 from seedtune.space import bound_weights, digest
 
 EXCHANGES = {
-    "scalars-own": {"protocol": "scalars", "keys": "own"},
-    "scalars-shared": {"protocol": "scalars", "keys": "shared"},
-    "weights": {"protocol": "weights", "keys": "own"},
+    "scalars-own": {"upload": "scalars", "keys": "own"},
+    "scalars-shared": {"upload": "scalars", "keys": "shared"},
+    "weights": {"upload": "weights", "keys": "own"},
 }
 PARTICIPATION = {"all": {}, "some": {"cohort_size": 3, "dropout_rate": 0.3}}
 CASES = list(itertools.product(EXCHANGES, (1, 3), PARTICIPATION, ("float32", "bfloat16")))
@@ -61,7 +61,7 @@ def resumed(recipe, folder):
 def late_client(recipe, folder):
     """A client with a model of its own that takes part for the first time after the last round."""
     experiment = assemble(run_store.recipe_of(folder), MACHINE)
-    order = PROTOCOLS[recipe.federation.protocol]().order(server_after(experiment, folder), 3)
+    order = PROTOCOLS[recipe.federation.upload]().order(server_after(experiment, folder), 3)
     late = assemble(recipe, MACHINE).site
     catch_up(late, decode_order(encode_order(order)))
     assert digest(late.replica.weights) == late.replica.digest

@@ -18,7 +18,7 @@ from seedtune.zo.perturb import Perturbation
 from seedtune.zo.trajectory import direction_key
 from seedtune.zo.update import Update, apply
 
-WEIGHTS = {"protocol": "weights"}
+WEIGHTS = {"upload": "weights"}
 
 
 def order_for(at, client=0, round_=0, rate=0.01, **changed):
@@ -61,7 +61,7 @@ def test_local_steps_leave_the_replica_as_it_was(federation):
     assert all(at.module.get_parameter(name).data_ptr() == t.data_ptr() for name, t in at.replica.weights.items())
     steps = federation.get("local_steps", 1)
     assert reply.num_forwards == 4 * steps and reply.num_examples == 12 and np.isfinite(reply.loss)
-    assert reply.scalars.shape == ((0, 0) if "protocol" in federation else (steps, 2))
+    assert reply.scalars.shape == ((0, 0) if "upload" in federation else (steps, 2))
 
 
 def test_directions_are_a_clients_own_or_the_cohorts():
@@ -247,7 +247,7 @@ def test_a_client_that_cannot_come_to_the_orders_weights_says_both_digests():
 @pytest.mark.parametrize("exchange, copies", [("scalars", 2), ("weights", 7)])
 def test_clients_share_one_base_and_one_working_copy(exchange, copies, num_clients):
     """Scalars: the replica and the working copy. Weights: the mean's float64 sums, and one reply, besides."""
-    federation = {"protocol": exchange, "local_steps": 2}
+    federation = {"upload": exchange, "local_steps": 2}
     settings = recipe(partition={"num_clients": num_clients}, federation=federation)
     gc.collect()
     others = tensors_alive()

@@ -164,7 +164,7 @@ class Logged:
 
 
 def test_one_order_and_one_reply_are_held_at_a_time():
-    settings = recipe(federation={"protocol": "weights"})
+    settings = recipe(federation={"upload": "weights"})
     at, logged = site(settings), Logged(protocol(settings))
     one_round(server(at), logged, InProcess(at))
     assert logged.log == [(what, client) for client in range(4) for what in ("order", "reply")]

@@ -9,7 +9,7 @@ from seedtune.fed.rounds import one_round, run_rounds
 from seedtune.space import copied, digest
 from seedtune.zo import noise
 
-WEIGHTS = {"protocol": "weights"}
+WEIGHTS = {"upload": "weights"}
 NONE = np.zeros((0, 0), np.float32)
 
 
@@ -73,7 +73,7 @@ def test_weights_and_scalars_are_the_same_algorithm(steps):
     """One round of each from the same start: the means differ only by float32 rounding."""
     ends = []
     for exchange in ("weights", "scalars"):
-        settings = recipe(federation={"protocol": exchange, "local_steps": steps, "num_rounds": 1})
+        settings = recipe(federation={"upload": exchange, "local_steps": steps, "num_rounds": 1})
         at = site(settings)
         before = copied(at.replica.weights)
         for _ in run_rounds(server(at), protocol(settings), InProcess(at)):

@@ -76,7 +76,7 @@ def local_round(site: Site, order: Order) -> Reply:
     """
     catch_up(site, order)
     federation, local = site.recipe.federation, site.recipe.local
-    sends_weights = federation.protocol == "weights"
+    sends_weights = federation.upload == "weights"
     with _working(site, moves=sends_weights or federation.local_steps > 1) as weights:
         take = _first_order_steps if local.order == "first" else _zeroth_order_steps
         steps = list(take(site, order, weights, move_last=sends_weights))
