@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seedtune.space import space_of
-from seedtune.zo.noise import Distribution, derive_key
+from seedtune.zo.noise import Distribution, derive_key, values
 from seedtune.zo.perturb import Perturbation, Perturber
 
 
@@ -29,6 +29,8 @@ class Stack(torch.nn.Module):
         self.layers = torch.nn.ModuleList(Layer() for _ in range(3))
         self.norm = torch.nn.LayerNorm(6)
         self.again = again
+        for k, parameter in enumerate(self.parameters()):
+            parameter.data.copy_(values(k, 0, parameter.numel(), Distribution.GAUSSIAN).view(parameter.shape))
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -48,7 +50,7 @@ def losses(module: Stack, names: list[str], reuse: bool) -> list[float]:
     with perturber.one_batch() if reuse else nullcontext():
         for point in POINTS:
             with perturber.at(point):
-                found.append(float(module(value).square().sum()))
+                found.append(float(module(value).exp().sum()))
     return found
 
 

@@ -10,7 +10,7 @@ It does not choose directions (estimators) and does not move weights (update). A
 parameter from outside that module's forward is not seen; `Perturber` then names the tensors that no forward used.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,20 +21,30 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
+from ..models.forwards import wrapped_forwards
 from ..space import Space, TensorSpec
 from . import noise
-from .forwards import wrapped_forwards
 from .noise import Distribution
 from .reuse import clean_prefix
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """The point theta + `mu` z(`key`): `mu` is signed, in units of the weights."""
+    """The point theta + `mu` z(`key`): `mu` is signed, in units of the weights.
+
+    names: the tensors that it moves, tuned or not; None: every tuned one. A tensor's part of z is the same either way.
+    """
 
     key: int
     mu: float
     distribution: Distribution
+    names: frozenset[str] | None = None
+
+    def moves(self, spec: TensorSpec) -> bool:
+        return self.names is None or spec.name in self.names
+
+
+_Moved = dict[int, tuple[TensorSpec, Perturbation]]  # by the identity of the parameter
 
 
 class Perturber:
@@ -53,33 +63,46 @@ class Perturber:
         self._specs = {id(p): specs[name] for name, p in module.named_parameters() if name in specs}
         self._owners = [m for m in module.modules() if any(id(p) in self._specs for p in m._parameters.values())]
         self._scratch_bytes = scratch_bytes
-        self._all = frozenset(specs)
 
     def one_batch(self) -> AbstractContextManager[None]:
         """Within it all evaluations are of one batch at unmoved weights: the frozen prefix is computed once."""
         return clean_prefix(self._module, self._owners)
 
     @contextmanager
-    def at(self, perturbation: Perturbation | None) -> Iterator[None]:
+    def at(self, *perturbations: Perturbation | None) -> Iterator[None]:
         """Within it, the module computes at theta + mu z; `None` is theta itself. No autograd graph is built.
 
+        Several perturbations move tensors of their own each, as the two blocks of a model that is cut in two.
+
         Raises:
-            ModelError: a forward ended without having used every tuned tensor; the message names one.
+            ModelError: a forward ended without having used every tensor that was to move; the message names one.
+            ValueError: two perturbations move one tensor.
         """
-        if perturbation is None:
+        moved = self._moved([point for point in perturbations if point is not None])
+        if not moved:
             with torch.no_grad():
                 yield
             return
-        mode = _AtUse(self._specs, perturbation, self._scratch_bytes)
+        mode = _AtUse(moved, self._scratch_bytes)
         wraps = [(owner, partial(_within, mode)) for owner in self._owners]
         with wrapped_forwards(wraps), torch.no_grad():
             yield
-        unused = self._all - mode.used
+        unused = {spec.name for spec, _ in moved.values()} - mode.used
         if unused:
             raise ModelError(
                 f"tensor {min(unused)!r} ({len(unused)} in all) is tuned but no forward pass of its module used it: "
                 f"leave it out with model.trainable"
             )
+
+    def _moved(self, perturbations: Sequence[Perturbation]) -> _Moved:
+        moved: _Moved = {}
+        for point in perturbations:
+            own = {ident: (spec, point) for ident, spec in self._specs.items() if point.moves(spec)}
+            if twice := own.keys() & moved.keys():
+                names = sorted(self._specs[ident].name for ident in twice)
+                raise ValueError(f"tensor {names[0]!r} ({len(names)} in all) is moved by two perturbations: give one")
+            moved |= own
+        return moved
 
 
 def _within(mode: "_AtUse", forward: Callable) -> Callable:
@@ -97,11 +120,11 @@ def _within(mode: "_AtUse", forward: Callable) -> Callable:
 
 
 class _AtUse(TorchFunctionMode):
-    """Replaces tuned parameters among the arguments of torch functions."""
+    """Replaces moved parameters among the arguments of torch functions."""
 
-    def __init__(self, specs: dict[int, TensorSpec], perturbation: Perturbation, scratch_bytes: int):
+    def __init__(self, moved: _Moved, scratch_bytes: int):
         super().__init__()
-        self._specs, self._point, self._scratch_bytes = specs, perturbation, scratch_bytes
+        self._moved, self._scratch_bytes = moved, scratch_bytes
         self._scratch: dict[torch.dtype, torch.Tensor] = {}
         self.used: set[str] = set()
         self.is_active = False
@@ -119,57 +142,58 @@ class _AtUse(TorchFunctionMode):
 
     def _is_plain_lookup(self, args: tuple, kwargs: dict) -> bool:
         options = dict(zip(("padding_idx", "max_norm"), args[2:4], strict=False)) | kwargs
-        if len(args) < 2 or id(args[1]) not in self._specs or options.get("max_norm") is not None:
+        if len(args) < 2 or id(args[1]) not in self._moved or options.get("max_norm") is not None:
             return False
         return args[1].is_contiguous()
 
     def _perturbed(self, value: Any) -> Any:
-        """theta + mu z for a tuned parameter, in storage of its own; lists of them likewise; anything else as it is."""
+        """theta + mu z for a moved parameter, in storage of its own; lists of them likewise; anything else as it is."""
         if type(value) in (list, tuple):  # as torch.cat and recurrent layers are given them
             return type(value)(self._perturbed(part) for part in value)
-        spec = self._specs.get(id(value)) if isinstance(value, torch.Tensor) else None
-        if spec is None:
+        if not isinstance(value, torch.Tensor) or id(value) not in self._moved:
             return value
-        self.used.add(spec.name)
+        spec, point = self._used(value)
         out = torch.empty_like(value.data, memory_format=torch.contiguous_format)
-        self._write(out, value.data, spec.start)
+        self._write(out, value.data, point, spec.start)
         return out
 
-    def _write(self, out: torch.Tensor, weights: torch.Tensor, start: int) -> None:
-        point = self._point
+    def _used(self, parameter: torch.Tensor) -> tuple[TensorSpec, Perturbation]:
+        spec, point = self._moved[id(parameter)]
+        self.used.add(spec.name)
+        return spec, point
+
+    def _write(self, out: torch.Tensor, weights: torch.Tensor, point: Perturbation, start: int) -> None:
         noise.perturb(out.view(-1), weights.reshape(-1), point.key, start, point.mu, point.distribution)
 
     def _linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         value, bias = self._perturbed(input), self._perturbed(bias)
-        spec = self._specs.get(id(weight))
-        if spec is None or weight.dim() != 2:
+        if id(weight) not in self._moved or weight.dim() != 2:
             return functional.linear(value, self._perturbed(weight), bias)
-        self.used.add(spec.name)
         num_rows, row = weight.shape
         step = max(1, self._scratch_bytes // (row * weight.element_size()))
         step = -(-num_rows // -(-num_rows // step))  # chunks of about equal size
         if step >= num_rows:
-            return functional.linear(value, self._chunk(weight, spec, 0, num_rows), bias)
+            return functional.linear(value, self._chunk(weight, 0, num_rows), bias)
         out = value.new_empty(*value.shape[:-1], num_rows)
         for first in range(0, num_rows, step):
             last = min(first + step, num_rows)
             part = None if bias is None else bias[first:last]
-            out[..., first:last] = functional.linear(value, self._chunk(weight, spec, first, last), part)
+            out[..., first:last] = functional.linear(value, self._chunk(weight, first, last), part)
         return out
 
-    def _chunk(self, weight: torch.Tensor, spec: TensorSpec, first: int, last: int) -> torch.Tensor:
+    def _chunk(self, weight: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Rows `first` to `last` of theta + mu z, in the scratch that the next chunk overwrites."""
+        spec, point = self._used(weight)
         size = (last - first) * weight.shape[1]
         held = self._scratch.get(weight.dtype)
         if held is None or held.numel() < size:
             held = self._scratch[weight.dtype] = torch.empty(size, dtype=weight.dtype, device=weight.device)
         out = held[:size]
-        self._write(out, weight.data[first:last], spec.start + first * weight.shape[1])
+        self._write(out, weight.data[first:last], point, spec.start + first * weight.shape[1])
         return out.view(last - first, weight.shape[1])
 
     def _embedding(self, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        spec, point = self._specs[id(table)], self._point
-        self.used.add(spec.name)
+        spec, point = self._used(table)
         out = table.new_empty(*rows.shape, table.shape[1])
         flat = out.view(-1, table.shape[1])
         index = rows.reshape(-1).to(torch.int64).contiguous()
