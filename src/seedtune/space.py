@@ -108,8 +108,15 @@ def digest(weights: Weights) -> bytes:
 
 
 def model_digest(module: torch.nn.Module) -> bytes:
-    """The digest of every parameter of `module`, tuned or not: what a base is recognised by."""
-    return digest({name: parameter.data for name, parameter in module.named_parameters()})
+    """The digest of every parameter of `module`, tuned or not: what a base is recognised by.
+
+    Of a layer whose weights are packed (parameters of a class of their own), all that it saves: the scales too.
+    """
+    tensors = {name: parameter.data for name, parameter in module.named_parameters()}
+    for name, layer in module.named_modules():
+        if any(type(parameter) is not torch.nn.Parameter for parameter in layer.parameters(recurse=False)):
+            tensors |= {f"{name}.{key}": tensor for key, tensor in layer.state_dict().items()}
+    return digest(tensors)
 
 
 def _tensor_digest(name: str, tensor: torch.Tensor) -> bytes:

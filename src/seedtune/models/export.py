@@ -39,13 +39,19 @@ def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
         merged: add LoRA's product to the base's weights and write a whole model. Needs a second copy in memory.
 
     Raises:
-        ModelError: the folder exists and is not empty, cannot be written, or `merged` without LoRA.
+        ModelError: the folder exists and is not empty, cannot be written, or `merged` without LoRA or with a quantised
+            base.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"export to {str(folder)!r}: it exists and is not empty; give a new folder or empty this one")
     if merged and model.adapter != "lora":
         raise ModelError("export with merged weights was asked for, but the model has no LoRA adapter to merge")
+    if merged and model.quantisation != "none":
+        raise ModelError(
+            f"export with merged weights was asked for, but the base is packed ({model.quantisation}), and packing the "
+            "sum anew would round the adapter away: export without merging, and merge with PEFT into an unpacked base"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:

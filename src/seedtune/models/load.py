@@ -6,7 +6,7 @@ gets mean pooling and a new linear head (`encoder`).
 
 Guarantees: evaluation mode, no dropout, no parameter requires gradients (first-order training enables them itself), no
 use of the global random generator. Not here: the start of a new head from labels or a probe (`heads`), losses
-(`objective`), quantised bases, models that need code of their own.
+(`objective`), how a base is quantised (`quantised`), models that need code of their own.
 """
 
 import re
@@ -32,10 +32,10 @@ from transformers.models.auto.modeling_auto import (
 
 from ..config import ModelConfig
 from ..errors import ModelError
-from . import answer_head, lora
+from . import answer_head, lora, quantised
 from .encoder import HEAD_FILE, EncoderWithHead
 from .lora import Gaussian
-from .source import Source, find, from_pretrained, read_config, read_tokenizer
+from .source import Source, find, from_pretrained, quiet, read_config, read_tokenizer
 
 Kind = Literal["causal", "masked", "classifier"]
 _AUTO = {
@@ -53,7 +53,7 @@ class Tuned:
     `trainable` are the names of the tensors to tune, as `module.named_parameters()` gives them: a tied parameter is
     there once, under its first name. `base_id` is what a replay asks for. `window`: most tokens of a sequence, 0 if
     unlimited. `fresh_head`: a classification head was made here and holds random values, for `heads` to better.
-    `adapter`: the tuned tensors are LoRA's.
+    `adapter`: the tuned tensors are LoRA's. `quantisation`: how the linear layers under them are packed.
     """
 
     module: torch.nn.Module
@@ -64,6 +64,7 @@ class Tuned:
     window: int = 0
     fresh_head: bool = False
     adapter: Literal["none", "lora"] = "none"
+    quantisation: Literal["none", "8bit", "4bit"] = "none"
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The tensors to tune, by name: the model's own storage."""
@@ -82,7 +83,7 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
 
     Raises:
         ModelError: not found or not readable, weights missing or pickled, a kind that the checkpoint or the task does
-            not fit, or a choice of tensors that matches nothing.
+            not fit, a choice of tensors that matches nothing, or a quantisation that cannot be had.
 
     `trainable` empty means every parameter. A parameter that this kind's forward never uses would make a perturbed
     evaluation fail by name; an encoder's pooler, the usual one, is dropped here.
@@ -93,6 +94,7 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
         )
     source = find(config.name)
     tokenizer, hf_config = read_tokenizer(source), read_config(source)
+    quantised.check(config, hf_config)
     kind = _kind(config.kind, hf_config, source)
     if kind == "classifier":
         module, fresh_head = _classifier(source, hf_config, config, task_choices, tokenizer)
@@ -107,7 +109,9 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
     module.eval().requires_grad_(False)
     trainable = _trainable(module, config)
     window = _window(tokenizer, hf_config)
-    return Tuned(module, tokenizer, kind, trainable, source.base_id, window, fresh_head, config.adapter)
+    return Tuned(
+        module, tokenizer, kind, trainable, source.base_id, window, fresh_head, config.adapter, config.quantisation
+    )
 
 
 def kind_of(config: ModelConfig) -> Kind:
@@ -135,9 +139,9 @@ def _kind(asked: str, config: PretrainedConfig, source: Source) -> Kind:
 
 def _pretrained(auto: type, source: Source, config: ModelConfig, kind: Kind) -> torch.nn.Module:
     """Loaded weights, all of them from the checkpoint: a tensor that transformers made up is an error."""
-    module, info = from_pretrained(
-        auto, source, dtype=getattr(torch, config.dtype), use_safetensors=True, output_loading_info=True
-    )
+    options = {"dtype": getattr(torch, config.dtype), **quantised.loading_options(config, kind)}
+    module, info = from_pretrained(auto, source, use_safetensors=True, output_loading_info=True, **options)
+    quantised.decode_at_use(module)
     missing = sorted(name for name in info["missing_keys"] if not (auto is AutoModel and name.startswith("pooler.")))
     if missing:
         raise ModelError(
@@ -188,7 +192,7 @@ def _check_labels(source: Source, num_labels: int, task_choices: int) -> None:
 
 
 def _with_lora(module: torch.nn.Module, config: ModelConfig, kind: Kind, gaussian: Gaussian) -> torch.nn.Module:
-    with torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         if isinstance(module, EncoderWithHead):
             module.encoder = lora.attach(module.encoder, config, "FEATURE_EXTRACTION")
         else:

@@ -2,8 +2,8 @@
 
 PEFT's own default start is kept in distribution's second moment: A has variance 1 / (3 in_features) (the uniform
 Kaiming start of its `reset_lora_parameters` has the same), but Gaussian, because seedtune's keyed noise is; B is zero,
-so the adapted model begins as the base. Adapters are float32 also on a 16-bit base, without dropout; a checkpoint's own
-classifier, kept trainable beside them, stays in the base's dtype.
+so the adapted model begins as the base. Adapters are float32 also on a 16-bit or a quantised base, without dropout; a
+checkpoint's own classifier, kept trainable beside them, stays in the base's dtype.
 
 Not here: merging and saving (`seedtune.models.export`).
 """
