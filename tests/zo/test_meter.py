@@ -15,7 +15,7 @@ from seedtune.models.load import Tuned
 from seedtune.models.objective import loss
 from seedtune.space import space_of
 from seedtune.zo.estimators import one_sided, two_point
-from seedtune.zo.meter import REUSED, WHOLE, Meter, Shape, Tally, _formulas, counted_parts, shape_of
+from seedtune.zo.meter import WHOLE, Meter, Shape, Tally, _formulas, counted_parts, shape_of
 from seedtune.zo.noise import Distribution
 from seedtune.zo.perturb import Perturbation, Perturber
 
@@ -94,6 +94,7 @@ def test_the_count_is_that_of_torch_where_attention_is_written_in_products(famil
     model, batch = tuned(family), batch_of(SEQUENCES, **LABELS)
     _, flops = Meter().counted(shape_of(batch), WHOLE, evaluation(model, batch))
     model.module.set_attn_implementation("eager")
+    assert Meter().counted(shape_of(batch), WHOLE, evaluation(model, batch))[1] == flops
     with FlopCounterMode(display=False) as counter:
         evaluation(model, batch)()
     assert flops == counter.get_total_flops()
@@ -176,6 +177,7 @@ def test_what_raises_passes_through_and_leaves_nothing() -> None:
 
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
         meter.counted(shape, WHOLE, broken)
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
     assert meter.counted(shape, WHOLE, lambda: ones @ ones.T)[1] == 2 * 3 * 5 * 3
 
 
@@ -204,7 +206,7 @@ def test_a_known_shape_runs_once_and_unobserved() -> None:
 
 @pytest.mark.parametrize("other", [
     (Shape((2, 5), None, None, 2), WHOLE), (Shape((2, 4), 3, None, 2), WHOLE), (Shape((2, 4), None, 2, 2), WHOLE),
-    (Shape((2, 4), None, None, 2), REUSED), (Shape((2, 4), None, None, 2), ("prefix", 3)),
+    (Shape((2, 4), None, None, 2), "other"), (Shape((2, 4), None, None, 2), ("prefix", 3)),
 ])  # fmt: skip
 def test_another_shape_or_part_is_counted_anew(other) -> None:
     meter, calls = Meter(), Calls(5)
@@ -258,8 +260,16 @@ def test_a_step_pays_its_frozen_prefix_once(estimate, num_forwards) -> None:
         with perturber.one_batch():
             probe = estimate(tally.metered(loss_at), [1, 2, 3], 0.1, Distribution.RADEMACHER)
         assert (probe.scalars == plain.scalars).all()
-        assert tally.num_forwards == probe.num_forwards == num_forwards
-        assert tally.flops == (1 + num_forwards) * 2 * 5 * 6 * 6
+        assert tally.runs == {WHOLE: num_forwards} and probe.num_forwards == num_forwards
+        assert tally.flops == tally.flops_of[WHOLE] == (1 + num_forwards) * 2 * 5 * 6 * 6
+
+
+def test_a_step_tells_its_parts_apart() -> None:
+    tally = Tally(Meter(), Shape((5, 6), None, None, 5))
+    for part, size in (("prefix", 2), ("suffix", 3), ("suffix", 3)):
+        assert tally.counted(part, Calls(size)) == size
+    assert tally.runs == {"prefix": 1, "suffix": 2} and tally.flops == 24 * (2 + 3 + 3)
+    assert tally.flops_of == {"prefix": 24 * 2, "suffix": 24 * 6}
 
 
 def test_both_signs_and_theta_itself_cost_the_same() -> None:

@@ -1,22 +1,23 @@
 """Floating-point operations of forward passes, counted from the model that runs.
 
-A pass of a shape that was not met before runs under `torch.utils.flop_counter`; later ones of that shape add the number
-found then. Counted are matrix products, convolutions and attention, a multiply-add as two operations, padding and
-masked positions included, since they are computed. Not counted: elementwise work, norms, softmax, lookups, and what
-makes directions and moves weights. An operator of another library that multiplies inside itself is counted where
-`_FORMULAS` names it (those of bitsandbytes), else not.
+The operators of a pass are watched once for each shape, with the formulas of `torch.utils.flop_counter`; later passes
+of that shape add the number found then. Counted are matrix products, convolutions and attention, a multiply-add as two
+operations, padding and masked positions included, since they are computed. Not counted: elementwise work, norms,
+softmax, lookups, and what makes directions and moves weights. An operator of another library that multiplies inside
+itself is counted where `_FORMULAS` names it (those of bitsandbytes), else not.
 
 It times nothing, keeps no totals of a run, and knows no model: what a pass costs must follow from the shape of its
 batch and from the part of the model that runs.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from math import prod
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ..data.batches import Batch
 from .estimators import LossAt
@@ -25,8 +26,8 @@ BACKPROPAGATION_FORWARDS = 3
 """A step of backpropagation in forwards: one, and a backward of twice its operations. The convention holds for frozen
 weights too, whose gradients nobody computes: with adapters a backward needs about half as much."""
 
-WHOLE, REUSED = "whole", "reused"
-"""Parts of a model: all of it; and what is left where the frozen prefix was kept from the step's first evaluation."""
+WHOLE = "whole"
+"""The part of a model that is all of it."""
 
 Value = TypeVar("Value")
 Kept = TypeVar("Kept")
@@ -68,49 +69,61 @@ class Meter:
     def counted(self, shape: Shape, part: Hashable, call: Callable[[], Value]) -> tuple[Value, int]:
         """(what `call` returns, its floating-point operations).
 
-        `part` names what of the model runs: `WHOLE`, `REUSED`, or anything else that `call`'s operations depend on,
-        such as the layer of a cut. At one `part` they must be affine in `num_scored`, as an output head makes them:
-        two numbers of scored positions are counted, further ones follow. Whatever `call` raises passes through, and
-        nothing is kept of it.
+        `part` names what of the model runs: `WHOLE`, or anything that `call`'s operations depend on, such as the layer
+        of a cut. At one `part` they must be affine in `num_scored`, as an output head makes them: two numbers of scored
+        positions are counted, further ones follow. Whatever `call` raises passes through, and nothing is kept of it.
+        It must not enter `torch.inference_mode`, in which operators do not show what they are made of.
 
-        Cost: a forward of a new shape about 20 microseconds longer for each operator that it runs; else 2
-        microseconds.
+        Cost: a forward of a new shape takes 9 microseconds longer for each operator that it runs; others 2 in all.
         """
         known = self._known.setdefault((shape.tokens, shape.num_candidates, shape.num_labels, part), {})
         flops = _expected(known, shape.num_scored)
         if flops is not None:
             return call(), flops
-        with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+        with _Watching() as watching:
             value = call()
-        known[shape.num_scored] = flops = counter.get_total_flops()
-        return value, flops
+        known[shape.num_scored] = watching.flops
+        return value, watching.flops
 
 
 class Tally:
-    """The forwards of one step, which evaluates one batch at several points within `Perturber.one_batch`."""
+    """The evaluations of one step, all of one batch, within `Perturber.one_batch`.
+
+    runs, flops_of: by the part of the model, how often it ran and its operations in all.
+    """
 
     def __init__(self, meter: Meter, shape: Shape):
         self._meter, self._shape = meter, shape
-        self.num_forwards = 0
-        self.flops = 0
+        self.runs: Counter[Hashable] = Counter()
+        self.flops_of: Counter[Hashable] = Counter()
+
+    @property
+    def flops(self) -> int:
+        return self.flops_of.total()
+
+    def counted(self, part: Hashable, call: Callable[[], Value]) -> Value:
+        """What `call` returns, which runs `part` of the model.
+
+        The first evaluation of a step computes the frozen prefix and later ones reuse it, so they are counted apart.
+        """
+        is_later = bool(self.runs)
+        value, flops = self._meter.counted(self._shape, (part, "later") if is_later else part, call)
+        self.runs[part] += 1
+        self.flops_of[part] += flops
+        return value
 
     def metered(self, loss_at: LossAt) -> LossAt:
-        """`loss_at`, counted; its first evaluation runs the whole model, later ones may reuse the frozen prefix."""
-
-        def counted(point: Any) -> float:
-            part = REUSED if self.num_forwards else WHOLE
-            value, flops = self._meter.counted(self._shape, part, lambda: loss_at(point))
-            self.num_forwards += 1
-            self.flops += flops
-            return value
-
-        return counted
+        """`loss_at`, an evaluation of the whole model, counted."""
+        return lambda point: self.counted(WHOLE, lambda: loss_at(point))
 
 
 def counted_parts(
     meter: Meter, shape: Shape, cut: Hashable, prefix: Callable[[], Kept], suffix: Callable[[Kept], Value]
 ) -> tuple[Value, tuple[int, int]]:
-    """(the value of suffix(prefix()), (F1, F2)): the operations of the two blocks of a model that `cut` divides."""
+    """(suffix(prefix()), (F1, F2)): the operations of the two blocks of a model that `cut` divides.
+
+    To be called outside `Perturber.one_batch`, or with a `cut` that says what of the prefix is reused.
+    """
     kept, first = meter.counted(shape, ("prefix", cut), prefix)
     value, second = meter.counted(shape, ("suffix", cut), lambda: suffix(kept))
     return value, (first, second)
@@ -125,19 +138,46 @@ def _expected(known: _Known, num_scored: int) -> int | None:
     return None if rest else flops + slope * (num_scored - n)
 
 
-def _product(left: tuple[int, ...], *args: Any, out_shape: tuple[int, ...], **options: Any) -> int:
-    """A product over the last dimension of its first operand."""
-    return 2 * prod(out_shape) * left[-1]
+class _Watching(TorchDispatchMode):
+    """Adds up the operations of what runs within it; changes nothing.
+
+    As `torch.utils.flop_counter.FlopCounterMode`, which also records modules and tries to take operators apart: that
+    costs 23 microseconds an operator.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        self._formulas = _formulas()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = self._formulas.get(getattr(func, "overloadpacket", func))
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
 
 
-def _attention(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *args: Any, **options: Any) -> int:
+def _product(left: torch.Tensor, *args: Any, out_val: Any, **options: Any) -> int:
+    """A product over the last dimension of its first operand; the first of its results counts."""
+    out = out_val[0] if isinstance(out_val, tuple) else out_val
+    return 2 * out.numel() * left.shape[-1]
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **options: Any) -> int:
     """Two products a head, [T, d] x [d, T'] and [T, T'] x [T', d']; nothing is saved by causal masks, or by keys that
     heads share."""
-    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
 _FORMULAS: dict[str, Callable[..., int]] = {
     "aten._scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten._scaled_dot_product_flash_attention": _attention,  # these three as older torch does not take shared keys
+    "aten._scaled_dot_product_efficient_attention": _attention,
+    "aten._scaled_dot_product_cudnn_attention": _attention,
     "aten._grouped_mm": _product,  # mixtures of experts
     "aten.mv": _product,
     "aten.dot": _product,
@@ -145,13 +185,16 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "bitsandbytes.gemv_4bit": _product,
     "bitsandbytes.int8_linear_matmul": _product,
     "bitsandbytes.int8_scaled_mm": _product,
-    "bitsandbytes.int8_mixed_scaled_mm": lambda *args, out_shape, **options: _product(*args, out_shape=out_shape[0]),
+    "bitsandbytes.int8_mixed_scaled_mm": _product,
 }
-"""Operators that torch 2.13's own table lacks. Formulas take shapes in place of tensors."""
+"""Operators that torch 2.13's own table lacks, or that are better counted so."""
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """`_FORMULAS` by operator, those that exist in this process."""
-    named = ((name.partition("."), formula) for name, formula in _FORMULAS.items())
-    found = ((getattr(getattr(torch.ops, space), name, None), formula) for (space, _, name), formula in named)
-    return {operator: formula for operator, formula in found if operator is not None}
+    """Formulas by operator, of those that exist in this process; called with its arguments and its result."""
+    table = dict(flop_registry)
+    for name, formula in _FORMULAS.items():
+        space, _, operator = name.partition(".")
+        if hasattr(getattr(torch.ops, space), operator):
+            table[getattr(getattr(torch.ops, space), operator)] = formula
+    return table
