@@ -126,6 +126,25 @@ def test_tables_hold_whole_values_when_piped(seedtune, ended, tmp_path):
     assert "told in keys and scalars" in seedtune("recipes").out
 
 
+def test_runs_are_compared_at_a_target(seedtune, ended):
+    rows = run_store.metrics_of(ended)
+    loss = rows[0]["loss"] + 1
+    (found,) = json.loads(seedtune("compare", "runs/done", "--to-loss", loss, "--json").out)
+    assert found["reached"]["rounds"] == found["reached"]["forwards"] == 0 and found["target"] == loss
+    best = max(row["accuracy"] for row in rows if "accuracy" in row)
+    never = seedtune("compare", "runs/done", "--to-accuracy", "1").out.splitlines()
+    assert "accuracy >= 1" in never[0] and never[1].rstrip().endswith(f"not reached, best {best:.1%}")
+    assert seedtune("compare", "runs/done").out.split()[:3] == ["run", "method", "rounds"]
+    refused(
+        seedtune("compare", "runs/done", "--to-accuracy", "0.8", "--to-loss", "1"),
+        "a target is one of --to-accuracy and --to-loss, and both were given: give one",
+    )
+    refused(
+        seedtune("compare", "runs/done", "--to-accuracy", "80"),
+        "--to-accuracy 80: must be more than 0 and at most 1, such as 0.8",
+    )
+
+
 def test_a_run_is_replayed_to_a_new_folder(seedtune, ended, tmp_path):
     digest = run_store.summary_of(ended)["state_digest"]
     result = seedtune("replay", "runs/done", "--out", "tuned")

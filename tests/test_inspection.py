@@ -5,9 +5,9 @@ import pytest
 from tiny_runs import MACHINE, NOTHING, StopAfter, save_task
 
 from seedtune import inspection
-from seedtune.errors import DataError, RunStoreError, TrajectoryError
+from seedtune.errors import ConfigError, DataError, RunStoreError, TrajectoryError
 from seedtune.experiment import run
-from seedtune.inspection import COMPARED, compared, described, evaluated, exported, health
+from seedtune.inspection import COMPARED, compared, compared_at, described, evaluated, exported, health, to_target
 from seedtune.models.evaluation import Evaluation
 
 
@@ -78,6 +78,76 @@ def test_a_run_that_goes_on_is_described_but_not_compared(tiny_recipe, tmp_path)
 def test_runs_are_compared_by_their_summaries(ended):
     (row,) = compared([ended])
     assert row == {"run": str(ended)} | {name: summary_of(ended)[name] for name in COMPARED}
+
+
+COST = {"flops": 10**15, "forwards": 8, "bytes_up": 30, "bytes_down": 20}
+SCORES = {0: (2.0, 0.3), 2: (1.5, 0.5), 4: (None, 0.4), 6: (1.0, 0.8), 8: (1.2, 0.9)}
+
+
+def rows_of(scores, num_rounds=8, cost=COST):
+    """Rows of metrics.jsonl: two seconds a round after one second, evaluations where `scores` has them."""
+    rows = [{"rounds": n, "elapsed_seconds": 1.0 + 2 * n, **(cost if n else {})} for n in range(num_rounds + 1)]
+    return [row | dict(zip(("loss", "accuracy"), scores.get(row["rounds"], ()), strict=False)) for row in rows]
+
+
+@pytest.mark.parametrize("target, rounds", [
+    ({"accuracy": 0.8}, 6), ({"accuracy": 0.5}, 2), ({"accuracy": 0.3}, 0), ({"accuracy": 0.85}, 8),
+    ({"loss": 1.5}, 2), ({"loss": 1.1}, 6), ({"loss": 2.0}, 0),
+])  # fmt: skip
+def test_the_first_evaluation_at_the_target_ends_the_count(target, rounds):
+    (measure,) = target
+    value = SCORES[rounds][("loss", "accuracy").index(measure)]
+    costs = {name: each * rounds for name, each in COST.items()}
+    expected = {measure: value, "rounds": rounds, "seconds": 1.0 + 2 * rounds, **costs}
+    assert to_target(rows_of(SCORES), **target) == expected
+
+
+@pytest.mark.parametrize("target", [{"accuracy": 0.91}, {"loss": 0.99}])
+def test_a_target_that_was_never_reached_is_none(target):
+    assert to_target(rows_of(SCORES), **target) is None and to_target([], **target) is None
+
+
+def test_rounds_that_were_not_metered_have_no_flops():
+    cost = {name: value for name, value in COST.items() if name != "flops"}
+    found = to_target(rows_of(SCORES, cost=cost), accuracy=0.8)
+    assert found["flops"] is None and found["forwards"] == 48
+
+
+ONE = "a target is one of --to-accuracy and --to-loss, and "
+TARGETS = [
+    ({}, ONE + "neither was given: give one"),
+    ({"accuracy": 0.8, "loss": 0.5}, ONE + "both were given: give one"),
+    ({"accuracy": 80.0}, "--to-accuracy 80: must be more than 0 and at most 1, such as 0.8"),
+    ({"accuracy": 0.0}, "--to-accuracy 0: must be more than 0 and at most 1, such as 0.8"),
+    ({"accuracy": math.nan}, "--to-accuracy nan: must be more than 0 and at most 1, such as 0.8"),
+    ({"loss": 0.0}, "--to-loss 0: must be a finite number above 0, such as 0.5"),
+    ({"loss": math.inf}, "--to-loss inf: must be a finite number above 0, such as 0.5"),
+    ({"loss": math.nan}, "--to-loss nan: must be a finite number above 0, such as 0.5"),
+]
+
+
+@pytest.mark.parametrize("target, message", TARGETS)
+def test_what_is_no_target_is_refused(target, message):
+    with pytest.raises(ConfigError) as error:
+        to_target(rows_of(SCORES), **target)
+    assert str(error.value) == message
+
+
+def test_runs_are_compared_at_a_target(ended, monkeypatch):
+    monkeypatch.setattr(inspection.run_store, "metrics_of", lambda folder: rows_of(SCORES))
+    row = {"run": str(ended), "method": "custom", "measure": "accuracy", "target": 0.95, "best": 0.9, "reached": None}
+    assert compared_at([ended, ended], accuracy=0.95) == [row, row]
+    (found,) = compared_at([ended], loss=1.3)
+    assert found["best"] == 1.0 and found["reached"] == to_target(rows_of(SCORES), loss=1.3)
+
+
+def test_texts_have_no_accuracy_to_reach(ended, monkeypatch):
+    rows = rows_of({n: (loss, None) for n, (loss, _) in SCORES.items()})
+    monkeypatch.setattr(inspection.run_store, "metrics_of", lambda folder: rows)
+    with pytest.raises(ConfigError) as error:
+        compared_at([ended], accuracy=0.5)
+    assert str(error.value) == f"run {ended}: has no accuracy, its task is of texts: compare it with --to-loss"
+    assert compared_at([ended], loss=0.1)[0]["best"] == 1.0
 
 
 def test_what_is_no_run_is_said(tmp_path):

@@ -90,6 +90,26 @@ def test_texts_are_judged_by_perplexity():
     assert table(terminal.outcome(SUMMARY | text))[1].split() == ["zero-shot", "7.39", "2.000"]
 
 
+def test_runs_at_a_target_say_what_they_needed_or_their_best():
+    needed = {"rounds": 40, "seconds": 12.34, "forwards": 320, "bytes_up": 950, "bytes_down": 31_000}
+    reached = {"run": "runs/a", "method": "fedmezo", "measure": "accuracy", "target": 0.8, "best": 0.9,
+               "reached": {"accuracy": 0.8125, "flops": 2_101_881_081_344, **needed}}  # fmt: skip
+    short = {"run": "runs/b", "method": "fedavg", "measure": "accuracy", "target": 0.8, "best": 0.713, "reached": None}
+    assert table(terminal.at_target([reached, short])) == [
+        "run     method   accuracy >= 0.8          rounds  FLOPs   forwards  seconds  up     down",
+        "runs/a  fedmezo  81.2%                    40      2.10 T  320       12.3     950 B  31.0 kB",
+        "runs/b  fedavg   not reached, best 71.3%",
+    ]
+
+
+def test_a_target_of_loss_and_rounds_that_were_not_metered():
+    needed = {"loss": 0.25, "rounds": 4, "seconds": 1.0, "flops": None, "forwards": 8, "bytes_up": 0, "bytes_down": 0}
+    row = {"run": "r", "method": "m", "measure": "loss", "target": 0.5, "best": 0.25, "reached": needed}
+    lines = table(terminal.at_target([row, row | {"reached": None, "best": None}]))
+    assert "  loss <= 0.5  " in lines[0] and lines[1].split()[2:6] == ["0.2500", "4", "not", "counted"]
+    assert lines[2].split(maxsplit=2)[2] == "not reached, best not finite"
+
+
 def test_no_value_of_a_table_is_cut():
     long = "/a/path/" + "x" * 200
     counts = {"rounds": 10, "bytes_up": 10**9, "bytes_down": 1, "forwards": 7, "seconds": 1.25}

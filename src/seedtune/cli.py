@@ -166,16 +166,25 @@ def inspect(
 @app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="run folders")],
+    accuracy: Annotated[
+        float | None, typer.Option("--to-accuracy", help="what each run needed to this test accuracy, such as 0.8")
+    ] = None,
+    loss: Annotated[
+        float | None, typer.Option("--to-loss", help="what each run needed to this test loss, such as 0.5")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Put the results of several runs side by side."""
+    """Put the results of several runs side by side, or what each needed to a target."""
     from . import inspection, terminal
 
-    rows = inspection.compared(folders)
+    if accuracy is None and loss is None:
+        rows, table = inspection.compared(folders), terminal.side_by_side
+    else:
+        rows, table = inspection.compared_at(folders, accuracy, loss), terminal.at_target
     if as_json:
         print(json.dumps(rows, indent=2, allow_nan=False))
     else:
-        out.print(terminal.side_by_side(rows))
+        out.print(table(rows))
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Looking at what there is: runs, trajectories, models and this installation. Nothing here trains."""
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from . import presets, run_store
 from .assembly import Experiment, assemble, load_replayed, restore
 from .config import Machine, Recipe, build, merged
 from .data import metrics
-from .errors import RunStoreError, SeedtuneError
+from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import scores_of, versions
 from .models.export import export
 from .models.generate import generate
@@ -142,6 +143,76 @@ def compared(folders: Sequence[Path]) -> list[dict[str, Any]]:
             raise RunStoreError(f"run {folder}: has not ended; continue it with 'seedtune resume {folder}'")
         rows.append({"run": str(folder), **{name: summary[name] for name in COMPARED}})
     return rows
+
+
+def compared_at(
+    folders: Sequence[Path], accuracy: float | None = None, loss: float | None = None
+) -> list[dict[str, Any]]:
+    """For each run that has ended: the best evaluation, and what the first one at the target had cost (`to_target`).
+
+    Raises:
+        RunStoreError: no run there, or one that has not ended. ConfigError: not one target, one out of range, or an
+            accuracy where the task has none.
+    """
+    measure, target = _one_target(accuracy, loss)
+    found = []
+    for row in compared(folders):
+        rounds = run_store.metrics_of(Path(row["run"]))
+        values = [each[measure] for each in rounds if each.get(measure) is not None]
+        if measure == "accuracy" and not values:
+            raise ConfigError(f"run {row['run']}: has no accuracy, its task is of texts: compare it with --to-loss")
+        best = (max if measure == "accuracy" else min)(values, default=None)
+        found.append({"run": row["run"], "method": row["method"], "measure": measure, "target": target, "best": best,
+                      "reached": to_target(rounds, accuracy, loss)})  # fmt: skip
+    return found
+
+
+def to_target(
+    rows: Sequence[Mapping[str, Any]], accuracy: float | None = None, loss: float | None = None
+) -> dict[str, Any] | None:
+    """What a run had cost at its first evaluation with test accuracy of at least `accuracy`, or test loss of at most
+    `loss`; None if none was.
+
+    `rows` are those of metrics.jsonl. rounds, flops, forwards, bytes_up and bytes_down are totals up to that round
+    (flops is None where rounds were not metered); seconds are all that had passed, evaluations included. A target is
+    seen at evaluations only, so costs are upper bounds, by less than `run.eval_every` rounds.
+
+    >>> rows = [{"rounds": 0, "elapsed_seconds": 1.0, "accuracy": 0.2}]
+    >>> cost = {"flops": 70, "forwards": 2, "bytes_up": 9, "bytes_down": 8}
+    >>> rows += [{"rounds": n, "elapsed_seconds": 1.0 + n, **cost} for n in (1, 2)]
+    >>> rows[2]["accuracy"] = 0.6
+    >>> to_target(rows, accuracy=0.5)
+    {'accuracy': 0.6, 'rounds': 2, 'seconds': 3.0, 'flops': 140, 'forwards': 4, 'bytes_up': 18, 'bytes_down': 16}
+    >>> to_target(rows, accuracy=0.7)
+
+    Raises:
+        ConfigError: not one target, or one out of range.
+    """
+    measure, target = _one_target(accuracy, loss)
+    for i, row in enumerate(rows):
+        value = row.get(measure)
+        if value is not None and (value >= target if measure == "accuracy" else value <= target):
+            costs = {name: _total(rows[: i + 1], name) for name in ("flops", "forwards", "bytes_up", "bytes_down")}
+            return {measure: value, "rounds": row["rounds"], "seconds": row["elapsed_seconds"], **costs}
+    return None
+
+
+def _one_target(accuracy: float | None, loss: float | None) -> tuple[str, float]:
+    """The measure and its value."""
+    if (accuracy is None) == (loss is None):
+        found = "neither was" if accuracy is None else "both were"
+        raise ConfigError(f"a target is one of --to-accuracy and --to-loss, and {found} given: give one")
+    if accuracy is not None and not 0 < accuracy <= 1:
+        raise ConfigError(f"--to-accuracy {accuracy:g}: must be more than 0 and at most 1, such as 0.8")
+    if loss is not None and not 0 < loss < math.inf:
+        raise ConfigError(f"--to-loss {loss:g}: must be a finite number above 0, such as 0.5")
+    return ("loss", loss) if accuracy is None else ("accuracy", accuracy)
+
+
+def _total(rows: Sequence[Mapping[str, Any]], name: str) -> int | None:
+    """The sum over rounds, None where one of them does not say."""
+    values = [row.get(name) for row in rows if row["rounds"]]
+    return None if None in values else sum(values)
 
 
 def health() -> dict[str, Any]:

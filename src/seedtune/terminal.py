@@ -134,6 +134,35 @@ def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def at_target(rows: Sequence[dict[str, Any]]) -> Table:
+    """Runs compared by what they needed to one target, one a row; those that never reached it by their best."""
+    measure, target = rows[0]["measure"], rows[0]["target"]
+    bound, form = {"accuracy": (">=", ".1%"), "loss": ("<=", ".4f")}[measure]
+    table = _table("run", "method", f"{measure} {bound} {target:g}", "rounds", "FLOPs", "forwards", "seconds", "up",
+                   "down")  # fmt: skip
+    for row in rows:
+        if (needed := row["reached"]) is None:
+            table.add_row(row["run"], row["method"], f"not reached, best {_number(row['best'], form)}")
+            continue
+        flops = "not counted" if needed["flops"] is None else operations(needed["flops"])
+        sent = (amount(needed["bytes_up"]), amount(needed["bytes_down"]))
+        table.add_row(row["run"], row["method"], format(needed[measure], form), str(needed["rounds"]), flops,
+                      str(needed["forwards"]), f"{needed['seconds']:.1f}", *sent)  # fmt: skip
+    return table
+
+
+def operations(count: float) -> str:
+    """
+    >>> operations(950), operations(6_568_378_368), operations(2.1e15)
+    ('950', '6.57 G', '2.10 P')
+    """
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
+        if count < 1000 or unit == "E":
+            return f"{count:.0f}" if not unit else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
 def pairs(values: dict[str, Any]) -> Table:
     """Names and values, one a row."""
     table = _table("", "")
