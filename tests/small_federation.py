@@ -6,12 +6,13 @@ import numpy as np
 import torch
 
 from seedtune.config import Recipe, build, merged
-from seedtune.data.keyed import client_batch_indices
+from seedtune.data.keyed import client_batch_indices, keyed_permutation
 from seedtune.experiment import PROTOCOLS
 from seedtune.fed.client import Replica, Site
 from seedtune.fed.messages import Reply, encode_reply
 from seedtune.fed.rounds import Server
 from seedtune.space import bound_weights, copied, digest, model_digest, space_of
+from seedtune.zo.meter import Meter, Shape
 from seedtune.zo.noise import Distribution
 from seedtune.zo.perturb import Perturber
 from seedtune.zo.trajectory import Header
@@ -50,6 +51,12 @@ def batch_of(recipe: Recipe, client: int, key: int) -> tuple[torch.Tensor, torch
     return tuple(tensor[chosen] for tensor in examples(client))
 
 
+def epoch_of(recipe: Recipe, client: int, key: int):
+    order, size = keyed_permutation(key, NUM_EXAMPLES), recipe.federation.batch_size
+    for first in range(0, NUM_EXAMPLES, size):
+        yield tuple(tensor[order[first : first + size]] for tensor in examples(client))
+
+
 def squared_error(layer: torch.nn.Module) -> Callable:
     dtype = layer.weight.dtype
     return lambda batch: torch.nn.functional.mse_loss(layer(batch[0].to(dtype)).float(), batch[1])
@@ -68,14 +75,15 @@ def site(recipe: Recipe, dtype: torch.dtype = torch.float32, **changed) -> Site:
         recipe=recipe, header=header, module=layer, perturber=Perturber(layer, space, 2**12),
         replica=Replica(weights, digest(weights)), working=copied(weights),
         batch=lambda client, key: batch_of(recipe, client, key), loss=squared_error(layer),
-        num_examples=lambda client: NUM_EXAMPLES,
+        epoch=lambda client, key: epoch_of(recipe, client, key), num_examples=lambda client: NUM_EXAMPLES,
+        shape=lambda batch: Shape(tuple(batch[0].shape), None, None, 0), meter=Meter(),
     )  # fmt: skip
     return Site(**(fields | changed))
 
 
 def server(at: Site) -> Server:
     """A server before round 0 that shares the replica of a site."""
-    return Server(at.recipe, at.header, at.perturber.space, at.replica, 0, (), {})
+    return Server.at_start(at.recipe, at.header, at.perturber.space, at.replica)
 
 
 def protocol(recipe: Recipe):

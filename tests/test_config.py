@@ -52,10 +52,10 @@ def test_a_recipe_does_not_change():
                                                                "clients"),
         ({"local": {"order": "first"}}, "local.order = 'first' needs federation.upload = 'weights': a gradient is "
                                         "not a handful of scalars"),
-        ({"federation": {"local_epochs": 1}}, "federation.local_epochs needs federation.upload = 'weights': clients with "
-                                              "unlike numbers of examples would send unlike numbers of scalars"),
-        ({"personalise": {"policy": "random", "alpha": 1.0}}, "personalise.alpha is 1 (relative), which lets a client's "
-                                                              "learning rate fall to 0: it must be less than 1"),
+        ({"federation": {"local_epochs": 1}}, "federation.local_epochs needs federation.upload = 'weights': clients "
+                                              "with unlike numbers of examples would send unlike numbers of scalars"),
+        ({"personalise": {"policy": "random", "alpha": 1.0}}, "personalise.alpha is 1 (relative), which lets a "
+                                                              "client's learning rate fall to 0: it must be less than 1"),
         ({"personalise": {"policy": "random", "alpha": 5e-4, "alpha_unit": "absolute"}},
          "personalise.alpha is 0.0005 (absolute), which lets a client's learning rate fall to 0: it must be less than "
          "0.0001"),

@@ -52,6 +52,7 @@ def without_a_model(recipe, machine, initial=None):
         recipe=recipe, header=site.header, site=site, space=site.perturber.space,
         model=SimpleNamespace(base_id="linear"), train=SimpleNamespace(num_truncated=1),
         test=SimpleNamespace(num_truncated=2), evaluate=lambda: Evaluation(1.0, 0.5, 10),
+        evaluate_clients=dict,
     )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def begun(store: RunStore) -> int:
 def finish(store: RunStore, done: int, snapshots: bool) -> None:
     for round_ in range(done, NUM_ROUNDS):
         if snapshots:
-            store.keep_snapshot(round_, {"w": torch.full((3,), float(round_))}, only_last=True)
+            store.keep_snapshot(round_, {"w": torch.full((3,), float(round_))}, others=())
         store.append(record(round_), {"rounds": round_ + 1})
     store.finish({"rounds": NUM_ROUNDS})
 
@@ -158,7 +158,7 @@ def test_a_run_is_read_back(tmp_path):
 def test_only_the_last_snapshots_are_kept_unless_all_are_wanted(tmp_path):
     with create(tmp_path / "run") as store:
         for round_ in range(4):
-            store.keep_snapshot(round_, {"w": torch.full((3,), float(round_))}, only_last=True)
+            store.keep_snapshot(round_, {"w": torch.full((3,), float(round_))}, others=())
     assert snapshot_of(tmp_path / "run", 3)["w"].tolist() == [3, 3, 3]
     assert snapshot_of(tmp_path / "run", 2)["w"].tolist() == [2, 2, 2]  # if round 3 never becomes whole
     with pytest.raises(RunStoreError, match=r"the weights after round 1 were not kept; set run.keep_snapshots = 'all'"):

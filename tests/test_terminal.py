@@ -6,13 +6,17 @@ from rich.console import Console
 
 from seedtune import terminal
 from seedtune.fed.rounds import RoundResult
+from seedtune.metrics import Evaluated
 from seedtune.models.evaluation import Evaluation
 from seedtune.zo.trajectory import RoundRecord
 
 
-def result(round_: int, failed=None) -> RoundResult:
+def result(round_: int, failed=None, surge=None) -> RoundResult:
     record = RoundRecord(round_, (0,), np.zeros((1, 1, 1), np.float32), np.zeros(1), bytes(16))
-    return RoundResult(record, (0, 1), (), failed or {}, 0.25, 700, 300, 2, 0, 0.1)
+    return RoundResult(
+        record, (0, 1), (), failed or {}, losses={0: 0.5, 1: 0.0}, signals={}, scalar_rms=1.0, rate=0.1, bytes_down=700,
+        bytes_up=300, num_forwards=2, num_flops=10, skipped_steps=0, seconds=0.1, surge=surge,
+    )  # fmt: skip
 
 
 def shown(console: Console, calls, num_rounds: int = 100, sent: int = 0) -> str:
@@ -28,8 +32,8 @@ def piped() -> Console:
 
 
 def test_a_piped_run_prints_plain_lines():
-    calls = [(0, None, Evaluation(2.0, 0.5, 10))]
-    calls += [(n, result(n - 1), Evaluation(1.0, 0.75, 10) if n == 100 else None) for n in range(1, 101)]
+    calls = [(0, None, Evaluated(Evaluation(2.0, 0.5, 10), {}))]
+    calls += [(n, result(n - 1), Evaluated(Evaluation(1.0, 0.75, 10), {}) if n == 100 else None) for n in range(1, 101)]
     lines = shown(piped(), calls).splitlines()
     assert lines[0] == "round 0/100  test loss 2.000  accuracy 50.0%  sent 0 B"
     assert lines[1] == "round 5/100  train loss 0.250  sent 5.0 kB"
@@ -48,7 +52,7 @@ def test_failures_and_resumption_are_news():
 
 def test_a_terminal_shows_a_bar():
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    calls = [(0, None, Evaluation(2.0, None, 10)), *((n, result(n - 1), None) for n in range(1, 1001))]
+    calls = [(0, None, Evaluated(Evaluation(2.0, None, 10), {})), *((n, result(n - 1), None) for n in range(1, 1001))]
     text = shown(console, calls, num_rounds=1000)
     assert " 1000/1000 train 0.250  test 2.000  perplexity 7.39  1.0 MB 0:00:00" in text
 

@@ -3,18 +3,18 @@
 Nothing is trained, written or printed here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from .config import Machine, ModelConfig, Recipe
-from .data.batches import batch_of
+from .data.batches import Batch, batch_of
 from .data.encoding import EncodedSet, encode
 from .data.examples import Task
-from .data.keyed import client_batch_indices
-from .data.partition import partition
+from .data.keyed import client_batch_indices, keyed_permutation
+from .data.partition import held_out, partition
 from .data.tasks import load_task
 from .errors import ModelError, TrajectoryError
 from .fed.client import Replica, Site
@@ -22,11 +22,12 @@ from .models import heads
 from .models.evaluation import Evaluation, evaluate
 from .models.load import Tuned, kind_of, load
 from .models.objective import loss
-from .space import Space, Weights, bind, bound_weights, copied, digest, model_digest, space_of
+from .space import Space, Weights, bind, bound_weights, copied, copy_into, digest, model_digest, space_of
 from .zo import noise
+from .zo.meter import Meter, shape_of
 from .zo.noise import Distribution
 from .zo.perturb import Perturber
-from .zo.trajectory import Header, Trajectory, check_base, replay
+from .zo.trajectory import Header, RoundRecord, Trajectory, check_base, follow, replay
 
 PROBE_EXAMPLES = 512
 
@@ -41,6 +42,7 @@ class Experiment:
     train: EncodedSet
     test: EncodedSet
     clients: tuple[np.ndarray, ...]
+    heldout: tuple[np.ndarray, ...]
     header: Header
     site: Site
 
@@ -52,6 +54,12 @@ class Experiment:
         """On the test examples, at the server's weights."""
         bind(self.model.module, self.site.replica.weights)
         return evaluate(self.model, self.test)
+
+    def evaluate_clients(self) -> dict[int, Evaluation]:
+        """Each client's held-out examples, at the server's weights; clients without any are left out."""
+        bind(self.model.module, self.site.replica.weights)
+        kept = {client: own for client, own in enumerate(self.heldout) if len(own)}
+        return {client: evaluate(self.model, self.train.subset(own)) for client, own in kept.items()}
 
 
 def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tensor] | None = None) -> Experiment:
@@ -70,7 +78,8 @@ def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tenso
     task = load_task(recipe.task, noise.derive_key(seed, "task"), kind)
     model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
     train, test = (encode(task, part, model.tokenizer, kind, model.window) for part in (task.train, task.test))
-    clients = partition(task.train, recipe.partition, noise.derive_key(seed, "partition"))
+    dealt = partition(task.train, recipe.partition, noise.derive_key(seed, "partition"))
+    clients, heldout = held_out(dealt, recipe.partition, noise.derive_key(seed, "held out"))
     if initial is None:
         initial = _head_start(recipe, model, task, train)
     install_initial(model, initial)
@@ -81,7 +90,7 @@ def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tenso
         model=recipe.model.model_dump(exclude={"name"}), num_choices=len(task.label_names) or None, initial=initial,
     )  # fmt: skip
     site = _site(recipe, machine, model, space, header, train, clients)
-    return Experiment(recipe, model, task, train, test, clients, header, site)
+    return Experiment(recipe, model, task, train, test, clients, heldout, header, site)
 
 
 def initial_values(seed: int) -> Callable[[str, tuple[int, ...]], torch.Tensor]:
@@ -108,16 +117,20 @@ def _head_start(recipe: Recipe, model: Tuned, task: Task, train: EncodedSet) -> 
 
 
 def _site(recipe, machine: Machine, model: Tuned, space: Space, header: Header, train: EncodedSet, clients) -> Site:
-    weights = bound_weights(model.module, space)
+    weights, size = bound_weights(model.module, space), recipe.federation.batch_size
 
-    def batch(client: int, key: int):
+    def batch(client: int, key: int) -> Batch:
         own = clients[client]
-        return batch_of(train, own[client_batch_indices(key, len(own), recipe.federation.batch_size)])
+        return batch_of(train, own[client_batch_indices(key, len(own), size)])
+
+    def epoch(client: int, key: int) -> Iterator[Batch]:
+        own = clients[client][keyed_permutation(key, len(clients[client]))]
+        return (batch_of(train, own[first : first + size]) for first in range(0, len(own), size))
 
     return Site(
         recipe, header, model.module, Perturber(model.module, space, machine.scratch_bytes),
-        Replica(weights, digest(weights)), copied(weights), batch, lambda examples: loss(model, examples),
-        lambda client: len(clients[client]),
+        Replica(weights, digest(weights)), copied(weights), batch, epoch, lambda examples: loss(model, examples),
+        shape_of, lambda client: len(clients[client]), Meter(),
     )  # fmt: skip
 
 
@@ -136,6 +149,23 @@ def restore(experiment: Experiment, trajectory: Trajectory, snapshot: Callable[[
                                   f"put it back, or start another run")  # fmt: skip
     replay(experiment.space, weights, trajectory, None, snapshot)
     experiment.site.replica.digest = digest(weights)
+
+
+def put_back(experiment: Experiment, records: tuple[RoundRecord, ...], snapshot: Callable[[int], Weights]) -> None:
+    """Sets the experiment's weights to the end of a path of records: a snapshot's, or replayed from the base.
+
+    Cost: the base is loaded again for the moment, and one `apply` a round.
+    """
+    weights = experiment.site.replica.weights
+    copy_into(weights, base_weights(experiment))
+    follow(experiment.space, weights, experiment.header, records, snapshot)
+
+
+def base_weights(experiment: Experiment) -> Weights:
+    """The tuned tensors as they were before the first round, from the base loaded anew."""
+    base = load(experiment.recipe.model, experiment.header.num_choices, initial_values(experiment.recipe.run.seed))
+    install_initial(base, experiment.header.initial)
+    return bound_weights(base.module, experiment.space)
 
 
 def load_replayed(

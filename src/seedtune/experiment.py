@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from . import run_store
-from .assembly import Experiment, assemble, initial_values, install_initial, restore
+from .assembly import Experiment, assemble, base_weights, put_back, restore
 from .config import FederationConfig, Machine, Recipe
 from .data.batches import batch_of
 from .data.keyed import client_batch_indices
@@ -30,17 +31,17 @@ from .fed.messages import Order, unpack_weights
 from .fed.rounds import RoundResult, Server, after, run_rounds
 from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
+from .metrics import Evaluated, History, result_of, round_row, scores_of
 from .models.evaluation import Evaluation
-from .models.load import load
 from .run_folder import check_room
 from .run_store import RunStore
-from .space import bound_weights, copied, copy_into
+from .space import copied, copy_into
 from .zo import kernels
-from .zo.trajectory import Trajectory
+from .zo.trajectory import RoundRecord, Trajectory
 
 PROTOCOLS = {"scalars": SeedScalar, "weights": WeightAverage}
 
-Listener = Callable[[int, RoundResult | None, Evaluation | None], None]
+Listener = Callable[[int, RoundResult | None, Evaluated | None], None]
 """Hears (rounds done, the round that ended or None before the first, the evaluation if there was one)."""
 
 
@@ -106,23 +107,40 @@ def _snapshot_bytes(experiment: Experiment) -> int:
     recipe = experiment.recipe
     if recipe.federation.upload != "weights":
         return 0
-    kept = 3 if recipe.run.keep_snapshots == "last" else recipe.federation.num_rounds
+    kept = 5 if recipe.run.keep_snapshots == "last" else recipe.federation.num_rounds
     return kept * sum(tensor.nbytes for tensor in experiment.site.replica.weights.values())
 
 
 def _rounds(experiment: Experiment, start: Server, store: RunStore, listen: Listener) -> dict[str, Any]:
     recipe, clock = experiment.recipe, _Clock(time.perf_counter(), _seconds_before(store))
     engine, protocol = InProcess(experiment.site), PROTOCOLS[recipe.federation.upload]()
-    for server, result in run_rounds(start, protocol, engine):
-        evaluation = experiment.evaluate() if _is_evaluated(recipe, server.round) else None
+    history = History.of(recipe, run_store.metrics_of(store.folder))
+    rounds = run_rounds(start, protocol, engine, partial(_put_back, experiment, store))
+    for server, result in () if history.is_out_of_patience else rounds:
+        evaluation = _evaluated(experiment) if _is_evaluated(server) else None
+        row = round_row(server.round, clock.seconds(), result, evaluation)
+        history = history.after(row)
         if result.record.is_snapshot:
-            only_last = recipe.run.keep_snapshots == "last"
-            store.keep_snapshot(result.record.round, server.replica.weights, only_last)
-        store.append(result.record, _row(server.round, clock.seconds(), result, evaluation))
+            store.keep_snapshot(result.record.round, server.replica.weights, _needed_snapshots(server, history))
+        store.append(result.record, row)
         listen(server.round, result, evaluation)
-    summary = _summary(experiment, store)
+        if history.is_out_of_patience:
+            break
+    summary = _summary(experiment, store, history)
     store.finish(summary)
     return summary
+
+
+def _put_back(experiment: Experiment, store: RunStore, records: tuple[RoundRecord, ...]) -> None:
+    put_back(experiment, records, partial(run_store.snapshot_of, store.folder))
+
+
+def _needed_snapshots(server: Server, history: History) -> set[int] | None:
+    """The rounds whose weights must stay on disk besides the last two, None for all: the best one's, and the one to
+    which a surge would lead back."""
+    if server.recipe.run.keep_snapshots == "all":
+        return None
+    return {history.best_rounds - 1, server.guard.good_state - 1}
 
 
 @dataclass(frozen=True)
@@ -144,9 +162,9 @@ def _seconds_before(store: RunStore) -> float:
 def _begin(experiment: Experiment, store: RunStore, listen: Listener) -> Server:
     """The server before the first round, and the run's files begun."""
     started = time.perf_counter()
-    zero_shot = experiment.evaluate()
+    zero_shot = _evaluated(experiment)
     seconds = round(time.perf_counter() - started, 3)
-    store.begin(experiment.recipe, experiment.header, _row(0, seconds, None, zero_shot))
+    store.begin(experiment.recipe, experiment.header, round_row(0, seconds, None, zero_shot))
     listen(0, None, zero_shot)
     return _server(experiment)
 
@@ -157,53 +175,38 @@ def _continue(experiment: Experiment, trajectory: Trajectory, store: RunStore, l
     restore(experiment, trajectory, lambda round_: run_store.snapshot_of(folder, round_))
     server = _server(experiment)
     for record, row in zip(trajectory.records, run_store.metrics_of(folder)[1:], strict=True):
-        server = after(server, record, [int(client) for client in row["failed"]])
+        server = after(server, result_of(record, row))
     listen(num_rounds, None, None)
     return server
 
 
 def _server(experiment: Experiment) -> Server:
-    return Server(experiment.recipe, experiment.header, experiment.space, experiment.site.replica, 0, (), {})
+    return Server.at_start(experiment.recipe, experiment.header, experiment.space, experiment.site.replica)
 
 
-def _is_evaluated(recipe: Recipe, num_rounds: int) -> bool:
-    return num_rounds % recipe.run.eval_every == 0 or num_rounds == recipe.federation.num_rounds
+def _is_evaluated(server: Server) -> bool:
+    recipe = server.recipe
+    is_last = server.round == recipe.federation.num_rounds or server.must_stop
+    return server.round % recipe.run.eval_every == 0 or is_last
 
 
-def _row(num_rounds: int, seconds: float, result: RoundResult | None, evaluation: Evaluation | None) -> dict[str, Any]:
-    """One line of metrics.jsonl; a number that is not finite is null."""
-    row: dict[str, Any] = {"rounds": num_rounds, "elapsed_seconds": seconds}
-    if result is not None:
-        row |= {
-            "train_loss": _finite(result.train_loss), "bytes_up": result.bytes_up, "bytes_down": result.bytes_down,
-            "forwards": result.num_forwards, "seconds": round(result.seconds, 4), "replied": len(result.record.clients),
-            "cohort": len(result.cohort), "dropped": list(result.dropped),
-            "failed": {str(client): reason for client, reason in result.failed.items()},
-            "skipped_steps": result.skipped_steps, "state_digest": result.record.digest.hex(),
-        }  # fmt: skip
-    return row if evaluation is None else row | scores_of(evaluation)
+def _evaluated(experiment: Experiment) -> Evaluated:
+    return Evaluated(experiment.evaluate(), experiment.evaluate_clients())
 
 
-def scores_of(evaluation: Evaluation | None, prefix: str = "") -> dict[str, float | None]:
-    """An evaluation as plain data, None for what is not finite or was not evaluated."""
-    names = ("loss", "accuracy", "perplexity")
-    return {f"{prefix}{name}": _finite(getattr(evaluation, name, None)) for name in names}
-
-
-def _finite(value: float | None) -> float | None:
-    """The value, None where it is not a finite number: JSON has no other word for it."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _summary(experiment: Experiment, store: RunStore) -> dict[str, Any]:
+def _summary(experiment: Experiment, store: RunStore, history: History) -> dict[str, Any]:
     recipe, rows, peak = experiment.recipe, run_store.metrics_of(store.folder), peak_memory_bytes()
     zero_shot = {f"zero_shot_{name}": rows[0][name] for name in ("loss", "accuracy", "perplexity")}
-    counted = ("bytes_up", "bytes_down", "forwards", "skipped_steps")
+    counted = ("bytes_up", "bytes_down", "forwards", "flops", "skipped_steps")
     return {
         "method": recipe.run.method, "model": experiment.model.base_id, "task": recipe.task.name,
         "rounds": rows[-1]["rounds"], "clients": recipe.partition.num_clients,
         "tuned_parameters": experiment.space.num_parameters,
         **zero_shot, **{name: rows[-1][name] for name in ("loss", "accuracy", "perplexity")},
+        "heldout_loss": rows[-1].get("heldout_loss"), "heldout_accuracy": rows[-1].get("heldout_accuracy"),
+        "best_rounds": history.best_rounds, "best_loss": history.best_loss, "best_accuracy": history.best_accuracy,
+        "stopped_by": _stopped_by(recipe, rows, history),
+        "surges": {str(row["rounds"]): row["surge"] for row in rows if row.get("surge")},
         "backprop_steps": recipe.baseline.num_steps,
         **scores_of(backpropagation(experiment) if recipe.baseline.num_steps else None, "backprop_"),
         **{name: sum(row.get(name, 0) for row in rows) for name in counted},
@@ -215,6 +218,13 @@ def _summary(experiment: Experiment, store: RunStore) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _stopped_by(recipe: Recipe, rows: list[dict[str, Any]], history: History) -> str | None:
+    """What ended the run before its last round: "patience", "surge", or nothing."""
+    if rows[-1]["rounds"] == recipe.federation.num_rounds:
+        return None
+    return "patience" if history.is_out_of_patience else "surge"
+
+
 def backpropagation(experiment: Experiment) -> Evaluation:
     """The same base tuned by backpropagation on all training examples: a federation of one client, first order.
 
@@ -223,9 +233,7 @@ def backpropagation(experiment: Experiment) -> Evaluation:
     """
     recipe, site = experiment.recipe, experiment.site
     tuned = copied(site.replica.weights)
-    base = load(recipe.model, experiment.header.num_choices, initial_values(recipe.run.seed))
-    install_initial(base, experiment.header.initial)
-    copy_into(site.replica.weights, bound_weights(base.module, experiment.space))
+    copy_into(site.replica.weights, base_weights(experiment))
     everyone = np.arange(len(experiment.train))
     one = replace(
         site, recipe=_baseline_recipe(recipe), num_examples=lambda client: len(everyone),

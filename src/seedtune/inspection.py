@@ -15,7 +15,8 @@ from .assembly import Experiment, assemble, load_replayed, restore
 from .config import Machine, Recipe, build, merged
 from .data import metrics
 from .errors import ConfigError, RunStoreError, SeedtuneError
-from .experiment import scores_of, versions
+from .experiment import versions
+from .metrics import scores_of
 from .models.export import export
 from .models.generate import generate
 from .space import Weights, bound_weights, digest

@@ -3,7 +3,7 @@
     recipe.json            every setting, resolved
     trajectory.seedtune    what the weights went through (`zo.trajectory`)
     metrics.jsonl          one line a round, and one before the first
-    snapshots/             weights after a round, where the protocol sends weights
+    snapshots/             weights after a round, where clients upload weights
     manifest.json          how much of the files above counts; written last, replaced in one rename
     summary.json           the results, when the run has ended
 
@@ -16,7 +16,7 @@ nothing.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,16 +70,20 @@ class RunStore:
             sizes = self._append(TRAJECTORY, round_frame(written, record)), self._append(METRICS, _line(row))
             self._commit(Manifest(record.round + 1, *sizes))
 
-    def keep_snapshot(self, round_: int, weights: Weights, only_last: bool) -> None:
-        """Keeps the weights after a round; called before the round is appended, so the last whole round has them."""
+    def keep_snapshot(self, round_: int, weights: Weights, others: Collection[int] | None) -> None:
+        """Keeps the weights after a round; called before the round is appended, so the last whole round has them.
+
+        Of earlier rounds the one before it and `others` stay, or all where that is None.
+        """
         path = _snapshot_path(self.folder, round_)
         with self._writing():
             path.parent.mkdir(exist_ok=True)
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
             sync(path)
             sync(path.parent)
-            for old in path.parent.glob("round-*.safetensors") if only_last else ():
-                if old < _snapshot_path(self.folder, round_ - 1):
+            if others is not None:
+                needed = {_snapshot_path(self.folder, other) for other in (round_ - 1, round_, *others)}
+                for old in set(path.parent.glob("round-*.safetensors")) - needed:
                     old.unlink()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -221,7 +225,7 @@ def summary_of(folder: Path) -> dict[str, Any] | None:
 
 
 def snapshot_of(folder: Path, round_: int) -> Weights:
-    """The weights after round `round_` of a run of the weights protocol.
+    """The weights after round `round_` of a run whose clients upload weights.
 
     Raises:
         RunStoreError: they were not kept, or the file is damaged.

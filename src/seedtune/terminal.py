@@ -13,7 +13,7 @@ from rich.table import Column, Table
 if TYPE_CHECKING:  # a list of recipes is printed without loading torch
     from .experiment import Listener
     from .fed.rounds import RoundResult
-    from .models.evaluation import Evaluation
+    from .metrics import Evaluated
 
 PLAIN_LINES = 20
 """A piped run prints about this many lines, and one for each evaluation."""
@@ -41,11 +41,11 @@ class _Bar:
         self._bar, self._sent, self._quality = bar, sent, ""
         self._task = bar.add_task("rounds", total=num_rounds, state="")
 
-    def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluation | None) -> None:
+    def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluated | None) -> None:
         self._sent += _bytes_of(result)
         self._quality = quality(evaluation).replace("test loss", "test") if evaluation else self._quality
         training = _training(result).replace("train loss", "train")  # 80 columns hold it all
-        state = _joined(training, self._quality, amount(self._sent), _left_out(result))
+        state = _joined(training, self._quality, amount(self._sent), _left_out(result), _surge(result))
         self._bar.update(self._task, completed=num_rounds, state=state)
 
 
@@ -55,14 +55,14 @@ class _PlainLines:
     def __init__(self, console: Console, num_rounds: int, sent: int) -> None:
         self._console, self._total, self._sent = console, num_rounds, sent
 
-    def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluation | None) -> None:
+    def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluated | None) -> None:
         self._sent += _bytes_of(result)
         is_resumed = result is None and evaluation is None
-        is_news = is_resumed or evaluation is not None or bool(result.failed)
+        is_news = is_resumed or evaluation is not None or bool(result.failed) or bool(result.surge)
         if is_news or num_rounds % max(1, self._total // PLAIN_LINES) == 0:
             text = "resumed" if is_resumed else _joined(
                 _training(result), quality(evaluation) if evaluation else "", f"sent {amount(self._sent)}",
-                _left_out(result),
+                _left_out(result), _surge(result),
             )  # fmt: skip
             self._console.print(f"round {num_rounds}/{self._total}  {text}", soft_wrap=True)
 
@@ -79,6 +79,13 @@ def _training(result: RoundResult | None) -> str:
     return f"train loss {result.train_loss:.3f}" if result else ""
 
 
+def _surge(result: RoundResult | None) -> str:
+    if not result or not result.surge:
+        return ""
+    back = result.record.back_to
+    return f"SURGE: {result.surge}" + ("" if back is None else f"; back to round {back}, at half the rate")
+
+
 def _left_out(result: RoundResult | None) -> str:
     """The first of the clients that failed, and why; the others are in metrics.jsonl."""
     if not result or not result.failed:
@@ -88,11 +95,12 @@ def _left_out(result: RoundResult | None) -> str:
     return f"left out: client {client} ({result.failed[client]}){others}"
 
 
-def quality(evaluation: Evaluation) -> str:
+def quality(evaluation: Evaluated) -> str:
     """An evaluation in a few words."""
-    if evaluation.accuracy is not None:
-        return f"test loss {evaluation.loss:.3f}  accuracy {evaluation.accuracy:.1%}"
-    return f"test loss {evaluation.loss:.3f}  perplexity {evaluation.perplexity:.2f}"
+    test = evaluation.test
+    if test.accuracy is not None:
+        return f"test loss {test.loss:.3f}  accuracy {test.accuracy:.1%}"
+    return f"test loss {test.loss:.3f}  perplexity {test.perplexity:.2f}"
 
 
 def amount(num_bytes: float) -> str:
@@ -116,6 +124,18 @@ def outcome(summary: dict[str, Any]) -> Table:
         if prefix != "backprop_" or summary["backprop_steps"]:
             table.add_row(label, _number(summary[f"{prefix}{name}"], form), _number(summary[f"{prefix}loss"], ".3f"))
     return table
+
+
+def events(summary: dict[str, Any]) -> list[str]:
+    """What a reader of the results must know of the way there: surges, an early end, a better round before the last."""
+    found = [f"loss surge in round {rounds}: {reason}" for rounds, reason in summary["surges"].items()]
+    if summary["stopped_by"]:
+        reasons = {"patience": "no better evaluation for run.patience of them", "surge": "the loss surged"}
+        found.append(f"ended early, after {summary['rounds']} rounds: {reasons[summary['stopped_by']]}")
+    if summary["best_rounds"] != summary["rounds"] and summary["best_loss"] is not None:
+        best = _number(summary["best_loss"], ".3f")
+        found.append(f"best evaluation: test loss {best} after {summary['best_rounds']} rounds (replay --round)")
+    return found
 
 
 def _number(value: float | None, form: str) -> str:

@@ -12,6 +12,7 @@ from seedtune.experiment import PROTOCOLS, resume, run
 from seedtune.fed.client import catch_up
 from seedtune.fed.messages import decode_order, encode_order
 from seedtune.fed.rounds import Server, after
+from seedtune.metrics import result_of
 from seedtune.space import bound_weights, digest
 
 EXCHANGES = {
@@ -72,7 +73,7 @@ def server_after(experiment, folder):
     trajectory = run_store.trajectory_of(folder)
     restore(experiment, trajectory, lambda round_: run_store.snapshot_of(folder, round_))
     site = experiment.site
-    server = Server(experiment.recipe, experiment.header, experiment.space, site.replica, 0, (), {})
-    for record in trajectory.records:
-        server = after(server, record, ())
+    server = Server.at_start(experiment.recipe, experiment.header, experiment.space, site.replica)
+    for record, row in zip(trajectory.records, run_store.metrics_of(folder)[1:], strict=True):
+        server = after(server, result_of(record, row))
     return dataclasses.replace(server, up_to_date={})

@@ -195,18 +195,18 @@ def test_first_order_steps_are_plain_training(optimizer):
 
 
 def rounds_of(settings, num_rounds):
-    """A server some rounds on, and the orders of the last one."""
+    """A server some rounds on, to whom all clients are as if they had been away."""
     at, engine = site(settings), Answers()
     state = server(at)
     for _ in range(num_rounds):
         state, _ = one_round(state, protocol(settings), engine)
-    return state
+    return dataclasses.replace(state, up_to_date={})
 
 
 def test_a_client_that_joins_late_comes_to_the_servers_weights():
     settings = recipe(federation={"num_rounds": 6})
     state, late = rounds_of(settings, 3), site(settings)
-    order = protocol(settings).order(state, 99)
+    order = protocol(settings).order(state, 3)
     assert len(order.missed) == 3 and not order.weights
     catch_up(late, order)
     assert late.replica.digest == digest(late.replica.weights) == state.replica.digest
@@ -215,16 +215,16 @@ def test_a_client_that_joins_late_comes_to_the_servers_weights():
 def test_a_client_passes_over_rounds_that_it_went_through():
     settings = recipe(federation={"num_rounds": 6})
     late = site(settings)
-    catch_up(late, protocol(settings).order(rounds_of(settings, 1), 99))
+    catch_up(late, protocol(settings).order(rounds_of(settings, 1), 3))
     state = rounds_of(settings, 3)
-    catch_up(late, protocol(settings).order(state, 99))
+    catch_up(late, protocol(settings).order(state, 3))
     assert late.replica.digest == digest(late.replica.weights) == state.replica.digest
 
 
 def test_a_client_far_behind_gets_the_weights():
     settings = recipe(federation={"num_rounds": 20})
     state, late = rounds_of(settings, 12), site(settings)
-    order = protocol(settings).order(state, 99)
+    order = protocol(settings).order(state, 3)
     assert order.weights and not order.missed
     catch_up(late, order)
     assert late.replica.digest == digest(late.replica.weights) == state.replica.digest

@@ -86,9 +86,10 @@ def test_an_order_comes_back_as_it_went(order):
 
 @given(
     st.builds(
-        Reply, counts, counts, counts, counts, st.floats(allow_infinity=False), scalars, st.binary(max_size=9), counts
+        Reply, counts, counts, counts, counts, st.floats(allow_infinity=False), scalars, st.binary(max_size=9), counts,
+        st.integers(0, 2**63 - 1), st.none() | st.floats(0, allow_infinity=False),
     )
-)
+)  # fmt: skip
 def test_a_reply_comes_back_as_it_went(reply):
     assert_same_reply(decode_reply(encode_reply(reply)), reply)
 
@@ -119,10 +120,11 @@ def test_numbers_of_other_types_are_sent_as_plain_ones():
 
 
 def test_a_reply_of_one_scalar_costs_tens_of_bytes():
-    assert len(encode_reply(REPLY)) <= 40
+    assert len(encode_reply(REPLY)) <= 42
     for shape in ((5, 1), (30, 1), (10, 10)):
-        reply = replace(REPLY, round=1_000, client=200, num_examples=10_000, scalars=np.zeros(shape, np.float32))
-        assert len(encode_reply(reply)) <= 40 + 4 * shape[0] * shape[1]
+        reply = replace(REPLY, round=1_000, client=200, num_examples=10_000, scalars=np.zeros(shape, np.float32),
+                        num_flops=10**15)  # fmt: skip
+        assert len(encode_reply(reply)) <= 50 + 4 * shape[0] * shape[1]
 
 
 def test_a_missed_round_costs_tens_of_bytes():
@@ -140,7 +142,7 @@ def order_of(*changes: tuple[int, object]) -> bytes:
 
 
 def reply_of(*changes: tuple[int, object]) -> bytes:
-    fields = [1, 1, 3, 2, 100, 2, 0.25, 1, 2, bytes(8), b"", 0]
+    fields = [1, 1, 3, 2, 100, 2, 0.25, 1, 2, bytes(8), b"", 0, 0, None]
     for place, value in changes:
         fields[place] = value
     return msgpack.packb(fields)
@@ -187,6 +189,10 @@ AGREE = "a message's kind and number of fields agree"
           for place, value in ((6, None), (6, 1), (10, None), (10, "w"))),
         *((decode_reply, reply_of((6, value)), "a reply's loss is finite, or NaN where all steps were skipped")
           for value in (INF, -INF)),
+        *((decode_reply, reply_of((12, value)), "a reply's operations are a whole number from 0 to 2^63")
+          for value in (-1, 2**63, 1.0, None)),
+        *((decode_reply, reply_of((13, value)), "a root mean square is finite and not negative")
+          for value in (-1.0, INF, NAN, 1, "w")),
         *((decode_reply, reply_of((9, value)), "a reply's scalars fill their shape (1, 2)")
           for value in (bytes(7), b"", "12345678", None, [0.5, 0.5])),
         (decode_reply, reply_of((7, 2**31 - 1), (8, 2)), f"a reply's scalars fill their shape {(2**31 - 1, 2)}"),

@@ -64,8 +64,8 @@ def test_an_order_holds_what_was_missed_or_the_weights_if_they_are_shorter():
     state = server(site(settings))
     assert SeedScalar().order(state, 0).missed == () and SeedScalar().order(state, 0).weights == b""
     state, _ = one_round(state, protocol(settings), Answers())
-    long_log = dataclasses.replace(state, log=state.log * 9)
-    order = SeedScalar().order(long_log, 9)
+    long_log = dataclasses.replace(state, log=state.log * 9, up_to_date={})
+    order = SeedScalar().order(long_log, 3)
     assert order.missed == () and order.digest == state.replica.digest
     assert digest(unpack_weights(order.weights, state.space)) == state.replica.digest
 

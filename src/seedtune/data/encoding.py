@@ -12,7 +12,7 @@ Padding and batches are in `batches`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,6 +55,10 @@ class EncodedSet:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "EncodedSet":
+        """The examples of `indices`, in that order; `num_truncated` stays that of the whole."""
+        return replace(self, examples=tuple(self.examples[i] for i in indices))
 
 
 def encode(task: Task, examples: Sequence[Example], tokenizer, kind: ModelKind, window: int = 0) -> EncodedSet:

@@ -13,7 +13,7 @@ from ..errors import DataError
 from .examples import Example
 from .keyed import generator, keyed_permutation, sub_key
 
-__all__ = ["keyed_permutation", "partition"]
+__all__ = ["held_out", "keyed_permutation", "partition"]
 
 MAX_DRAWS = 100
 
@@ -47,6 +47,25 @@ def partition(examples: Sequence[Example], config: PartitionConfig, key: int) ->
     clients = tuple(np.sort(indices) for indices in deal(examples, config, key))
     _check_sizes(clients, config)
     return clients
+
+
+def held_out(
+    clients: Sequence[np.ndarray], config: PartitionConfig, key: int
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """(the indices that each client trains on, those that it is evaluated on), int64 and ascending.
+
+    Guarantees: the two parts of a client are what it was dealt, without overlap; `heldout_fraction` of it, rounded
+    down, is held out, and one example at least is left to train on; a client's choice depends on the key and on its
+    number alone.
+    """
+    parts = [_parted(indices, config.heldout_fraction, sub_key(key, str(i))) for i, indices in enumerate(clients)]
+    return tuple(kept for kept, _ in parts), tuple(held for _, held in parts)
+
+
+def _parted(indices: np.ndarray, fraction: float, key: int) -> tuple[np.ndarray, np.ndarray]:
+    count = min(int(fraction * len(indices)), len(indices) - 1)
+    order = keyed_permutation(key, len(indices))
+    return np.sort(indices[order[count:]]), np.sort(indices[order[:count]])
 
 
 def _check_sizes(clients: tuple[np.ndarray, ...], config: PartitionConfig) -> None:

@@ -4,9 +4,10 @@ The same functions run for every protocol and engine. A client keeps its replica
 move a working copy, so the replica is always a state of the trajectory. Nothing here knows the other clients.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..errors import EngineError
 from ..space import Weights, bind, copy_into, digest
 from ..zo import noise
 from ..zo.estimators import ESTIMATORS
+from ..zo.meter import BACKPROPAGATION_FORWARDS, WHOLE, Meter, Shape, Tally
 from ..zo.perturb import Perturber
 from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_update
 from ..zo.update import Update, apply
@@ -36,7 +38,9 @@ class Site:
     """Where clients work: one model, one replica, one working copy, whatever the number of clients it serves.
 
     batch(client, key): the client's training batch that `key` chooses.
+    epoch(client, key): all its training examples in batches, in an order that `key` chooses.
     loss(batch): mean loss of the bound model, a float32 scalar; builds a graph exactly if gradients are enabled.
+    shape(batch): what its forward's cost depends on.
     num_examples(client): its training examples.
     """
 
@@ -47,17 +51,22 @@ class Site:
     replica: Replica
     working: Weights
     batch: Callable[[int, int], Any]
+    epoch: Callable[[int, int], Iterable[Any]]
     loss: Callable[[Any], torch.Tensor]
+    shape: Callable[[Any], Shape]
     num_examples: Callable[[int], int]
+    meter: Meter
 
 
 @dataclass(frozen=True)
 class Step:
-    """One local step: projected gradients (float32 [P], empty for first order), mean loss, forward passes."""
+    """One local step: projected gradients (float32 [P], empty for first order), mean loss, forward passes and their
+    floating-point operations."""
 
     scalars: np.ndarray
     loss: float
     num_forwards: int
+    num_flops: int
 
     @property
     def is_skipped(self) -> bool:
@@ -67,8 +76,8 @@ class Step:
 def local_round(site: Site, order: Order) -> Reply:
     """What a client does with an order.
 
-    Cost: H steps; for the zeroth order 2 P (two-point) or P + 1 (one-sided) forwards each, and inference memory plus
-    the working copy.
+    Cost: H steps, or as many as `local_epochs` take; for the zeroth order 2 P (two-point) or P + 1 (one-sided) forwards
+    each, and inference memory plus the working copy.
 
     Raises:
         DigestMismatch: the client cannot come to the weights that the order speaks of.
@@ -81,11 +90,25 @@ def local_round(site: Site, order: Order) -> Reply:
         take = _first_order_steps if local.order == "first" else _zeroth_order_steps
         steps = list(take(site, order, weights, move_last=sends_weights))
         packed = pack_weights(weights) if sends_weights else b""
-    scalars = np.zeros((0, 0), np.float32) if sends_weights else np.stack([step.scalars for step in steps])
-    losses = [step.loss for step in steps if np.isfinite(step.loss)]
-    loss = float(np.mean(losses)) if losses else float("nan")
-    forwards, skipped = sum(step.num_forwards for step in steps), sum(step.is_skipped for step in steps)
-    return Reply(order.round, order.client, site.num_examples(order.client), forwards, loss, scalars, packed, skipped)
+    scalars = np.stack([step.scalars for step in steps])
+    return Reply(
+        order.round, order.client, site.num_examples(order.client), sum(step.num_forwards for step in steps),
+        _mean_of_finite([step.loss for step in steps]),
+        scalars=np.zeros((0, 0), np.float32) if sends_weights else scalars, weights=packed,
+        num_skipped=sum(step.is_skipped for step in steps), num_flops=sum(step.num_flops for step in steps),
+        scalar_rms=root_mean_square(scalars) if sends_weights else None,
+    )  # fmt: skip
+
+
+def root_mean_square(scalars: np.ndarray) -> float | None:
+    """Of the finite ones, None where there are none."""
+    finite = scalars[np.isfinite(scalars)].astype(np.float64)
+    return float(np.sqrt(np.mean(finite**2))) if finite.size else None
+
+
+def _mean_of_finite(values: Sequence[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
 
 
 def catch_up(site: Site, order: Order) -> None:
@@ -132,21 +155,22 @@ def _working(site: Site, moves: bool) -> Iterator[Weights]:
 def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
     local, num_steps = site.recipe.local, site.recipe.federation.local_steps
     space, distribution = site.perturber.space, site.header.distribution
-    for step in range(num_steps):
+    for step, batch in _batches(site, order):
         with _named(order, step):
-            batch = _batch(site, order, step)
 
             def loss_at(point, batch=batch) -> float:
                 with site.perturber.at(point):
                     return float(site.loss(batch))
 
-            keys = step_keys(site, order, step)
+            keys, tally = step_keys(site, order, step), Tally(site.meter, site.shape(batch))
             with site.perturber.one_batch():
-                probe = ESTIMATORS[local.estimator](loss_at, keys, local.perturbation_scale, distribution)
+                probe = ESTIMATORS[local.estimator](
+                    tally.metered(loss_at), keys, local.perturbation_scale, distribution
+                )
             if move_last or step < num_steps - 1:
                 coefficients = (-order.rate / len(keys) * probe.scalars.astype(np.float64)).astype(np.float32)
                 apply(space, weights, [Update(keys, coefficients, _rounding_key(site, order, step))], distribution)
-            yield Step(probe.scalars, probe.loss, probe.num_forwards)
+            yield Step(probe.scalars, probe.loss, probe.num_forwards, tally.flops)
 
 
 def step_keys(site: Site, order: Order, step: int) -> tuple[int, ...]:
@@ -168,23 +192,33 @@ def _first_order_steps(site: Site, order: Order, weights: Weights, move_last: bo
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = make(parameters, lr=order.rate, **options)
-        for step in range(site.recipe.federation.local_steps):
+        for step, batch in _batches(site, order):
             with _named(order, step), torch.enable_grad():
-                loss = site.loss(_batch(site, order, step))
+                loss, flops = site.meter.counted(site.shape(batch), WHOLE, partial(site.loss, batch))
                 moves = bool(loss.isfinite())
                 if moves:
                     loss.backward()
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-            yield Step(np.zeros(0, np.float32), loss.item(), 3 if moves else 1)
+            forwards = BACKPROPAGATION_FORWARDS if moves else 1
+            yield Step(np.zeros(0, np.float32), loss.item(), forwards, forwards * flops)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False).grad = None
 
 
-def _batch(site: Site, order: Order, step: int) -> Any:
-    key = noise.derive_key(site.header.seed, "batch", round=order.round, client=order.client, step=step)
-    return site.batch(order.client, key)
+def _batches(site: Site, order: Order) -> Iterator[tuple[int, Any]]:
+    """The batches of a client's round, each with the number of its step."""
+    federation = site.recipe.federation
+    keyed = partial(noise.derive_key, site.header.seed, round=order.round, client=order.client)
+    if federation.local_epochs:
+        epochs = (site.epoch(order.client, keyed("epoch", step=epoch)) for epoch in range(federation.local_epochs))
+        yield from enumerate(batch for epoch in epochs for batch in epoch)
+        return
+    for step in range(federation.local_steps):
+        with _named(order, step):
+            batch = site.batch(order.client, keyed("batch", step=step))
+        yield step, batch
 
 
 def _rounding_key(site: Site, order: Order, step: int) -> int:

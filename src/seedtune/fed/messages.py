@@ -8,7 +8,7 @@ neither models nor files.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import msgpack
@@ -50,6 +50,8 @@ class Reply:
     scalars: projected gradients of its steps, float32 [H, P]; empty where weights are sent.
     loss: mean training loss over the steps; may be NaN where all steps were skipped.
     num_skipped: steps without an update, since a loss was not finite.
+    num_flops: floating-point operations of the forwards (`zo.meter`).
+    scalar_rms: root mean square of the projected gradients where weights are sent in their place; None otherwise.
     """
 
     round: int
@@ -60,6 +62,8 @@ class Reply:
     scalars: np.ndarray
     weights: bytes = b""
     num_skipped: int = 0
+    num_flops: int = 0
+    scalar_rms: float | None = None
 
 
 def encode_order(order: Order) -> bytes:
@@ -75,7 +79,7 @@ def decode_order(data: bytes) -> Order:
     round_, client, digest, rate, missed, weights = _fields(data, _ORDER, 6)
     _check(_count(round_) and _count(client), "an order's round and client are counts")
     _check(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES, f"an order's digest has {DIGEST_BYTES} bytes")
-    _check(isinstance(rate, float) and 0 < rate < float("inf"), "an order's learning rate is positive and finite")
+    _check(isinstance(rate, float) and 0 < rate < inf, "an order's learning rate is positive and finite")
     packed = isinstance(missed, list) and all(isinstance(record, bytes) for record in missed)
     _check(packed and isinstance(weights, bytes), "missed rounds and weights come as bytes")
     return Order(round_, client, digest, rate, tuple(missed), weights)
@@ -85,7 +89,8 @@ def encode_reply(reply: Reply) -> bytes:
     steps, directions = reply.scalars.shape
     scalars = reply.scalars.astype("<f4").tobytes()
     counts = [reply.round, reply.client, reply.num_examples, reply.num_forwards]
-    return _pack([_REPLY, *counts, float(reply.loss), steps, directions, scalars, reply.weights, reply.num_skipped])
+    more = [reply.num_skipped, reply.num_flops, None if reply.scalar_rms is None else float(reply.scalar_rms)]
+    return _pack([_REPLY, *counts, float(reply.loss), steps, directions, scalars, reply.weights, *more])
 
 
 def decode_reply(data: bytes) -> Reply:
@@ -93,14 +98,17 @@ def decode_reply(data: bytes) -> Reply:
     Raises:
         MessageError: not a reply of this version, a field out of its range, or an infinite number.
     """
-    round_, client, examples, forwards, loss, steps, directions, raw, weights, skipped = _fields(data, _REPLY, 10)
+    fields = _fields(data, _REPLY, 12)
+    round_, client, examples, forwards, loss, steps, directions, raw, weights, skipped, flops, rms = fields
     counts = (round_, client, examples, forwards, steps, directions, skipped)
     _check(all(_count(value) for value in counts), "a reply's counts are whole numbers from 0 to 2^31")
     _check(isinstance(loss, float) and isinstance(weights, bytes), "a reply's loss is a number, its weights bytes")
-    _check(abs(loss) != float("inf"), "a reply's loss is finite, or NaN where all steps were skipped")
+    _check(type(flops) is int and 0 <= flops < 2**63, "a reply's operations are a whole number from 0 to 2^63")
+    _check(abs(loss) != inf, "a reply's loss is finite, or NaN where all steps were skipped")
+    _check(rms is None or (type(rms) is float and 0 <= rms < inf), "a root mean square is finite and not negative")
     scalars = _array(raw, "<f4", (steps, directions), "a reply's scalars")
     _check(not np.isinf(scalars).any(), "a reply's scalars are finite, or NaN where a step was skipped")
-    return Reply(round_, client, examples, forwards, loss, scalars, weights, skipped)
+    return Reply(round_, client, examples, forwards, loss, scalars, weights, skipped, flops, rms)
 
 
 def pack_record(record: RoundRecord) -> bytes:

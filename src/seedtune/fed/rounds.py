@@ -3,16 +3,19 @@
     cohort <- sampled by key
     orders -> the engine -> replies          (a client that fails or stays away is left out, and named)
     the protocol reduces the replies to one record, `apply` moves the shared weights
+    what the replies tell sets the next rates and is watched for surges, which may take rounds back
     the record's digest is the new state
 
-Orders are encoded as they are carried and replies reduced as they come, so memory does not grow with the cohort. It
-touches no file and no network: an engine carries the messages, the run store keeps what `run_rounds` yields.
+`after` folds a finished round into the server's state, in a run and when it is resumed. Orders are encoded as they are
+carried and replies reduced as they come, so memory does not grow with the cohort. It touches no file and no network: an
+engine carries the messages, the run store keeps what `run_rounds` yields.
 """
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -20,11 +23,17 @@ import numpy as np
 from ..config import Recipe
 from ..data.keyed import keyed_permutation
 from ..errors import EngineError, MessageError
-from ..space import Space
+from ..space import Space, digest
 from ..zo import noise
-from ..zo.trajectory import Header, RoundRecord
-from .client import Replica
-from .messages import Order, Reply, decode_reply, encode_order
+from ..zo.trajectory import Header, RoundRecord, path, taken_back
+from .client import Replica, root_mean_square
+from .guard import MAX_BACKOFFS, Guard, Seen, Surge
+from .messages import Order, Reply, decode_reply, encode_order, pack_weights
+from .personalise import Rates
+from .schedule import learning_rate_at
+
+AHEAD = -1
+"""Where a client stands whose rounds were taken back: no records lead from there, it is sent the weights."""
 
 
 class Engine(Protocol):
@@ -48,13 +57,22 @@ class ExchangeProtocol(Protocol):
         """Takes the replies, sorted by client, as they come; moves the replica once the last one is there."""
         ...
 
+    def distances(self, server: "Server", replies: Sequence[Reply]) -> Mapping[int, float]:
+        """How far each client's update of this round lies from the mean, by client (`distances`)."""
+        ...
+
+
+PutBack = Callable[[tuple[RoundRecord, ...]], None]
+"""Brings the server's weights to the end of a path of records, from the base or a snapshot."""
+
 
 @dataclass(frozen=True)
 class Server:
     """The server between two rounds.
 
-    round: the next round's number. log: every record so far. up_to_date: for each client that ever took part, the
-    number of rounds its weights stand at.
+    round: the next round's number. log: the records that lead from the base to the weights. up_to_date: for each
+    client that ever took part, the number of these that its weights stand at, or `AHEAD`. rates: what the clients'
+    own learning rates follow from. guard: what it knows of the loss.
     """
 
     recipe: Recipe
@@ -64,61 +82,136 @@ class Server:
     round: int
     log: tuple[RoundRecord, ...]
     up_to_date: Mapping[int, int]
+    rates: Rates
+    guard: Guard
+
+    @classmethod
+    def at_start(cls, recipe: Recipe, header: Header, space: Space, replica: Replica) -> "Server":
+        return cls(recipe, header, space, replica, 0, (), {}, Rates.of(recipe), Guard(recipe))
+
+    @cached_property
+    def packed_weights(self) -> bytes:
+        """The weights as they travel, packed once a round."""
+        return pack_weights(self.replica.weights)
+
+    @property
+    def rate(self) -> float:
+        """The coming round's learning rate, before any client's own."""
+        return learning_rate_at(self.recipe, self.round) * self.guard.rate_share
+
+    def rate_factor(self, client: int) -> float:
+        """A client's own rate as a multiple of the round's."""
+        return self.rates.factor(self.round, client)
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether a surge ends the run: by the recipe, or since halving the rate has not helped."""
+        wanted = self.recipe.run.on_surge
+        return self.guard.surge is not None and (
+            wanted == "stop" or (wanted == "backoff" and self.guard.num_backoffs >= MAX_BACKOFFS)
+        )
 
 
 @dataclass(frozen=True)
 class RoundResult:
     """One finished round, as the run store records it.
 
-    Bytes are those of the encoded messages; forwards and skipped steps those of the replies that counted.
+    Losses and signals are those of the clients whose replies counted; bytes those of the encoded messages; forwards,
+    floating-point operations and skipped steps those of the replies that counted. scalar_rms: root mean square of the
+    projected gradients. rate: the round's learning rate, before any client's own. surge: one that began in this round.
     """
 
     record: RoundRecord
     cohort: tuple[int, ...]
     dropped: tuple[int, ...]
     failed: Mapping[int, str]
-    train_loss: float
+    losses: Mapping[int, float]
+    signals: Mapping[int, float]
+    scalar_rms: float
+    rate: float
     bytes_down: int
     bytes_up: int
     num_forwards: int
+    num_flops: int
     skipped_steps: int
     seconds: float
+    surge: Surge | None = None
+
+    @property
+    def train_loss(self) -> float:
+        """Mean over clients, NaN where no loss was finite."""
+        finite = [loss for loss in self.losses.values() if np.isfinite(loss)]
+        return float(np.mean(finite)) if finite else float("nan")
 
 
-def run_rounds(server: Server, protocol: ExchangeProtocol, engine: Engine) -> Iterator[tuple[Server, RoundResult]]:
+def run_rounds(
+    server: Server, protocol: ExchangeProtocol, engine: Engine, put_back: PutBack | None = None
+) -> Iterator[tuple[Server, RoundResult]]:
     """The rounds that are left, each yielded once the server's weights stand at its digest.
+
+    `put_back` is needed where `run.on_surge` is "backoff".
 
     Raises:
         EngineError: clients failed and fewer than `min_replies` answered.
     """
-    while server.round < server.recipe.federation.num_rounds:
-        server, result = one_round(server, protocol, engine)
+    while server.round < server.recipe.federation.num_rounds and not server.must_stop:
+        server, result = one_round(server, protocol, engine, put_back)
         yield server, result
 
 
-def one_round(server: Server, protocol: ExchangeProtocol, engine: Engine) -> tuple[Server, RoundResult]:
+def one_round(
+    server: Server, protocol: ExchangeProtocol, engine: Engine, put_back: PutBack | None = None
+) -> tuple[Server, RoundResult]:
     started = time.perf_counter()
     cohort = sample_cohort(server.recipe, server.round)
     dropped = tuple(client for client in cohort if drops_out(server.recipe, server.round, client))
 
     orders = _Orders(server, protocol, _asked(server.recipe, cohort, dropped))
-    heard = _Heard()
+    heard = _Heard(keeps_weights=server.recipe.personalise.policy == "model-diff")
     record = protocol.reduce(server, _usable(engine.exchange(orders), orders, heard))
 
+    losses = {reply.client: reply.loss for reply in heard.replies}
+    signals = server.rates.measured(losses, lambda: protocol.distances(server, heard.replies))
     result = RoundResult(
-        record, cohort, dropped, heard.failed, _mean_loss(heard.replies), orders.num_bytes, heard.num_bytes,
-        sum(reply.num_forwards for reply in heard.replies), sum(reply.num_skipped for reply in heard.replies),
-        time.perf_counter() - started,
+        record, cohort, dropped, heard.failed, losses, signals, _scalar_rms(heard.replies), server.rate,
+        orders.num_bytes, heard.num_bytes, sum(reply.num_forwards for reply in heard.replies),
+        sum(reply.num_flops for reply in heard.replies), sum(reply.num_skipped for reply in heard.replies), 0.0,
     )  # fmt: skip
-    return after(server, record, heard.failed), result
+    ahead = after(server, result)
+    result = replace(result, surge=ahead.guard.surge)
+    if result.surge and server.recipe.run.on_surge == "backoff" and not ahead.must_stop:
+        result = replace(result, record=_undone(server, result, put_back))
+        ahead = after(server, result)
+    return ahead, replace(result, seconds=time.perf_counter() - started)
 
 
-def after(server: Server, record: RoundRecord, failed: Collection[int]) -> Server:
-    """The server once `record` has moved its replica: who took part stood at the round's beginning, and where a client
-    that failed stands is not known."""
-    seen = {client: record.round for client in record.clients}
-    known = {client: stood for client, stood in server.up_to_date.items() if client not in failed}
-    return replace(server, round=record.round + 1, log=(*server.log, record), up_to_date={**known, **seen})
+def after(server: Server, result: RoundResult) -> Server:
+    """The server once a finished round has moved its replica: a fold, the same in a run and in a resumed one.
+
+    Who took part stood at the round's beginning, and where a client that failed stands is not known.
+    """
+    record, stood = result.record, len(server.log)
+    seen = {client: stood for client in record.clients}
+    known = {client: at for client, at in server.up_to_date.items() if client not in result.failed}
+    guard, log = server.guard, (*server.log, record)
+    if record.clients:
+        since = server.log[-1].round + 1 if server.log else 0
+        guard = guard.after(Seen(since, result.train_loss, result.scalar_rms, result.rate))
+    if record.back_to is not None:
+        guard, log = guard.backed_off(), path(log)
+    places = {client: at if at <= len(log) else AHEAD for client, at in {**known, **seen}.items()}
+    return replace(server, round=record.round + 1, log=log, up_to_date=places, guard=guard,
+                   rates=server.rates.after(result.signals))  # fmt: skip
+
+
+def _undone(server: Server, result: RoundResult, put_back: PutBack | None) -> RoundRecord:
+    """Puts the weights back to where the loss was best, and says so in place of the round's record."""
+    if put_back is None:
+        raise ValueError("run_rounds needs put_back where run.on_surge is 'backoff'")
+    good = result.surge.good_state
+    put_back(tuple(record for record in server.log if record.round < good))
+    server.replica.digest = digest(server.replica.weights)
+    return taken_back(result.record, good, server.replica.digest)
 
 
 def sample_cohort(recipe: Recipe, round_: int) -> tuple[int, ...]:
@@ -170,8 +263,9 @@ class _Orders(Mapping[int, bytes]):
 
 @dataclass
 class _Heard:
-    """What came of a round's orders so far; replies without the weights that they brought."""
+    """What came of a round's orders so far; replies without the weights that they brought, unless these are needed."""
 
+    keeps_weights: bool
     num_bytes: int = 0
     replies: list[Reply] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
@@ -192,7 +286,7 @@ def _usable(answers: Iterable[tuple[int, bytes | Exception]], orders: _Orders, h
         except Exception as error:  # whatever a client does, the round goes on with the others
             heard.failed[client] = " ".join(f"{type(error).__name__}: {error}".split())
         else:
-            heard.replies.append(replace(reply, weights=b""))
+            heard.replies.append(reply if heard.keeps_weights else replace(reply, weights=b""))
             yield reply
     _check_quorum(server, heard)
 
@@ -238,6 +332,8 @@ def _check_quorum(server: Server, heard: _Heard) -> None:
         )
 
 
-def _mean_loss(replies: list[Reply]) -> float:
-    losses = [reply.loss for reply in replies if np.isfinite(reply.loss)]
-    return float(np.mean(losses)) if losses else float("nan")
+def _scalar_rms(replies: list[Reply]) -> float:
+    """Over clients, NaN where no projected gradient was finite."""
+    each = [root_mean_square(reply.scalars) if reply.scalar_rms is None else reply.scalar_rms for reply in replies]
+    squares = [rms**2 for rms in each if rms is not None]
+    return float(np.sqrt(np.mean(squares))) if squares else float("nan")

@@ -6,18 +6,18 @@ the weights themselves, where that is shorter. Up go the projected gradients of 
 shared keys the cohort measures the same directions and the server applies their mean: DeComFL.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import MessageError
 from ..space import digest
-from ..zo.trajectory import RoundRecord, round_update
+from ..zo.trajectory import RoundRecord, round_keys, round_update
 from ..zo.update import apply
-from .messages import Order, Reply, pack_record, pack_weights
-from .rounds import Server, share_of
-from .schedule import learning_rate_at
+from .distances import from_scalars
+from .messages import Order, Reply, pack_record
+from .rounds import AHEAD, Server, share_of
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,41 @@ class SeedScalar:
     """Orders that catch clients up, and replies reduced to one record of scalars."""
 
     def order(self, server: Server, client: int) -> Order:
-        missed = tuple(pack_record(record) for record in server.log[server.up_to_date.get(client, 0) :])
-        rate = learning_rate_at(server.recipe, server.round)
+        stands_at = server.up_to_date.get(client, 0)
+        missed = tuple(pack_record(record) for record in server.log[max(stands_at, 0) :])
+        rate = server.rate * server.rate_factor(client)
         order = Order(server.round, client, server.replica.digest, rate, missed)
-        if sum(map(len, missed)) <= sum(t.nbytes for t in server.replica.weights.values()):
+        is_short = sum(map(len, missed)) <= sum(t.nbytes for t in server.replica.weights.values())
+        if is_short and stands_at != AHEAD:
             return order
-        return replace(order, missed=(), weights=pack_weights(server.replica.weights))
+        return replace(order, missed=(), weights=server.packed_weights)
 
     def check(self, server: Server, reply: Reply) -> None:
         recipe = server.recipe
         asked = (recipe.federation.local_steps, recipe.local.num_directions)
         if reply.scalars.shape != asked:
             raise MessageError(f"client {reply.client} sent scalars of shape {reply.scalars.shape}, asked were {asked}")
+        rate = server.rate * server.rate_factor(reply.client)
+        if np.nanmax(np.abs(reply.scalars), initial=0.0) * max(rate, 1.0) > np.finfo(np.float32).max:
+            raise MessageError(f"client {reply.client} sent a scalar that would move weights beyond float32")
 
     def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:
-        """theta <- theta - sum_i eta w_i / P sum_hp g_ihp z_ihp, clients in sorted order."""
+        """theta <- theta - sum_i eta_i w_i / P sum_hp g_ihp z_ihp, clients in sorted order."""
         record = _record(server, list(replies))
         apply(server.space, server.replica.weights, [round_update(server.header, record)], server.header.distribution)
         server.replica.digest = digest(server.replica.weights)
         return replace(record, digest=server.replica.digest)
+
+    def distances(self, server: Server, replies: Sequence[Reply]) -> Mapping[int, float]:
+        recipe, clients = server.recipe, [reply.client for reply in replies]
+        rates = [server.rate * server.rate_factor(client) / recipe.local.num_directions for client in clients]
+        scaled = [-rate * reply.scalars.astype(np.float64) for rate, reply in zip(rates, replies, strict=True)]
+        moves = [
+            (round_keys(server.header, server.round, client, values.shape), values.ravel())
+            for client, values in zip(clients, scaled, strict=True)
+        ]
+        far = from_scalars(server.space, moves, server.header.distribution)
+        return dict(zip(clients, far.tolist(), strict=True))
 
 
 def _record(server: Server, replies: list[Reply]) -> RoundRecord:
@@ -54,10 +70,12 @@ def _record(server: Server, replies: list[Reply]) -> RoundRecord:
     scalars = np.stack([reply.scalars for reply in replies])
     shares = np.array([share_of(recipe, reply) for reply in replies])
     shares /= shares.sum()
-    rate = learning_rate_at(recipe, server.round) / recipe.local.num_directions
+    factors = np.array([server.rate_factor(client) for client in clients])
+    rate = server.rate / recipe.local.num_directions
     if recipe.federation.keys == "shared":
-        return RoundRecord(server.round, clients, _mean(scalars, shares)[None], np.array([rate]), b"")
-    return RoundRecord(server.round, clients, scalars, rate * shares, b"")
+        mean = _mean(scalars * factors[:, None, None], shares)
+        return RoundRecord(server.round, clients, mean[None], np.array([rate]), b"")
+    return RoundRecord(server.round, clients, scalars, rate * factors * shares, b"")
 
 
 def _mean(scalars: np.ndarray, shares: np.ndarray) -> np.ndarray:

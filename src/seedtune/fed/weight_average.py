@@ -4,17 +4,17 @@ FedAvg, FedMeZO as published (arXiv 2402.05926) and FedZO: the server takes the 
 trajectory, since a mean of rounded weights is not a sum of directions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ..space import copy_into, digest
+from ..space import Space, Weights, copy_into, digest
 from ..zo.trajectory import RoundRecord
-from .messages import Order, Reply, pack_weights, unpack_weights
+from .distances import from_weights
+from .messages import Order, Reply, unpack_weights
 from .rounds import Server, share_of
-from .schedule import learning_rate_at
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class WeightAverage:
     """Orders that carry the weights, and replies whose weights are averaged."""
 
     def order(self, server: Server, client: int) -> Order:
-        rate, packed = learning_rate_at(server.recipe, server.round), pack_weights(server.replica.weights)
-        return Order(server.round, client, server.replica.digest, rate, weights=packed)
+        rate = server.rate * server.rate_factor(client)
+        return Order(server.round, client, server.replica.digest, rate, weights=server.packed_weights)
 
     def check(self, server: Server, reply: Reply) -> None:
         unpack_weights(reply.weights, server.space)
@@ -45,3 +45,22 @@ class WeightAverage:
             server.replica.digest = digest(server.replica.weights)
         none = np.zeros((len(shares), 0, 0), np.float32)
         return RoundRecord(server.round, tuple(shares), none, np.zeros(len(shares)), server.replica.digest)
+
+    def distances(self, server: Server, replies: Sequence[Reply]) -> Mapping[int, float]:
+        """Memory: the replies' weights, and one client's unpacked."""
+        far = from_weights(_Unpacked(replies, server.space))
+        return dict(zip((reply.client for reply in replies), far.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class _Unpacked:
+    """The weights of replies, unpacked one at a time whenever they are iterated."""
+
+    replies: Sequence[Reply]
+    space: Space
+
+    def __iter__(self) -> Iterator[Weights]:
+        return (unpack_weights(reply.weights, self.space) for reply in self.replies)
+
+    def __len__(self) -> int:
+        return len(self.replies)

@@ -6,14 +6,15 @@ frame says what the trajectory stands on (base and its digest, space, seed, nois
 round. So a frame is written with one append, a torn or altered file is recognised, and the file up to any frame is a
 trajectory itself.
 
-A round's directions are not stored: their keys follow from seed, round, client, step and direction. Rounds of the
-weights protocol cannot be told in scalars; their frame names a snapshot, which the run store keeps beside the file.
-Opening models and run folders is not done here.
+A round may be *taken back*: its frame then says to which earlier state the weights returned, and replay leaves out what
+lies between. A round's directions are not stored: their keys follow from seed, round, client, step and direction.
+Rounds of the weights protocol cannot be told in scalars; their frame names a snapshot, which the run store keeps beside
+the file. Opening models and run folders is not done here.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -65,9 +66,11 @@ class RoundRecord:
 
     clients: who took part, sorted, [n].
     scalars: projected gradients, float32 [n, H, P], or [1, H, P] where all share keys; NaN marks a skipped step.
-        [0, 0, 0] where the round is a snapshot; no clients, and nothing moved, where too few answered.
+        [n, 0, 0] where the round is a snapshot; no clients, and nothing moved, where too few answered.
     factors: float64 [n] (or [1]): theta <- theta - factor * scalar * z, that is rate * weight / P.
     digest: of the weights after the round.
+    back_to: set where this round, and others before it, were taken back: the weights are again those after so many
+        rounds. It then holds no scalars.
     """
 
     round: int
@@ -75,10 +78,11 @@ class RoundRecord:
     scalars: np.ndarray
     factors: np.ndarray
     digest: bytes
+    back_to: int | None = None
 
     @property
     def is_snapshot(self) -> bool:
-        return self.scalars.size == 0 and len(self.clients) > 0
+        return self.scalars.size == 0 and len(self.clients) > 0 and self.back_to is None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,32 @@ class Trajectory:
 def direction_key(seed: int, round_: int, client: int | None, step: int, direction: int) -> int:
     """The key of one direction; `client` is None where the cohort shares keys."""
     return noise.derive_key(seed, "direction", round=round_, client=client, step=step, direction=direction)
+
+
+def round_keys(header: Header, round_: int, client: int | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The keys of one client's directions in a round, `shape` being (H, P), in the order of step, direction."""
+    sender = client if header.keys == "own" else None
+    steps, directions = shape
+    return tuple(
+        direction_key(header.seed, round_, sender, step, p) for step in range(steps) for p in range(directions)
+    )
+
+
+def taken_back(record: RoundRecord, back_to: int, digest: bytes) -> RoundRecord:
+    """`record` as it stands in the trajectory once its round has been taken back to the weights with that digest."""
+    none = np.zeros((len(record.clients), 0, 0), np.float32)
+    return RoundRecord(record.round, record.clients, none, np.zeros(len(none)), digest, back_to)
+
+
+def path(records: Iterable[RoundRecord]) -> tuple[RoundRecord, ...]:
+    """The records that lead from the base to the weights after the last of `records`: without what was taken back."""
+    kept: list[RoundRecord] = []
+    for record in records:
+        if record.back_to is None:
+            kept.append(record)
+        else:
+            kept = [earlier for earlier in kept if earlier.round < record.back_to]
+    return tuple(kept)
 
 
 def round_update(header: Header, record: RoundRecord) -> Update:
@@ -107,13 +137,8 @@ def round_update(header: Header, record: RoundRecord) -> Update:
             f"round {record.round}: {len(record.clients)} clients with {header.keys} keys need {len(senders)} sets of "
             f"scalars and factors, found {len(record.scalars)} and {len(record.factors)}: the record is not of this run"
         )
-    _, steps, directions = record.scalars.shape
-    keys = tuple(
-        direction_key(header.seed, record.round, client, step, direction)
-        for client in (senders if record.scalars.size else ())
-        for step in range(steps)
-        for direction in range(directions)
-    )
+    shape = record.scalars.shape[1:]
+    keys = tuple(key for client in senders for key in round_keys(header, record.round, client, shape))
     with np.errstate(over="ignore"):
         coefficients = (-record.factors[:, None, None] * record.scalars.astype(np.float64)).astype(np.float32)
     if np.isinf(coefficients).any():
@@ -143,13 +168,28 @@ def replay(
     """
     check_rounds(trajectory, num_rounds)
     records = trajectory.records[:num_rounds]
+    follow(space, weights, trajectory.header, path(records), snapshot)
+    if records:
+        check_digest(digest(weights), records[-1].digest, f"after round {records[-1].round}")
+
+
+def follow(
+    space: Space,
+    weights: Weights,
+    header: Header,
+    records: tuple[RoundRecord, ...],
+    snapshot: Callable[[int], Weights] | None = None,
+) -> None:
+    """Moves `weights` from the base along a path of records, in place.
+
+    Raises:
+        TrajectoryError: a snapshot is needed and not there.
+    """
     for record in _since_last_snapshot(records):
         if record.is_snapshot:
             _set(weights, record, snapshot)
         else:
-            apply(space, weights, [round_update(trajectory.header, record)], trajectory.header.distribution)
-    if records:
-        check_digest(digest(weights), records[-1].digest, f"after round {records[-1].round}")
+            apply(space, weights, [round_update(header, record)], header.distribution)
 
 
 def check_rounds(trajectory: Trajectory, num_rounds: int | None) -> None:
@@ -210,7 +250,8 @@ def round_frame(written: bytes, record: RoundRecord) -> bytes:
         "factors": torch.from_numpy(np.array(record.factors, np.float64)),
         "digest": torch.tensor(list(record.digest), dtype=torch.uint8),
     }
-    return _frame(written, save_tensors(arrays, {"round": str(record.round)}))
+    numbers = {"round": record.round} | ({} if record.back_to is None else {"back_to": record.back_to})
+    return _frame(written, save_tensors(arrays, {name: str(number) for name, number in numbers.items()}))
 
 
 def read(path: Path) -> Trajectory:
@@ -242,7 +283,24 @@ def parse(data: bytes, source: str = "trajectory") -> Trajectory:
     if not payloads:
         raise TrajectoryError(f"{source}: is empty, not a trajectory")
     header = _header(payloads[0], source)
-    return Trajectory(header, tuple(_record(payload, source, i) for i, payload in enumerate(payloads[1:])))
+    records = tuple(_record(payload, source, i) for i, payload in enumerate(payloads[1:]))
+    _check_way_back(records, source)
+    return Trajectory(header, records)
+
+
+def _check_way_back(records: Sequence[RoundRecord], source: str) -> None:
+    """A round can be taken back to the base, or to where a round ended that has not been taken back itself."""
+    ends = [0]
+    for record in records:
+        if record.back_to is not None and record.back_to not in ends:
+            raise TrajectoryError(
+                f"{source}: the record of round {record.round} goes back to {record.back_to} rounds, a state that the "
+                f"weights did not come from: take a fresh copy"
+            )
+        if record.back_to is None:
+            ends.append(record.round + 1)
+        else:
+            ends = [end for end in ends if end <= record.back_to]
 
 
 def _torn(source: str, num_frames: int) -> TrajectoryError:
@@ -297,8 +355,9 @@ def _record(payload: bytes, source: str, number: int) -> RoundRecord:
             if (arrays[name].dtype, arrays[name].ndim) != kind:
                 raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
         clients, scalars, factors, found = (arrays[name] for name in _ARRAYS)
-        round_ = int(_metadata(payload)["round"])
-        record = RoundRecord(round_, tuple(clients.tolist()), scalars, factors, found.tobytes())
+        numbers = _metadata(payload)
+        back_to = int(numbers["back_to"]) if "back_to" in numbers else None
+        record = RoundRecord(int(numbers["round"]), tuple(clients.tolist()), scalars, factors, found.tobytes(), back_to)
     except Exception as error:  # as for the header
         raise TrajectoryError(f"{source}: the record of round {number} is not readable: {error!r}") from None
     fault = "rounds follow each other" if record.round != number else broken_rule(record)
@@ -316,6 +375,7 @@ def broken_rule(record: RoundRecord) -> str | None:
         "there is a set of scalars for each client, or one for all": len(scalars) in (len(clients), shared),
         "there is a factor for each set of scalars": factors.shape == scalars.shape[:1],
         "scalars are finite, or NaN where a step was skipped": not np.isinf(scalars).any(),
+        "a round that was taken back has no scalars": record.back_to is None or scalars.size == 0,
         "factors are finite": bool(np.isfinite(factors).all()),
         f"a digest has {DIGEST_BYTES} bytes": len(record.digest) == DIGEST_BYTES,
     }

@@ -1,0 +1,144 @@
+"""The loss-surge guard: notices that the training loss has left where it was, and says what the likely cause is.
+
+With too large a learning rate the loss of FedMeZO falls, then rises sharply, earlier the larger the rate (Figure 5 of
+arXiv 2402.05926). The guard looks for this rise and for losses that are not finite. It is a fold over finished rounds,
+so a resumed run's guard knows what the uninterrupted one would. What is done about a surge (`run.on_surge`) happens in
+`rounds`; the guard moves no weights and changes nothing while there is no surge.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf, isfinite, sqrt
+
+import numpy as np
+import torch
+
+from ..config import Recipe
+
+MAX_BACKOFFS = 10
+"""After so many halvings of the learning rate the run ends."""
+
+_WINDOW, _REMEMBERED = 3, 50  # rounds
+_NOISE_FACTOR, _LEAST_RISE = 6.0, 0.1
+_ROUNDING_FACTOR = 3.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the guard reads of one finished round.
+
+    since: number of rounds that had led to the weights on which it began. loss: mean training loss, NaN where every
+    step was skipped. scalar_rms: root mean square of the projected gradients, NaN for the first order.
+    rate: the round's learning rate.
+    """
+
+    since: int
+    loss: float
+    scalar_rms: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Surge:
+    """The loss now and the best level before, in nats; the state (a number of rounds) from which that level was
+    measured; the likely cause in words."""
+
+    loss: float
+    best: float
+    good_state: int
+    cause: str
+
+    def __str__(self) -> str:
+        if not isfinite(self.loss):
+            return f"the training loss is not finite: {self.cause}"
+        return f"the training loss rose from {self.best:.3f} to {self.loss:.3f}: {self.cause}"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is known after some rounds.
+
+    seen: the last rounds, oldest first. level, good_state: the best level of the loss so far, and the state from which
+    it was measured. surge: set after the round in which a surge began. num_backoffs: how often the rate was halved.
+    """
+
+    recipe: Recipe
+    seen: tuple[Seen, ...] = ()
+    level: float = inf
+    good_state: int = 0
+    is_surging: bool = False
+    surge: Surge | None = None
+    num_backoffs: int = 0
+
+    @property
+    def rate_share(self) -> float:
+        """What the backoffs have left of the learning rate."""
+        return 0.5**self.num_backoffs
+
+    def after(self, seen: Seen) -> "Guard":
+        """The guard after one more round.
+
+        A surge is a loss that is not finite, or two rounds in a row above the best level before. The level is the
+        median of three rounds; above it means by 6 standard deviations of one round's loss, as the differences of the
+        last rounds tell them robustly, and by a tenth of the level; in the first rounds, whose noise is not known,
+        by the whole level. Cost: that of a median of 50 numbers.
+        """
+        known = (*self.seen, seen)[-_REMEMBERED:]
+        is_surging = not isfinite(seen.loss) or self._has_risen(known)
+        surge = Surge(seen.loss, self.level, self.good_state, self._cause(known)) if is_surging else None
+        level, good = self._best(known)
+        return replace(self, seen=known, level=level, good_state=good, is_surging=is_surging,
+                       surge=None if self.is_surging else surge)  # fmt: skip
+
+    def backed_off(self) -> "Guard":
+        """The guard of a run that went back to the good state and goes on with half the rate: it looks anew."""
+        return Guard(self.recipe, good_state=self.good_state, num_backoffs=self.num_backoffs + 1)
+
+    def _best(self, known: Sequence[Seen]) -> tuple[float, int]:
+        losses, since = [seen.loss for seen in known[-_WINDOW:]], known[-1].since
+        if not all(map(isfinite, losses)):
+            return self.level, self.good_state
+        if not isfinite(self.level):
+            return losses[-1], since
+        full = len(losses) == _WINDOW and float(np.median(losses)) < self.level
+        return (float(np.median(losses)), since) if full else (self.level, self.good_state)
+
+    def _has_risen(self, known: Sequence[Seen]) -> bool:
+        losses = np.array([seen.loss for seen in known if isfinite(seen.loss)])
+        return len(losses) > 1 and losses[-2:].min() - self.level > self._tolerance(losses[:-2])
+
+    def _tolerance(self, earlier: np.ndarray) -> float:
+        if len(earlier) < _WINDOW:
+            return abs(self.level)
+        deviation = 1.4826 * float(np.median(np.abs(np.diff(earlier)))) / sqrt(2)
+        return max(_NOISE_FACTOR * deviation, _LEAST_RISE * abs(self.level))
+
+    def _cause(self, known: Sequence[Seen]) -> str:
+        """The likeliest of: overflow, rounding in the projected gradients, steps that are too long."""
+        model, local, last = self.recipe.model, self.recipe.local, known[-1]
+        if not isfinite(last.loss) and model.dtype == "float16":
+            return "float16 overflows beyond 65,504: use model.dtype = 'bfloat16' or 'float32'"
+        if local.order == "first":
+            return "local.learning_rate is likely too large"
+        if _is_mostly_rounding(known[:-1], local.perturbation_scale, model.dtype):
+            return (
+                f"local.perturbation_scale = {local.perturbation_scale:g} is likely too small for {model.dtype}: the "
+                f"projected gradients are no larger than the rounding of the losses would make them"
+            )
+        step = last.rate * last.scalar_rms / sqrt(local.num_directions)
+        if step > local.perturbation_scale:
+            return (
+                f"local.learning_rate is likely too large: a local step moves each weight by {step:.1e}, beyond the "
+                f"{local.perturbation_scale:g} (local.perturbation_scale) at which the loss was looked at"
+            )
+        return "local.learning_rate is likely too large"
+
+
+def _is_mostly_rounding(seen: Sequence[Seen], mu: float, dtype: str) -> bool:
+    """Whether projected gradients were, before the surge, no larger than rounding of two losses in `dtype` makes them:
+    eps F / (sqrt(2) mu), up to a factor of 3. Losses are float32; errors of the layers before them are the dtype's."""
+    rounds = [s for s in seen if isfinite(s.loss) and isfinite(s.scalar_rms)]
+    if not rounds:
+        return False
+    loss, rms = (float(np.median([getattr(s, name) for s in rounds])) for name in ("loss", "scalar_rms"))
+    return rms < _ROUNDING_FACTOR * torch.finfo(getattr(torch, dtype)).eps * abs(loss) / (sqrt(2) * mu)
