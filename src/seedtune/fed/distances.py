@@ -36,8 +36,8 @@ def from_scalars(space: Space, updates: Sequence[Moves], distribution: Distribut
         ValueError: other than one coefficient a key, or an infinite one.
 
     Cost: for each tuned parameter n K values of directions, as many as `apply` makes of the round's record, or where
-    all clients have the same keys K of them and n K multiplications. Memory: about 10 MiB, and 24 kB a client beyond 128,
-    whatever the number of parameters.
+    all clients have the same keys K of them and n K multiplications. Memory: about 10 MiB, and 24 kB a client beyond
+    128, whatever the number of parameters.
     """
     _check(updates)
     if len(updates) < 2:
