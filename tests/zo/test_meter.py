@@ -18,6 +18,7 @@ from seedtune.zo.estimators import one_sided, two_point
 from seedtune.zo.meter import WHOLE, Meter, Shape, Tally, _formulas, counted_parts, shape_of
 from seedtune.zo.noise import Distribution
 from seedtune.zo.perturb import Perturbation, Perturber
+from seedtune.zo.reuse import Prefix
 
 SEQUENCES = [[5, 6, 7, 8, 9, 4, 3], [10, 11, 4], [9, 6, 13, 12]]
 LABELS = dict(rows=[0, 1, 2], columns=[6, 2, 3], candidates=[7, 8, 30, 1], labels=[0, 1, 3])
@@ -184,21 +185,29 @@ def test_what_raises_passes_through_and_leaves_nothing() -> None:
 # What is kept.
 
 
-class Calls:
-    """A product of `size` rows that says how often it ran, and how often it was looked at."""
+class Watched:
+    """A call that says how often it ran, and whether it was watched the last time."""
 
-    def __init__(self, size: int) -> None:
-        self.size, self.runs, self.is_counted = size, 0, False
+    def __init__(self, call: Callable[[], float]) -> None:
+        self.call, self.runs, self.is_counted = call, 0, False
 
-    def __call__(self) -> int:
+    def __call__(self) -> float:
         self.runs += 1
         self.is_counted = torch.utils._python_dispatch._get_current_dispatch_mode() is not None
-        torch.ones(self.size, 4) @ torch.ones(4, 3)
-        return self.size
+        return self.call()
+
+
+def product(num_rows: int) -> Watched:
+    """A product of 24 operations a row; its value is the number of rows."""
+
+    def call() -> int:
+        return len(torch.ones(num_rows, 4) @ torch.ones(4, 3))
+
+    return Watched(call)
 
 
 def test_a_known_shape_runs_once_and_unobserved() -> None:
-    meter, calls = Meter(), Calls(2)
+    meter, calls = Meter(), product(2)
     for runs in (1, 2, 3):
         assert meter.counted(Shape((2, 4), None, None, 2), WHOLE, calls) == (2, 2 * 2 * 4 * 3)
         assert calls.runs == runs and calls.is_counted is (runs == 1)
@@ -209,25 +218,29 @@ def test_a_known_shape_runs_once_and_unobserved() -> None:
     (Shape((2, 4), None, None, 2), "other"), (Shape((2, 4), None, None, 2), ("prefix", 3)),
 ])  # fmt: skip
 def test_another_shape_or_part_is_counted_anew(other) -> None:
-    meter, calls = Meter(), Calls(5)
-    meter.counted(Shape((2, 4), None, None, 2), WHOLE, Calls(2))
+    meter, calls = Meter(), product(5)
+    meter.counted(Shape((2, 4), None, None, 2), WHOLE, product(2))
     assert meter.counted(*other, calls) == (5, 2 * 5 * 4 * 3) and calls.is_counted
 
 
 @pytest.mark.parametrize("order", [(1, 2, 5, 3), (5, 3, 1, 2), (3, 5, 2, 1)])
 @pytest.mark.parametrize("family", CAUSAL)
-def test_two_numbers_of_scored_positions_tell_the_others(family, order) -> None:
-    model, meter = tuned(family), Meter()
-    for num_scored in order:
-        batch = text_batch(num_scored)
-        _, flops = meter.counted(shape_of(batch), WHOLE, evaluation(model, batch))
-        assert flops == closed_form(model, batch)
+def test_two_batches_of_one_length_tell_what_a_scored_position_costs(family, order) -> None:
+    model, meter, counted = tuned(family), Meter(), []
+    for length in (7, 9, 8):
+        for num_scored in order:
+            batch = text_batch(num_scored, length)
+            call = Watched(evaluation(model, batch))
+            _, flops = meter.counted(shape_of(batch), WHOLE, call)
+            assert flops == closed_form(model, batch)
+            counted.append(call.is_counted)
+    assert counted == [True, True, False, False] + 2 * [True, False, False, False]
 
 
 def test_what_is_not_affine_is_counted() -> None:
     meter = Meter()
     for size, rows in ((1, 1), (4, 2), (9, 5)):  # 24 (rows): no whole number a position from 1 to 4
-        calls = Calls(rows)
+        calls = product(rows)
         assert meter.counted(Shape((1, 1), None, None, 7 * size), WHOLE, calls)[1] == 24 * rows and calls.is_counted
 
 
@@ -256,18 +269,29 @@ def test_a_step_pays_its_frozen_prefix_once(estimate, num_forwards) -> None:
 
     plain = estimate(loss_at, [1, 2, 3], 0.1, Distribution.RADEMACHER)
     for _ in range(2):
-        tally = Tally(meter, Shape((5, 6), None, None, 5))
-        with perturber.one_batch():
+        with perturber.one_batch() as prefix:
+            tally = Tally(meter, Shape((5, 6), None, None, 5), prefix)
             probe = estimate(tally.metered(loss_at), [1, 2, 3], 0.1, Distribution.RADEMACHER)
         assert (probe.scalars == plain.scalars).all()
         assert tally.runs == {WHOLE: num_forwards} and probe.num_forwards == num_forwards
         assert tally.flops == tally.flops_of[WHOLE] == (1 + num_forwards) * 2 * 5 * 6 * 6
 
 
+@pytest.mark.parametrize("tuned_layer, watched", [(0, [True, False, False]), (1, [True, True, False])])
+def test_a_step_is_watched_once_and_once_more_where_a_prefix_is_reused(tuned_layer, watched) -> None:
+    module, value = Stack(), gaussian("value", (5, 6))
+    perturber = Perturber(module, space_of(module, [f"layers.{tuned_layer}.weight"]))
+    call = Watched(lambda: float(module(value).sum()))
+    with perturber.one_batch() as prefix:
+        tally = Tally(Meter(), Shape((5, 6), None, None, 5), prefix)
+        found = [tally.metered(lambda point: call())(None) and call.is_counted for _ in range(3)]
+    assert found == watched and tally.flops == (6 if tuned_layer == 0 else 4) * 2 * 5 * 6 * 6
+
+
 def test_a_step_tells_its_parts_apart() -> None:
-    tally = Tally(Meter(), Shape((5, 6), None, None, 5))
+    tally = Tally(Meter(), Shape((5, 6), None, None, 5), Prefix())
     for part, size in (("prefix", 2), ("suffix", 3), ("suffix", 3)):
-        assert tally.counted(part, Calls(size)) == size
+        assert tally.counted(part, product(size)) == size
     assert tally.runs == {"prefix": 1, "suffix": 2} and tally.flops == 24 * (2 + 3 + 3)
     assert tally.flops_of == {"prefix": 24 * 2, "suffix": 24 * 6}
 

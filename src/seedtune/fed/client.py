@@ -162,8 +162,9 @@ def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: b
                 with site.perturber.at(point):
                     return float(site.loss(batch))
 
-            keys, tally = step_keys(site, order, step), Tally(site.meter, site.shape(batch))
-            with site.perturber.one_batch():
+            keys = step_keys(site, order, step)
+            with site.perturber.one_batch() as prefix:
+                tally = Tally(site.meter, site.shape(batch), prefix)
                 probe = ESTIMATORS[local.estimator](
                     tally.metered(loss_at), keys, local.perturbation_scale, distribution
                 )

@@ -10,9 +10,9 @@ It times nothing, keeps no totals of a run, and knows no model: what a pass cost
 batch and from the part of the model that runs.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..data.batches import Batch
 from .estimators import LossAt
+from .reuse import Prefix
 
 BACKPROPAGATION_FORWARDS = 3
 """A step of backpropagation in forwards: one, and a backward of twice its operations. The convention holds for frozen
@@ -31,7 +32,6 @@ WHOLE = "whole"
 
 Value = TypeVar("Value")
 Kept = TypeVar("Kept")
-_Known = dict[int, int]  # operations by the number of scored positions
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,27 @@ def shape_of(batch: Batch) -> Shape:
     return Shape(tuple(batch.input_ids.shape), *sizes, len(batch.rows))
 
 
+@dataclass
+class _Costs:
+    """What is known of one part: the operations of one batch of each length, and of one scored position more."""
+
+    found: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)  # (scored positions, operations)
+    of_position: int | None = None
+
+    def expected(self, length: tuple[int, ...], num_scored: int) -> int | None:
+        """The operations of a batch, None where they must be counted."""
+        known, flops = self.found.get(length, (None, 0))
+        if known == num_scored:
+            return flops
+        return None if None in (known, self.of_position) else flops + self.of_position * (num_scored - known)
+
+    def note(self, length: tuple[int, ...], num_scored: int, flops: int) -> None:
+        known, others = self.found.setdefault(length, (num_scored, flops))
+        if known != num_scored:
+            slope, rest = divmod(flops - others, num_scored - known)
+            self.of_position = None if rest else slope
+
+
 class Meter:
     """Counts the forwards of one model, one thread at a time; it holds what shapes cost and no results.
 
@@ -64,36 +85,39 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, _Known] = {}
+        self._known: dict[Hashable, _Costs] = defaultdict(_Costs)
 
     def counted(self, shape: Shape, part: Hashable, call: Callable[[], Value]) -> tuple[Value, int]:
         """(what `call` returns, its floating-point operations).
 
         `part` names what of the model runs: `WHOLE`, or anything that `call`'s operations depend on, such as the layer
-        of a cut. At one `part` they must be affine in `num_scored`, as an output head makes them: two numbers of scored
-        positions are counted, further ones follow. Whatever `call` raises passes through, and nothing is kept of it.
-        It must not enter `torch.inference_mode`, in which operators do not show what they are made of.
+        of a cut. A scored position must cost the same in sequences of every length, as an output head makes it: it is
+        learned once a part, so that one batch of each length is counted. Whatever `call` raises passes through, and
+        nothing is kept of it. It must not enter `torch.inference_mode`, in which operators do not show what they are
+        made of.
 
-        Cost: a forward of a new shape takes 9 microseconds longer for each operator that it runs; others 2 in all.
+        Cost: a forward that is counted takes about 10 microseconds longer for each operator that it runs; others 2 in
+        all.
         """
-        known = self._known.setdefault((shape.tokens, shape.num_candidates, shape.num_labels, part), {})
-        flops = _expected(known, shape.num_scored)
+        num_sequences, *lengths = shape.tokens
+        costs = self._known[num_sequences, shape.num_candidates, shape.num_labels, part]
+        flops = costs.expected(tuple(lengths), shape.num_scored)
         if flops is not None:
             return call(), flops
         with _Watching() as watching:
             value = call()
-        known[shape.num_scored] = watching.flops
+        costs.note(tuple(lengths), shape.num_scored, watching.flops)
         return value, watching.flops
 
 
 class Tally:
-    """The evaluations of one step, all of one batch, within `Perturber.one_batch`.
+    """The evaluations of one step, all of one batch, within `Perturber.one_batch`, which gives `prefix`.
 
     runs, flops_of: by the part of the model, how often it ran and its operations in all.
     """
 
-    def __init__(self, meter: Meter, shape: Shape):
-        self._meter, self._shape = meter, shape
+    def __init__(self, meter: Meter, shape: Shape, prefix: Prefix):
+        self._meter, self._shape, self._prefix = meter, shape, prefix
         self.runs: Counter[Hashable] = Counter()
         self.flops_of: Counter[Hashable] = Counter()
 
@@ -106,8 +130,8 @@ class Tally:
 
         The first evaluation of a step computes the frozen prefix and later ones reuse it, so they are counted apart.
         """
-        is_later = bool(self.runs)
-        value, flops = self._meter.counted(self._shape, (part, "later") if is_later else part, call)
+        num_reused = self._prefix.num_reused
+        value, flops = self._meter.counted(self._shape, (part, num_reused) if num_reused else part, call)
         self.runs[part] += 1
         self.flops_of[part] += flops
         return value
@@ -127,15 +151,6 @@ def counted_parts(
     kept, first = meter.counted(shape, ("prefix", cut), prefix)
     value, second = meter.counted(shape, ("suffix", cut), lambda: suffix(kept))
     return value, (first, second)
-
-
-def _expected(known: _Known, num_scored: int) -> int | None:
-    """The operations at `num_scored` positions, None where they must be counted."""
-    if num_scored in known or len(known) < 2:
-        return known.get(num_scored)
-    (n, flops), (m, others) = list(known.items())[:2]
-    slope, rest = divmod(others - flops, m - n)
-    return None if rest else flops + slope * (num_scored - n)
 
 
 class _Watching(TorchDispatchMode):

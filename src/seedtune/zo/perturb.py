@@ -25,7 +25,7 @@ from ..models.forwards import wrapped_forwards
 from ..space import Space, TensorSpec
 from . import noise
 from .noise import Distribution
-from .reuse import clean_prefix
+from .reuse import Prefix, clean_prefix
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Perturber:
         self._owners = [m for m in module.modules() if any(id(p) in self._specs for p in m._parameters.values())]
         self._scratch_bytes = scratch_bytes
 
-    def one_batch(self) -> AbstractContextManager[None]:
+    def one_batch(self) -> AbstractContextManager[Prefix]:
         """Within it all evaluations are of one batch at unmoved weights: the frozen prefix is computed once."""
         return clean_prefix(self._module, self._owners)
 

@@ -26,19 +26,19 @@ _Place = tuple[int, int]  # a stack of layers, and the index of one in it
 
 
 @contextmanager
-def clean_prefix(module: torch.nn.Module, owners: Sequence[torch.nn.Module]) -> Iterator[None]:
+def clean_prefix(module: torch.nn.Module, owners: Sequence[torch.nn.Module]) -> Iterator["Prefix"]:
     """Within it, evaluations of `module` must be of one batch, with weights that differ only in those of `owners`.
 
     Memory: one layer's output. Cost: the frozen prefix once, whatever the number of evaluations.
     """
-    prefix = _Prefix()
+    prefix = Prefix()
     wraps = [(owner, prefix.marking_tuned) for owner in owners]
     wraps += [(layer, partial(prefix.computed_once, place)) for place, layer in _layers(module)]
     with wrapped_forwards([*wraps, (module, prefix.counting)]):
-        yield
+        yield prefix
 
 
-class _Prefix:
+class Prefix:
     """What the first evaluation found: which layers are clean, and what the last of them gave."""
 
     def __init__(self) -> None:
@@ -46,6 +46,11 @@ class _Prefix:
         self._reached_tuned = False
         self._clean: set[_Place] = set()
         self._output: Any = None
+
+    @property
+    def num_reused(self) -> int:
+        """Layers that the next evaluation need not compute."""
+        return len(self._clean)
 
     def counting(self, forward: Callable) -> Callable:
         def counted(*args: Any, **kwargs: Any) -> Any:
