@@ -50,6 +50,6 @@ def test_a_file_is_a_recipe(tmp_path, monkeypatch):
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ConfigError) as error:
         presets.composed("demp", None)
-    assert str(error.value) == "unknown recipe 'demp': did you mean 'demo'? Known: demo; or give a TOML file"
+    assert str(error.value) == "unknown recipe 'demp': did you mean 'demo'? Known: demo, study; or give a TOML file"
     with pytest.raises(ConfigError, match=r"^unknown method 'fedmez': did you mean 'fedmezo'\? Known: decomfl, fedavg"):
         presets.composed("demo", "fedmez")

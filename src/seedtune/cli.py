@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 a request that cannot be met, with one line that says why;
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,6 +189,60 @@ def compare(
 
 
 @app.command()
+def study(
+    name: Annotated[str | None, typer.Argument(help="a known study", show_default=False)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="a part of the rounds, on one seed")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="folder; default runs/studies/NAME, or NAME-quick")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="'starter', a folder or a hub id; tuned through LoRA")] = None,
+    task: Annotated[str | None, typer.Option(help="a known task, or 'custom'")] = None,
+    settings: Set = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds; default the study's own")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; default one a core")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="name all studies and exit")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a table or figure of a paper; go on with one that was stopped."""
+    from .studies import catalogue
+
+    if listed or name is None:
+        _list_studies(as_json, listed)
+        return
+    chosen, flags = catalogue.study_of(name), _nested(settings)
+    from .studies import display, outcomes, runner
+    from .studies.plan import Request
+
+    plan = runner.prepared(Request(chosen, quick, model, task, flags, seeds))
+    folder = folder or Path("runs/studies") / (f"{name}-quick" if quick else name)
+    try:
+        with display.progress(err if as_json else out, plan) as listen:
+            outcome = runner.carry_out(plan, folder, jobs, listen)
+    except KeyboardInterrupt:
+        again = shlex.join(["seedtune", *sys.argv[1:]])
+        err.print(f"stopped; every whole round is kept: go on with '{again}'", soft_wrap=True)
+        sys.exit(130)
+    if as_json:
+        print(json.dumps(outcomes.described(outcome), indent=2, allow_nan=False))
+    else:
+        display.show(out, outcome)
+
+
+def _list_studies(as_json: bool, asked: bool) -> None:
+    from .studies import catalogue
+
+    if not asked:
+        raise ConfigError("study: give the name of a study, or --list to see them all")
+    questions = {study.name: study.question for study in catalogue.STUDIES.values()}
+    if as_json:
+        print(json.dumps(questions, indent=2))
+        return
+    from . import terminal
+
+    out.print(terminal.pairs(questions))
+
+
+@app.command()
 def recipes(as_json: Json = False) -> None:
     """List the known recipes and methods."""
     found = {kind: presets.names(kind) for kind in ("recipes", "methods")}
@@ -210,6 +265,14 @@ def doctor(as_json: Json = False) -> None:
     _print(found, as_json)
     if found["noise"] != "as known":
         raise SeedtuneError(f"noise: {found['noise']}; directions made here would not replay elsewhere")
+
+
+def _nested(settings: list[str] | None) -> dict[str, Any]:
+    """The values of all --set together."""
+    values: dict[str, Any] = {}
+    for text in settings or []:
+        values = merged(values, assignment(text))
+    return values
 
 
 @contextmanager
@@ -239,6 +302,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     for name, text in _NOTES.items():
         if summary[name]:
             out.print(f"{summary[name]} {text}", soft_wrap=True)
+    for text in terminal.events(summary):
+        out.print(text, soft_wrap=True)
     sent = terminal.amount(summary["bytes_up"]) + " up, " + terminal.amount(summary["bytes_down"]) + " down"
     kept, pace = terminal.amount(summary["trajectory_bytes"]), summary["round_seconds"] / max(1, summary["rounds"])
     out.print(f"sent in all: {sent}; the tuned model is {folder}/trajectory.seedtune, {kept}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Pictures of runs and studies. It reads what runs left; it never trains."""

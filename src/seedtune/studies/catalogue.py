@@ -1,0 +1,17 @@
+"""Every study by name. The studies of one paper are in a file of their own; nothing here loads torch."""
+
+from ..errors import ConfigError, unknown
+from . import fedmezo
+from .study import Study
+
+STUDIES = {study.name: study for study in fedmezo.STUDIES}
+
+
+def study_of(name: str) -> Study:
+    """
+    Raises:
+        ConfigError: no such study, with the nearest known one.
+    """
+    if name not in STUDIES:
+        raise ConfigError(unknown("study", name, STUDIES))
+    return STUDIES[name]

@@ -1,0 +1,61 @@
+"""What several seeds say together: a mean, its band, and whether two cases differ.
+
+Bands are 90 % intervals of the mean by Student's t. Two cases differ where their bands do not overlap: stricter than a
+test of the difference, so "within the band" is no proof that they are equal.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.90
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and half the width of its band: None where there is one seed."""
+
+    mean: float
+    half_width: float | None
+    num_seeds: int
+
+    @property
+    def low(self) -> float:
+        return self.mean - (self.half_width or 0.0)
+
+    @property
+    def high(self) -> float:
+        return self.mean + (self.half_width or 0.0)
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """The mean and its 90 % interval, mean ± t s / sqrt(n): s the sample's standard deviation (n - 1), t the 95 %
+    quantile of Student's t with n - 1 degrees of freedom (Student 1908, "The probable error of a mean").
+
+    None where a value is not finite: such a mean says nothing.
+
+    >>> estimate([1.0, 2.0, 3.0]).mean, round(estimate([1.0, 2.0, 3.0]).half_width, 3)
+    (2.0, 1.686)
+    """
+    count = len(values)
+    if not count or not all(math.isfinite(value) for value in values):
+        return None
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Estimate(mean, None, 1)
+    from scipy.special import stdtrit
+
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    return Estimate(mean, float(stdtrit(count - 1, (1 + LEVEL) / 2)) * deviation / math.sqrt(count), count)
+
+
+def verdict(one: Estimate, other: Estimate) -> str:
+    """Whether `one` is "lower" or "higher" than `other`, or they are "within the band" of each other.
+
+    Without a band (one seed) the plain order, or "equal".
+    """
+    if one.half_width is None or other.half_width is None:
+        return "equal" if one.mean == other.mean else "lower" if one.mean < other.mean else "higher"
+    if one.high < other.low:
+        return "lower"
+    return "higher" if one.low > other.high else "within the band"

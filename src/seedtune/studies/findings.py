@@ -1,0 +1,167 @@
+"""One sentence of what a study found, computed from what was measured.
+
+Each function here makes a `study.Finding`. A sentence says what the data say, be it the opposite of what a paper
+reports; "within the band" where bands overlap; "one seed" where there is no band; and it names cases that diverged.
+Losses are those on the test examples after the last round.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+
+from .estimates import Estimate, verdict
+from .measured import Measured, Result, common_loss
+from .study import Finding
+
+UPLOADS = ("scalars", "weights")
+THAN = {"lower": "lower than", "higher": "higher than", "equal": "equal to", "within the band": "within the band of"}
+
+
+def trend(symbol: str) -> Finding:
+    """How the final loss goes with the study's axis: falls, rises, neither, or not beyond the band."""
+
+    def sentence(measured: Measured) -> str:
+        return f"{seeds(measured)}, {trend_of(measured.results, symbol)}{_diverged(measured.results)}."
+
+    return sentence
+
+
+def trend_of(results: Sequence[Result], symbol: str) -> str:
+    known = [result for result in results if result.loss]
+    if not known:
+        return f"no {symbol} can be judged"
+    if len(known) == 1:
+        return f"only {named(known[0])} can be judged"
+    low, high = min(known, key=_mean), max(known, key=_mean)
+    word = verdict(low.loss, high.loss)
+    if word in ("within the band", "equal"):
+        beyond = " beyond the band" if "band" in word else ""
+        return f"{symbol} makes no difference{beyond}, from {named(low)} to {named(high)}"
+    ordered = sorted(known, key=lambda result: result.x)
+    means = [_mean(result) for result in ordered]
+    if means == sorted(means, reverse=True):
+        return f"the test loss falls as {symbol} grows, from {named(ordered[0])} to {named(ordered[-1])}"
+    if means == sorted(means):
+        return f"the test loss rises as {symbol} grows, from {named(ordered[0])} to {named(ordered[-1])}"
+    return f"the test loss is lowest at {named(low)} and highest at {named(high)}"
+
+
+def against(reference: str) -> Finding:
+    """Each case against the one with the label `reference`."""
+
+    def sentence(measured: Measured) -> str:
+        base = measured[reference]
+        others = [result for result in measured.results if result is not base and result.loss]
+        if not base.loss or not others:
+            return f"{seeds(measured)}, nothing can be said against {reference}{_diverged(measured.results)}."
+        groups = _grouped(base.loss, others)
+        told = "; ".join(f"{word}: {', '.join(map(named, group))}" for word, group in groups.items())
+        return f"{seeds(measured)}, against {named(base)}, {told}{_diverged(measured.results)}."
+
+    return sentence
+
+
+def _grouped(base: Estimate, others: Sequence[Result]) -> dict[str, list[Result]]:
+    groups: dict[str, list[Result]] = {}
+    for word in ("lower", "within the band", "equal", "higher"):
+        members = [result for result in others if verdict(result.loss, base) == word]
+        groups |= {word: sorted(members, key=_mean)} if members else {}
+    return groups
+
+
+def pairs(*labels: tuple[str, str]) -> Finding:
+    """The two cases of each pair against each other, and, of the last pair, what both took to a common loss."""
+
+    def sentence(measured: Measured) -> str:
+        found = [(measured[one], measured[other]) for one, other in labels]
+        parts = [_pair(one, other) for one, other in found]
+        return f"{seeds(measured)}, {'; '.join(parts)}{_cost(*found[-1])}."
+
+    return sentence
+
+
+def _pair(one: Result, other: Result) -> str:
+    if not one.loss or not other.loss:
+        return f"{named(one)} cannot be compared with {named(other)}"
+    return f"{named(one)} ends {THAN[verdict(one.loss, other.loss)]} {named(other)}"
+
+
+def _cost(one: Result, other: Result) -> str:
+    """FLOPs of both to the lowest loss that all their runs came to."""
+    level = common_loss((one, other))
+    costs = [None if level is None else result.to_reach(level, "flops") for result in (one, other)]
+    if not all(cost and cost.mean for cost in costs):
+        return ""
+    factor = costs[0].mean / costs[1].mean
+    return f"; to a test loss of {level:.3f}, which both reach, {one.label} takes {factor:.2g} x the FLOPs"
+
+
+def named(result: Result) -> str:
+    """A case with its final loss, and its rate where that was chosen out of a grid.
+
+    "H = 30 (1.512 ± 0.031)"
+    """
+    rate = f" at rate {result.rate:g}{', an edge of its grid' if result.is_edge else ''}" if result.tried else ""
+    return f"{result.label}{rate} ({amount(result.loss) if result.loss else 'diverged'})"
+
+
+def amount(estimate: Estimate) -> str:
+    """
+    >>> amount(Estimate(1.5, 0.25, 3)), amount(Estimate(1.5, None, 1))
+    ('1.500 ± 0.250', '1.500')
+    """
+    return f"{estimate.mean:.3f}" + ("" if estimate.half_width is None else f" ± {estimate.half_width:.3f}")
+
+
+def seeds(measured: Measured) -> str:
+    return "On one seed" if measured.num_seeds == 1 else f"Over {measured.num_seeds} seeds"
+
+
+def _diverged(results: Sequence[Result]) -> str:
+    found = [f"{one.label} ({one.num_diverged} of {len(one.runs)})" for one in results if one.num_diverged]
+    return f"; diverged: {', '.join(found)}" if found else ""
+
+
+def _mean(result: Result) -> float:
+    return result.loss.mean
+
+
+def surges(measured: Measured) -> str:
+    """At which rates the training loss surged, in which round first, and whether earlier at larger rates."""
+    surged = [result for result in measured.results if result.surge_rounds]
+    calm = [result for result in measured.results if not result.surge_rounds]
+    if not surged:
+        return f"{seeds(measured)}, the loss surged at none of the rates, up to {calm[-1].label}."
+    rest = f", and not at {', '.join(result.label for result in calm)}" if calm else ""
+    return f"{seeds(measured)}, the loss surged at {', '.join(map(_surge, surged))}{rest}{_order(surged)}."
+
+
+def _surge(result: Result) -> str:
+    rounds = result.surge_rounds
+    often = f"{len(rounds)} of {len(result.runs)} runs, " if len(result.runs) > 1 else ""
+    return f"{result.label} ({often}first in round {median(rounds):g})"
+
+
+def _order(surged: Sequence[Result]) -> str:
+    """Whether larger rates surge earlier, by the median round of each."""
+    rounds = [median(result.surge_rounds) for result in sorted(surged, key=lambda result: result.x)]
+    if len(rounds) < 2:
+        return ""
+    if rounds == sorted(rounds, reverse=True) and rounds[0] > rounds[-1]:
+        return "; earlier the larger the rate"
+    return "; not earlier at larger rates" if rounds[-1] >= rounds[0] else "; not always earlier at larger rates"
+
+
+def ranks(measured: Measured) -> str:
+    """The trend of quality with the rank, and the bytes sent up as scalars and as weights."""
+    by_upload = {upload: [one for one in measured.results if one.series.endswith(upload)] for upload in UPLOADS}
+    quality = trend_of(by_upload["scalars"], "the rank")
+    sent = "; ".join(f"a run sends up {_sent(results)} as {upload}" for upload, results in by_upload.items())
+    return f"{seeds(measured)}, {quality}; {sent}{_diverged(measured.results)}."
+
+
+def _sent(results: Sequence[Result]) -> str:
+    """The bytes of the lowest and of the highest rank."""
+    low, high = (result.total("bytes_up") for result in (results[0], results[-1]))
+    if low.mean == high.mean:
+        return f"{low.mean:,.0f} bytes whatever the rank"
+    return f"{low.mean:,.0f} ({results[0].label}) to {high.mean:,.0f} bytes ({results[-1].label})"

@@ -1,0 +1,136 @@
+"""A study's folder, and what the run folders in it hold: nothing yet, this run, or another.
+
+    study.json      the question, the cases, seeds and settings
+    runs/CASE/...   the raw runs (`run_store`)
+    results.csv, curves.csv, figure.svg, finding.txt    once all runs have ended (`outcomes`)
+
+Guarantees: a run is known by its resolved recipe, wherever under `runs/` it lies; a folder that holds another run is
+never written to. Nothing here runs anything.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import run_store
+from ..config import Recipe
+from ..errors import RunStoreError, SeedtuneError
+from ..run_folder import LOCK, claimed, replace_text
+from .jobs import Job, key
+from .measured import Run
+from .plan import Plan
+
+STUDY, RUNS = "study.json", "runs"
+OUTCOMES = ("results.csv", "curves.csv", "figure.svg", "finding.txt")
+MOST_DIFFERENCES = 3
+
+
+@contextmanager
+def claimed_for(plan: Plan, folder: Path) -> Iterator[None]:
+    """The study's folder, made where it is missing, held by this process alone, and described.
+
+    Raises:
+        RunStoreError: it holds something else, is in use, or cannot be written.
+    """
+    _check_ours(plan.study.name, folder)
+    with claimed(folder, lambda: (folder / STUDY).exists()):
+        _check_ours(plan.study.name, folder)
+        replace_text(folder / STUDY, json.dumps(_described(plan), indent=2) + "\n")
+        yield
+
+
+def _check_ours(name: str, folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunStoreError(f"study folder {folder}: is a file; choose another with --out")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    ours = {STUDY, RUNS, LOCK, *OUTCOMES, *(Path(own).with_suffix(".part").name for own in (STUDY, *OUTCOMES))}
+    if names - ours:
+        raise RunStoreError(
+            f"study folder {folder}: holds other files than a study's, such as {min(names - ours)}; choose an empty "
+            f"one with --out"
+        )
+    found = _name_of(folder)
+    if found not in (name, None):
+        raise RunStoreError(f"study folder {folder}: holds the study {found}, not {name}; choose another with --out")
+
+
+def _name_of(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / STUDY).read_text())["name"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    study = plan.study
+    return {
+        "name": study.name, "question": study.question, "source": study.source, "seeds": plan.seeds,
+        "cases": [{"label": case.label, "x": case.x, "rates": case.rates} for case in plan.cases],
+        "left_out": plan.left_out, "notes": plan.notes, "base": plan.base.model_dump(mode="json"),
+    }  # fmt: skip
+
+
+def held(folder: Path) -> dict[str, Path]:
+    """Every run under a study's folder, by the key of its recipe; what cannot be read is passed over."""
+    found: dict[str, Path] = {}
+    for path in sorted((folder / RUNS).rglob(run_store.RECIPE)):
+        try:
+            found.setdefault(key(run_store.recipe_of(path.parent)), path.parent)
+        except SeedtuneError:
+            continue
+    return found
+
+
+def ended(folder: Path) -> Run | None:
+    """The run in this folder; None while it has not ended.
+
+    Raises:
+        RunStoreError: no run there, or a damaged one.
+    """
+    summary = run_store.summary_of(folder)
+    return None if summary is None else _run(folder, summary)
+
+
+def diverged(folder: Path) -> Run:
+    """A run that could not go on, since nothing that its clients sent was finite."""
+    return _run(folder, None)
+
+
+def _run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
+    return Run(folder, run_store.recipe_of(folder), tuple(run_store.metrics_of(folder)), summary)
+
+
+def check_free(folder: Path, job: Job) -> None:
+    """
+    Raises:
+        RunStoreError: the folder of a run that is wanted holds one with another recipe; says what differs.
+    """
+    if run_store.is_run(folder) and (found := run_store.recipe_of(folder)) != job.recipe:
+        raise RunStoreError(
+            f"run {folder}: was made with other settings ({differences(found, job.recipe)}): choose another folder "
+            f"with --out, put them back, or delete the run"
+        )
+
+
+def differences(found: Recipe, asked: Recipe) -> str:
+    """The first settings in which two recipes differ, in words."""
+    old, new = flat(found), flat(asked)
+    told = [f"{name} was {old[name]!r}, is now {new[name]!r}" for name in new if old[name] != new[name]]
+    more = f", and {len(told) - MOST_DIFFERENCES} more" if len(told) > MOST_DIFFERENCES else ""
+    return "; ".join(told[:MOST_DIFFERENCES]) + more
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """
+    >>> flat(Recipe())["run.seed"]
+    0
+    """
+    return {f"{section}.{name}": value for section, keys in recipe.model_dump().items() for name, value in keys.items()}
+
+
+def remove_outcomes(folder: Path) -> None:
+    """A figure is there only when it shows all runs."""
+    for name in OUTCOMES:
+        (folder / name).unlink(missing_ok=True)

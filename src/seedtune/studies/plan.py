@@ -1,0 +1,203 @@
+"""From a study and what the user asks for to a plan: the recipe of each case, the seeds, and the cases left out.
+
+Which runs a plan comes to is `jobs`. Nothing here runs or writes anything.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import presets
+from ..config import Recipe, build, merged
+from ..data.partition import partition
+from ..data.tasks import load_task
+from ..errors import ConfigError, DataError
+from ..experiment import resolved
+from ..models.load import kind_of
+from ..zo.noise import derive_key
+from .study import Case, Study
+
+RECIPE = "study"
+ONE_THREAD = {"run": {"num_threads": 1}, "baseline": {"num_steps": 0}}
+"""Threads of a forward pass change a loss's last bits: with one, a result does not depend on how many runs share the
+machine."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for. `settings`: nested values laid over the study's base; `num_seeds`: None for its own."""
+
+    study: Study
+    quick: bool = False
+    model: str | None = None
+    task: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    num_seeds: int | None = None
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """A case with its recipe (first seed, its own learning rate, as many rounds as the base has); `x` is its place on
+    the study's axis, `rates` the learning rates to choose from."""
+
+    label: str
+    series: str
+    x: float | None
+    recipe: Recipe
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run. `left_out`: cases that cannot be made with this task, and why."""
+
+    study: Study
+    base: Recipe
+    cases: tuple[PlannedCase, ...]
+    seeds: tuple[int, ...]
+    left_out: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_runs(self) -> int:
+        costs = len(self.cases) if self.study.budget == "flops" else 0
+        return costs + sum(max(1, len(case.rates)) + len(self.seeds) - 1 for case in self.cases)
+
+
+def planned(request: Request) -> Plan:
+    """The recipes of a study's cases on the model and task that are asked for.
+
+    Cost: reads the task's data; loads no weights.
+
+    Raises:
+        ConfigError: a setting that the study varies itself, values that no recipe takes, or fewer than two cases that
+            the task allows. ModelError, DataError: a model or a task that is not found.
+    """
+    study = request.study
+    _check_free(study, request.settings)
+    base = base_of(request)
+    num_seeds = request.num_seeds or (1 if request.quick else study.num_seeds)
+    cases, left_out = _possible(_distinct([_planned_case(study, case, base) for case in study.cases]))
+    if len(cases) < 2:
+        reasons = "; ".join(f"{label}: {reason}" for label, reason in left_out.items())
+        raise ConfigError(
+            f"study {study.name}: needs two cases to compare, and this task allows {len(cases)}: {reasons}"
+        )
+    seeds = tuple(base.run.seed + k for k in range(num_seeds))
+    return Plan(study, base, cases, seeds, left_out, tuple(_notes(request, base)))
+
+
+def base_of(request: Request) -> Recipe:
+    """What all cases share: the recipe `study`, the study's base, fewer rounds if quick, what the user sets, and what
+    the study fixes.
+
+    Another model takes the place of all settings of the starter's, and is tuned through LoRA; another task, of all
+    settings of the recipe's task.
+    """
+    study = request.study
+    values = merged(presets.read("recipes", RECIPE), study.base)
+    if request.quick:
+        values = merged(values, _shortened(values, study.quick))
+    if request.model:
+        values = values | {"model": {"name": request.model, "adapter": "lora"}}
+    if request.task:
+        values = values | {"task": {"name": request.task}}
+    for over in (request.settings, study.fixed, ONE_THREAD):
+        values = merged(values, over)
+    return resolved(build(values, f"study {study.name}"))
+
+
+def _shortened(values: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """A share of the rounds, evaluated about as often in all."""
+    rounds, every = values["federation"]["num_rounds"], values["run"]["eval_every"]
+    return {
+        "federation": {"num_rounds": max(1, round(rounds * share))},
+        "run": {"eval_every": max(1, round(every * share))},
+    }
+
+
+def _check_free(study: Study, settings: Mapping[str, Any]) -> None:
+    """A user's value that the study or every case would overwrite is a mistake."""
+    own = set.intersection(*(_names(case.over) for case in study.cases)) | _names(study.fixed) | _names(ONE_THREAD)
+    if given := _names(settings) & own:
+        raise ConfigError(f"study {study.name}: sets {min(given)} itself; leave it out of --set")
+
+
+def _names(values: Mapping[str, Any]) -> set[str]:
+    return {f"{section}.{key}" for section, keys in values.items() for key in keys}
+
+
+def _planned_case(study: Study, case: Case, base: Recipe) -> PlannedCase:
+    values = base.model_dump()
+    if case.method:
+        values = merged(merged(values, presets.read("methods", case.method)), {"run": {"method": case.method}})
+    values = merged(values, case.over)
+    for name, factor in case.times.items():
+        values = merged(values, nested(name, multiple(setting(base, name), factor)))
+    recipe = build(merged(values, ONE_THREAD), f"study {study.name}, case {case.label!r}")
+    x = setting(recipe, study.axis.setting) if study.axis else None
+    rates = tuple(multiple(recipe.local.learning_rate, factor) for factor in case.rates)
+    label = case.label.format(x="" if x is None else f"{x:g}")
+    return PlannedCase(label, case.series.format(x=x), None if x is None else float(x), recipe, rates)
+
+
+def multiple(value: float, factor: float) -> float:
+    """A float is rounded to nine digits, so that 0.1 times 3 is written as 0.3."""
+    return max(1, round(value * factor)) if isinstance(value, int) else float(f"{value * factor:.9g}")
+
+
+def setting(recipe: Recipe, name: str) -> Any:
+    """
+    >>> setting(Recipe(), "federation.batch_size")
+    16
+    """
+    section, key = name.split(".")
+    return getattr(getattr(recipe, section), key)
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """
+    >>> nested("run.seed", 3)
+    {'run': {'seed': 3}}
+    """
+    section, key = name.split(".")
+    return {section: {key: value}}
+
+
+def _distinct(cases: list[PlannedCase]) -> list[PlannedCase]:
+    """Where two multiples of a base come to one value, one case is enough."""
+    return list({slug(case.label): case for case in reversed(cases)}.values())[::-1]
+
+
+def _possible(cases: list[PlannedCase]) -> tuple[tuple[PlannedCase, ...], dict[str, str]]:
+    """The cases whose partition the task's data allow, and why the others are not."""
+    tasks, left_out = {}, {}
+    for case in cases:
+        recipe, kind = case.recipe, kind_of(case.recipe.model)
+        at = (recipe.task.model_dump_json(), kind)
+        if at not in tasks:
+            tasks[at] = load_task(recipe.task, derive_key(recipe.run.seed, "task"), kind)
+        try:
+            partition(tasks[at].train, recipe.partition, derive_key(recipe.run.seed, "partition"))
+        except DataError as error:
+            left_out[case.label] = str(error)
+    return tuple(case for case in cases if case.label not in left_out), left_out
+
+
+def _notes(request: Request, base: Recipe) -> Iterator[str]:
+    given = request.settings.get("local", {})
+    for name, value in (("model", request.model), ("task", request.task)):
+        if value and "learning_rate" not in given:
+            yield (f"the learning rate {base.local.learning_rate:g} was chosen for the study's own {name}: give one "
+                   f"for {value} with --set local.learning_rate=...")  # fmt: skip
+            return
+
+
+def slug(label: str) -> str:
+    """A label as a folder's name.
+
+    >>> slug("H = 30"), slug("1.5e-05"), slug("Dirichlet 0.1")
+    ('h-30', '1.5e-05', 'dirichlet-0.1')
+    """
+    return re.sub(r"-?[^a-z0-9.-]+-?", "-", label.lower()).strip("-.")

@@ -1,0 +1,164 @@
+"""A study carried out: the runs that are wanted and not there yet, then its outcomes.
+
+Guarantees: a run that has ended is never run again; one that was interrupted goes on from its last whole round; a
+folder that holds another run is an error before anything is run; outcomes are there only when all runs have ended.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import SeedtuneError
+from ..report import figure
+from . import folders, outcomes
+from .jobs import Job, chosen_rate, key, wanted
+from .measured import Measured, Result, Run
+from .plan import Plan, Request, planned
+from .workers import Crew, Ended, crew_of
+
+
+@dataclass(frozen=True)
+class News:
+    """How far a study is: `num_done` of `num_runs` runs have ended.
+
+    `job`: whose round or end this is, None before the first; `run`: the run, once it has ended; `error`: why it failed.
+    """
+
+    num_done: int
+    num_runs: int
+    job: Job | None = None
+    rounds: int = 0
+    run: Run | None = None
+    error: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.run is not None or self.error is not None
+
+
+Listener = Callable[[News], None]
+
+
+def prepared(request: Request) -> Plan:
+    """What will be run, after checking that it can be drawn in the end.
+
+    Raises:
+        ConfigError: a library is missing, or as `plan.planned`.
+    """
+    figure.check_installed()
+    return planned(request)
+
+
+def carry_out(plan: Plan, folder: Path, num_jobs: int | None, listen: Listener) -> outcomes.Outcome:
+    """Runs what is missing, `num_jobs` at once (None: as many as there are cores), and writes the outcomes.
+
+    Raises:
+        RunStoreError: the folder holds something else, or a run with other settings. SeedtuneError: runs failed; the
+            first is named with its error, the others have ended.
+    """
+    with folders.claimed_for(plan, folder):
+        state = _found(plan, folder)
+        if state.startable():
+            folders.remove_outcomes(folder)
+        listen(News(state.num_done(), plan.num_runs))
+        with crew_of(num_jobs or max(1, min(_num_cores(), plan.num_runs - state.num_done()))) as crew:
+            _run_all(state, crew, listen)
+        _check_failed(state)
+        return outcomes.write(plan, folder, measured(plan, state.ended))
+
+
+@dataclass
+class _State:
+    """Runs by the key of their recipe: where each lies, which have ended, are running, have failed."""
+
+    plan: Plan
+    folder: Path
+    places: dict[str, Path]
+    ended: dict[str, Run]
+    running: dict[Path, Job] = field(default_factory=dict)
+    failed: dict[str, tuple[Job, str]] = field(default_factory=dict)
+
+    def startable(self) -> list[Job]:
+        """The jobs that are wanted and neither ended, failed nor running, one for each recipe."""
+        known = {*self.ended, *self.failed, *(key(job.recipe) for job in self.running.values())}
+        jobs = {key(job.recipe): job for job in reversed(wanted(self.plan, self.ended))}
+        return [job for at, job in reversed(jobs.items()) if at not in known]
+
+    def place(self, job: Job) -> Path:
+        """Where a run lies already, or its own folder.
+
+        Raises:
+            RunStoreError: its own folder holds another run.
+        """
+        own = self.folder / job.folder
+        if key(job.recipe) not in self.places:
+            folders.check_free(own, job)
+        return self.places.setdefault(key(job.recipe), own)
+
+    def num_done(self) -> int:
+        return sum(key(job.recipe) in self.ended for job in wanted(self.plan, self.ended))
+
+
+def _found(plan: Plan, folder: Path) -> _State:
+    places = folders.held(folder)
+    runs = {at: folders.ended(place) for at, place in places.items()}
+    state = _State(plan, folder, places, {at: run for at, run in runs.items() if run})
+    for job in state.startable():
+        state.place(job)
+    return state
+
+
+def _run_all(state: _State, crew: Crew, listen: Listener) -> None:
+    def hear(place: Path, rounds: int) -> None:
+        listen(News(state.num_done(), state.plan.num_runs, state.running[place], rounds))
+
+    while True:
+        for job in state.startable():
+            if crew.has_room():
+                state.running[state.place(job)] = job
+                crew.start(state.place(job), job.recipe)
+        if not state.running:
+            return
+        listen(_noted(state, crew.next_ended(hear)))
+
+
+def _noted(state: _State, end: Ended) -> News:
+    """Files a run that ended, and the news of it."""
+    job = state.running.pop(end.folder)
+    run = folders.diverged(end.folder) if end.diverged else None if end.error else folders.ended(end.folder)
+    if run:
+        state.ended[key(job.recipe)] = run
+    else:
+        state.failed[key(job.recipe)] = job, end.error
+    error = None if run else end.error
+    return News(state.num_done(), state.plan.num_runs, job, run.rounds if run else 0, run, error)
+
+
+def _check_failed(state: _State) -> None:
+    if state.failed:
+        job, error = next(iter(state.failed.values()))
+        raise SeedtuneError(
+            f"study {state.plan.study.name}: {len(state.failed)} of {state.plan.num_runs} runs failed, first "
+            f"{job.name}: {error}; the others are kept, and the same command goes on with what is missing"
+        )
+
+
+def measured(plan: Plan, ended: dict[str, Run]) -> Measured:
+    """All runs of a plan, case by case."""
+    jobs = wanted(plan, ended)
+    results = []
+    for case in plan.cases:
+        own = [job for job in jobs if job.case is case]
+        tried = [job for job in own if job.role == "rate"]
+        rate = chosen_rate(tried, ended) if tried else None
+        chosen = [job for job in tried if job.recipe.local.learning_rate == rate]
+        runs = [ended[key(job.recipe)] for job in (*chosen, *(job for job in own if job.role == "result"))]
+        grid = tuple(ended[key(job.recipe)] for job in tried)
+        results.append(Result(case.label, case.series, case.x, tuple(runs), grid))
+    return Measured(plan.study, tuple(results), len(plan.seeds))
+
+
+def _num_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,84 @@
+"""What a study is, as data: one question, the cases that answer it, what its figure shows and how its sentence is made.
+
+Nothing here runs anything, and nothing here loads torch: a list of studies is printed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .measured import Measured
+
+Finding = Callable[["Measured"], str]
+"""One sentence, computed from what was measured."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One of the things that a study compares.
+
+    label: its name in tables and, as a slug, its folder; "{x}" stands for the value of the study's axis.
+    method: a method preset laid over the base. over: settings laid over that, section by section.
+    times: numbers ("section.key") as multiples of the base's; whole numbers are rounded, and stay at least 1.
+    rates: a grid of learning rates, as multiples of the case's own: each is run on the first seed, and the one that
+    ends with the lowest loss is the case's. Empty: it keeps its own.
+    series: cases of one series are one line where final values are drawn over the axis.
+    """
+
+    label: str
+    over: Mapping[str, Any] = field(default_factory=dict)
+    times: Mapping[str, float] = field(default_factory=dict)
+    rates: tuple[float, ...] = ()
+    method: str | None = None
+    series: str = ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The setting that a study sweeps ("section.key"), its symbol in a sentence, its name with unit on an axis."""
+
+    setting: str
+    symbol: str
+    label: str
+    log: bool = True
+
+
+@dataclass(frozen=True)
+class View:
+    """One panel of the figure.
+
+    over: "rounds", "forwards", "flops", "seconds" or "bytes_up" for curves, a line a case; "axis" for final values over
+    the study's axis, a line a series; "cases" for final values side by side.
+    """
+
+    over: str = "rounds"
+    y: str = "loss"
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study.
+
+    source: where the question comes from. base: settings laid over the recipe `study`, for all cases; the user's are
+    laid over them. fixed: settings without which it would be another study; the user cannot set them.
+    quick: share of the rounds that `--quick` keeps, on one seed.
+    budget: "rounds": all cases have as many rounds; "flops": all spend what the first case spends, as nearly as whole
+    rounds allow; what a round costs is measured on a run of one round.
+    """
+
+    name: str
+    question: str
+    source: str
+    cases: tuple[Case, ...]
+    finding: Finding
+    views: tuple[View, ...] = (View(),)
+    base: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    axis: Axis | None = None
+    num_seeds: int = 3
+    quick: float = 0.25
+    budget: Literal["rounds", "flops"] = "rounds"

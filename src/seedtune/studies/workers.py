@@ -1,0 +1,171 @@
+"""Runs carried out one after another, here or in several processes at once.
+
+A run's result does not depend on where it is carried out: its recipe says one thread, and all its randomness is keyed.
+A process that ends while it works (killed, out of memory) costs its run, and no other. Processes leave Ctrl-C to the
+one that started them, and end by themselves, after the round they are in, when that one is gone.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol, Self
+
+from .. import experiment, run_store
+from ..config import Machine, Recipe
+from ..errors import EngineError, SeedtuneError
+
+NOT_FINITE = "weights are finite"
+"""What `fed.messages` says of weights that diverged."""
+
+Hear = Callable[[Path, int], None]
+"""Hears (a run's folder, rounds done) as rounds end."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended. `error`: None where all went well; `diverged`: its clients sent nothing that is finite."""
+
+    folder: Path
+    error: str | None = None
+    diverged: bool = False
+
+
+class Crew(Protocol):
+    """Takes as many runs as it has room for, and tells as each one ends."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None:
+        """Stops what is still running; every whole round of it is kept."""
+
+    def has_room(self) -> bool: ...
+
+    def start(self, folder: Path, recipe: Recipe) -> None:
+        """Begins a run, or goes on with the one that the folder holds."""
+
+    def next_ended(self, hear: Hear) -> Ended:
+        """Waits until a run ends."""
+        ...
+
+
+def crew_of(size: int) -> Crew:
+    return Here() if size == 1 else Processes(size)
+
+
+@dataclass
+class Here:
+    """One run at a time, in this process."""
+
+    waiting: list[tuple[Path, Recipe]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def has_room(self) -> bool:
+        return not self.waiting
+
+    def start(self, folder: Path, recipe: Recipe) -> None:
+        self.waiting.append((folder, recipe))
+
+    def next_ended(self, hear: Hear) -> Ended:
+        return perform(*self.waiting.pop(), hear)
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    folder: Path | None = None
+
+
+@dataclass
+class Processes:
+    """As many processes as runs at once, each started when it is first needed, and again where one was lost."""
+
+    size: int
+    workers: list[_Worker] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            if worker.folder:
+                worker.process.terminate()
+            worker.pipe.close()
+        for worker in self.workers:
+            worker.process.join()
+
+    def has_room(self) -> bool:
+        return sum(worker.folder is not None for worker in self.workers) < self.size
+
+    def start(self, folder: Path, recipe: Recipe) -> None:
+        worker = next((worker for worker in self.workers if worker.folder is None), None) or self._hired()
+        worker.folder = folder
+        worker.pipe.send((folder, recipe))
+
+    def _hired(self) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        worker = _Worker(context.Process(target=_serve, args=(theirs,), daemon=True), ours)
+        worker.process.start()
+        theirs.close()
+        self.workers.append(worker)
+        return worker
+
+    def next_ended(self, hear: Hear) -> Ended:
+        by_pipe = {worker.pipe: worker for worker in self.workers if worker.folder}
+        while True:
+            for pipe in wait(list(by_pipe)):
+                told = self._told(by_pipe[pipe])
+                if isinstance(told, Ended):
+                    return told
+                hear(*told)
+
+    def _told(self, worker: _Worker) -> tuple[Path, int] | Ended:
+        try:
+            told = worker.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            worker.process.join()
+            self.workers.remove(worker)
+            worker.pipe.close()
+            return Ended(worker.folder, f"its process ended with exit code {worker.process.exitcode}")
+        if isinstance(told, Ended):
+            worker.folder = None
+        return told
+
+
+def _serve(pipe: Connection) -> None:
+    """A worker's life: runs as they come, until nobody sends or hears any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        while True:
+            pipe.send(perform(*pipe.recv(), lambda *news: pipe.send(news)))
+    except (EOFError, ConnectionError):
+        return
+
+
+def perform(folder: Path, recipe: Recipe, hear: Hear) -> Ended:
+    """One run, begun or gone on with; an error is how it ended."""
+
+    def listen(num_rounds: int, *_: object) -> None:
+        hear(folder, num_rounds)
+
+    try:
+        if run_store.is_run(folder):
+            experiment.resume(folder, Machine(), listen)
+        else:
+            experiment.run(recipe, Machine(), folder, listen)
+    except ConnectionError:
+        raise
+    except SeedtuneError as error:
+        return Ended(folder, str(error), isinstance(error, EngineError) and NOT_FINITE in str(error))
+    except Exception as error:  # whatever a run does, the others go on
+        return Ended(folder, f"{type(error).__name__}: {error}")
+    return Ended(folder)

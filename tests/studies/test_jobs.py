@@ -1,0 +1,76 @@
+"""Which runs are wanted: pure, from a plan and what has ended."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small_studies import STUDY, run
+
+from seedtune.studies.jobs import chosen_rate, key, wanted
+from seedtune.studies.measured import Run
+from seedtune.studies.plan import planned, slug
+from seedtune.studies.study import Case
+
+
+def ended(jobs, loss=lambda recipe: 1.0, flops=lambda recipe: 1000) -> dict[str, Run]:
+    """All of them, with a loss and FLOPs a round that follow from the recipe."""
+    runs = {}
+    for job in jobs:
+        made = run(3.0, loss(job.recipe))
+        row = {**made.rows[1], "rounds": 1, "flops": flops(job.recipe)}
+        runs[key(job.recipe)] = Run(job.folder, job.recipe, (made.rows[0], row), made.summary)
+    return runs
+
+
+def test_without_a_grid_all_runs_are_known_at_once(request_of):
+    plan = planned(request_of(num_seeds=2))
+    first = wanted(plan, {})
+    assert [str(job.folder) for job in first] == ["runs/h-1/seed-7", "runs/h-2/seed-7"]
+    every = wanted(plan, ended(first))
+    assert [str(job.folder) for job in every] == [
+        "runs/h-1/seed-7", "runs/h-1/seed-8", "runs/h-2/seed-7", "runs/h-2/seed-8",
+    ]  # fmt: skip
+    assert len(every) == plan.num_runs and {job.role for job in every} == {"result"}
+
+
+def test_a_grid_is_run_on_the_first_seed_and_the_best_on_the_others(request_of):
+    study = replace(STUDY, cases=(Case("a", rates=(0.3, 1.0, 3.0)), Case("b")), axis=None)
+    plan = planned(request_of(study, num_seeds=2, local={"learning_rate": 0.1}))
+    first = wanted(plan, {})
+    assert [job.recipe.local.learning_rate for job in first] == [0.03, 0.1, 0.3, 0.1]
+    assert [str(job.folder) for job in first[:3]] == [f"runs/a/rate-{rate}/seed-7" for rate in ("0.03", "0.1", "0.3")]
+    assert first[0].name == "a, seed 7, rate 0.03"
+    done = ended(first, loss=lambda recipe: {0.03: 2.0, 0.1: float("inf"), 0.3: 1.0}[recipe.local.learning_rate])
+    every = wanted(plan, done)
+    assert every[3].recipe.local.learning_rate == 0.3 and every[3].recipe.run.seed == 8 and len(every) == plan.num_runs
+    assert chosen_rate(first[:3], done) == 0.3
+
+
+def test_divergence_is_the_worst_and_of_equals_the_first_wins(request_of):
+    study = replace(STUDY, cases=(Case("a", rates=(1.0, 2.0)), Case("b")), axis=None)
+    tried = wanted(planned(request_of(study)), {})[:2]
+    assert chosen_rate(tried, ended(tried)) == tried[0].recipe.local.learning_rate
+    diverged = ended(tried, loss=lambda recipe: float("inf") if recipe == tried[0].recipe else 9.0)
+    assert chosen_rate(tried, diverged) == tried[1].recipe.local.learning_rate
+
+
+def test_at_equal_flops_rounds_follow_from_what_a_round_costs(request_of):
+    study = replace(STUDY, budget="flops")
+    plan = planned(request_of(study, num_seeds=2, federation={"num_rounds": 30}, run={"eval_every": 6}))
+    costs = wanted(plan, {})
+    assert [(job.role, job.recipe.federation.num_rounds) for job in costs] == [("cost", 1), ("cost", 1)]
+    assert str(costs[0].folder) == "runs/h-1/cost"
+    done = ended(costs, flops=lambda recipe: 1000 * recipe.federation.local_steps)
+    jobs = [job for job in wanted(plan, done) if job.role == "result"]
+    assert [job.recipe.federation.num_rounds for job in jobs] == [30, 15]
+    assert [job.recipe.run.eval_every for job in jobs] == [6, 3]
+    assert len(wanted(plan, done | ended(jobs))) == plan.num_runs == 6
+
+
+@pytest.mark.parametrize(
+    ("label", "folder"),
+    [("H = 30", "h-30"), ("forward only, best rate", "forward-only-best-rate"), ("mu = 0.001", "mu-0.001"),
+     ("1e-05", "1e-05"), ("../x", "x"), ("Dirichlet 0.5", "dirichlet-0.5")],
+)  # fmt: skip
+def test_a_label_makes_a_folder_of_plain_letters(label, folder):
+    assert slug(label) == folder and Path(folder).name == folder

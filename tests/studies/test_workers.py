@@ -1,0 +1,81 @@
+"""Runs in processes of their own: the same results, and a lost process costs one run."""
+
+import os
+import signal
+
+import pytest
+import small_federation
+import tiny_runs
+import torch
+
+from seedtune import experiment, run_store
+from seedtune.errors import EngineError, MessageError
+from seedtune.fed.messages import pack_weights, unpack_weights
+from seedtune.studies import folders
+from seedtune.studies.workers import Ended, Here, Processes, crew_of, perform
+
+
+def test_one_at_a_time_needs_no_process():
+    assert isinstance(crew_of(1), Here) and crew_of(3) == Processes(3)
+
+
+def test_processes_run_as_here_and_a_lost_one_costs_its_run(tiny_recipe, tmp_path):
+    recipes = [tiny_recipe(run={"seed": seed, "num_threads": 1}) for seed in (0, 1)]
+    heard, (lost, kept) = [], (tmp_path / "lost", tmp_path / "kept")
+
+    with Processes(2) as crew:
+        crew.start(lost, recipes[0])
+        os.kill(crew.workers[0].process.pid, signal.SIGKILL)
+        crew.start(kept, recipes[1])
+        assert not crew.has_room()
+        ends = {end.folder: end for end in (crew.next_ended(lambda *news: heard.append(news)) for _ in range(2))}
+        assert ends[lost].error == "its process ended with exit code -9" and ends[kept] == Ended(kept)
+        assert crew.has_room() and [news for news in heard if news[0] == kept] == [(kept, n) for n in range(4)]
+        survivor = crew.workers[0].process
+    assert not survivor.is_alive() and crew.workers[0].pipe.closed
+    here = experiment.run(experiment.resolved(recipes[1]), experiment.Machine(), tmp_path / "here", lambda *_: None)
+    assert run_store.summary_of(kept)["state_digest"] == here["state_digest"]
+
+
+def test_leaving_stops_what_runs(tiny_recipe, tmp_path):
+    endless = tiny_recipe(federation={"num_rounds": 1_000_000, "batch_size": 4})
+
+    def enough(folder, rounds):
+        if rounds > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Processes(1) as crew:
+        crew.start(tmp_path / "run", endless)
+        crew.next_ended(enough)
+    assert not crew.workers[0].process.is_alive()
+    assert len(run_store.metrics_of(tmp_path / "run")) >= 3
+
+
+def failing_with(text: str):
+    def run(*_):
+        raise EngineError(f"round 0: 0 usable replies, federation.min_replies is 1; 4 failed, first client 0: {text}")
+
+    return run
+
+
+def test_weights_that_are_not_finite_are_divergence(tiny_recipe, tmp_path, monkeypatch):
+    """What the messages say of them, so that a change of those words shows here."""
+    site = small_federation.site(small_federation.recipe())
+    infinite = {name: torch.full_like(tensor, torch.inf) for name, tensor in site.replica.weights.items()}
+    with pytest.raises(MessageError) as refused:
+        unpack_weights(pack_weights(infinite), site.perturber.space)
+    monkeypatch.setattr(experiment, "run", failing_with(f"MessageError: {refused.value}"))
+    assert perform(tmp_path / "run", tiny_recipe(), lambda *_: None).diverged
+
+
+def test_another_failure_of_the_engine_is_none(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "run", failing_with("TimeoutError"))
+    end = perform(tmp_path / "run", tiny_recipe(), lambda *_: None)
+    assert not end.diverged and end.error.endswith("first client 0: TimeoutError")
+
+
+def test_a_run_that_diverged_keeps_its_whole_rounds(tiny_recipe, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(tiny_recipe(), experiment.Machine(), tmp_path / "run", tiny_runs.StopAfter(2))
+    run = folders.diverged(tmp_path / "run")
+    assert run.loss == float("inf") and run.rounds == 2 and run.stopped_by == "divergence" and run.total("flops") > 0
