@@ -46,10 +46,10 @@ def counts(summary):
     return {name: value for name, value in summary.items() if name not in names}
 
 
-def replayed(folder):
+def replayed(folder, num_rounds=None):
     trajectory, recipe = run_store.trajectory_of(folder), run_store.recipe_of(folder)
     snapshot = lambda round_: run_store.snapshot_of(folder, round_)  # noqa: E731
-    model, space = load_replayed(trajectory, recipe.model.name, None, snapshot)
+    model, space = load_replayed(trajectory, recipe.model.name, num_rounds, snapshot)
     return digest(bound_weights(model.module, space)).hex()
 
 

@@ -19,8 +19,7 @@ MAX_BACKOFFS = 10
 """After so many halvings of the learning rate the run ends."""
 
 _WINDOW, _REMEMBERED = 3, 50  # rounds
-_NOISE_FACTOR, _LEAST_RISE = 6.0, 0.1
-_ROUNDING_FACTOR = 3.0
+_NOISE_FACTOR, _LEAST_RISE, _LEAP = 6.0, 0.1, 5.0
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,10 @@ class Guard:
     def after(self, seen: Seen) -> "Guard":
         """The guard after one more round.
 
-        A surge is a loss that is not finite, or two rounds in a row above the best level before. The level is the
-        median of three rounds; above it means by 6 standard deviations of one round's loss, as the differences of the
-        last rounds tell them robustly, and by a tenth of the level; in the first rounds, whose noise is not known,
-        by the whole level. Cost: that of a median of 50 numbers.
+        A surge is a loss that is not finite, two rounds in a row above the best level before, or one round five times
+        as far above it. The level is the median of three rounds; above it means by 6 standard deviations of one
+        round's loss, as the differences of the last rounds tell them robustly, and by a tenth of the level; in the
+        first rounds, whose noise is not known, by the whole level. Cost: that of a median of 50 numbers.
         """
         known = (*self.seen, seen)[-_REMEMBERED:]
         is_surging = not isfinite(seen.loss) or self._has_risen(known)
@@ -105,7 +104,10 @@ class Guard:
 
     def _has_risen(self, known: Sequence[Seen]) -> bool:
         losses = np.array([seen.loss for seen in known if isfinite(seen.loss)])
-        return len(losses) > 1 and losses[-2:].min() - self.level > self._tolerance(losses[:-2])
+        if len(losses) < 2:
+            return False
+        tolerance = self._tolerance(losses[:-2])
+        return losses[-2:].min() - self.level > tolerance or losses[-1] - self.level > _LEAP * tolerance
 
     def _tolerance(self, earlier: np.ndarray) -> float:
         if len(earlier) < _WINDOW:
@@ -118,14 +120,16 @@ class Guard:
         model, local, last = self.recipe.model, self.recipe.local, known[-1]
         if not isfinite(last.loss) and model.dtype == "float16":
             return "float16 overflows beyond 65,504: use model.dtype = 'bfloat16' or 'float32'"
+        before = [seen for seen in known if seen.since <= self.good_state]
         if local.order == "first":
             return "local.learning_rate is likely too large"
-        if _is_mostly_rounding(known[:-1], local.perturbation_scale, model.dtype):
+        if _is_mostly_rounding(before, local.perturbation_scale, model.dtype):
             return (
                 f"local.perturbation_scale = {local.perturbation_scale:g} is likely too small for {model.dtype}: the "
                 f"projected gradients are no larger than the rounding of the losses would make them"
             )
-        step = last.rate * last.scalar_rms / sqrt(local.num_directions)
+        sound = (before or known)[-1]
+        step = sound.rate * sound.scalar_rms / sqrt(local.num_directions)
         if step > local.perturbation_scale:
             return (
                 f"local.learning_rate is likely too large: a local step moves each weight by {step:.1e}, beyond the "
@@ -135,10 +139,10 @@ class Guard:
 
 
 def _is_mostly_rounding(seen: Sequence[Seen], mu: float, dtype: str) -> bool:
-    """Whether projected gradients were, before the surge, no larger than rounding of two losses in `dtype` makes them:
-    eps F / (sqrt(2) mu), up to a factor of 3. Losses are float32; errors of the layers before them are the dtype's."""
+    """Whether projected gradients were no larger than rounding of two losses in `dtype` makes them, eps F / sqrt(2) mu.
+    The loss itself is float32; what the layers before it lose is the dtype's."""
     rounds = [s for s in seen if isfinite(s.loss) and isfinite(s.scalar_rms)]
     if not rounds:
         return False
     loss, rms = (float(np.median([getattr(s, name) for s in rounds])) for name in ("loss", "scalar_rms"))
-    return rms < _ROUNDING_FACTOR * torch.finfo(getattr(torch, dtype)).eps * abs(loss) / (sqrt(2) * mu)
+    return rms < torch.finfo(getattr(torch, dtype)).eps * abs(loss) / (sqrt(2) * mu)

@@ -1,0 +1,43 @@
+"""What a surge takes back is taken back for everyone: live, replayed, resumed and late weights stay the same."""
+
+import itertools
+
+import pytest
+from test_protocols_conform import EXCHANGES, counts, late_client, replayed
+from tiny_runs import MACHINE, NOTHING, StopAfter
+
+from seedtune import run_store
+from seedtune.experiment import resume, run
+
+EXPLOSIVE = {"num_directions": 2, "learning_rate": 3.0}
+CASES = list(itertools.product(EXCHANGES, ("float32", "bfloat16")))
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+def recipe(request, tiny_recipe):
+    exchange, dtype = request.param
+    federation = {**EXCHANGES[exchange], "num_rounds": 8, "cohort_size": 3}
+    return tiny_recipe(
+        federation=federation, model={"dtype": dtype}, local=EXPLOSIVE, run={"on_surge": "backoff", "eval_every": 4}
+    )
+
+
+def test_a_run_with_rounds_taken_back_is_replayed_resumed_and_joined_late(recipe, tmp_path):
+    live = run(recipe, MACHINE, tmp_path / "live", NOTHING)
+
+    records = run_store.trajectory_of(tmp_path / "live").records
+    undone = [record for record in records if record.back_to is not None]
+    assert undone and len(live["surges"]) == len(undone)
+    assert all(record.digest == ends(tmp_path / "live")[record.back_to] for record in undone)
+    assert replayed(tmp_path / "live") == live["state_digest"] == records[-1].digest.hex()
+    assert late_client(recipe, tmp_path / "live") == live["state_digest"]
+    for stop in range(1, 8):
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, MACHINE, tmp_path / "stopped", StopAfter(stop), replace_run=True)
+        assert counts(resume(tmp_path / "stopped", MACHINE, NOTHING)) == counts(live), f"stopped after {stop}"
+
+
+def ends(folder):
+    """The digest of the tuned weights after each number of rounds, from the start on."""
+    trajectory = run_store.trajectory_of(folder)
+    return [bytes.fromhex(replayed(folder, num_rounds=0)), *(record.digest for record in trajectory.records)]
