@@ -167,7 +167,7 @@ def one_round(
     dropped = tuple(client for client in cohort if drops_out(server.recipe, server.round, client))
 
     orders = _Orders(server, protocol, _asked(server.recipe, cohort, dropped))
-    heard = _Heard(keeps_weights=server.recipe.personalise.policy == "model-diff")
+    heard = _Heard(keeps_weights=server.rates.policy.signal == "distances")
     record = protocol.reduce(server, _usable(engine.exchange(orders), orders, heard))
 
     losses = {reply.client: reply.loss for reply in heard.replies}
@@ -193,15 +193,16 @@ def after(server: Server, result: RoundResult) -> Server:
     record, stood = result.record, len(server.log)
     seen = {client: stood for client in record.clients}
     known = {client: at for client, at in server.up_to_date.items() if client not in result.failed}
-    guard, log = server.guard, (*server.log, record)
+    guard, rates, log = server.guard, server.rates, (*server.log, record)
     if record.clients:
         since = server.log[-1].round + 1 if server.log else 0
         guard = guard.after(Seen(since, result.train_loss, result.scalar_rms, result.rate))
     if record.back_to is not None:
         guard, log = guard.backed_off(), path(log)
+    else:
+        rates = rates.after(result.signals)
     places = {client: at if at <= len(log) else AHEAD for client, at in {**known, **seen}.items()}
-    return replace(server, round=record.round + 1, log=log, up_to_date=places, guard=guard,
-                   rates=server.rates.after(result.signals))  # fmt: skip
+    return replace(server, round=record.round + 1, log=log, up_to_date=places, rates=rates, guard=guard)
 
 
 def _undone(server: Server, result: RoundResult, put_back: PutBack | None) -> RoundRecord:
