@@ -17,6 +17,7 @@ LONG = dict(intermediate_size=24, max_position_embeddings=40)
 CONFIGS = {
     "llama": ("LlamaForCausalLM", dict(**WIDTH, **LONG, num_key_value_heads=1, tie_word_embeddings=True)),
     "qwen2": ("Qwen2ForCausalLM", dict(**WIDTH, **LONG, num_key_value_heads=1, tie_word_embeddings=False)),
+    "qwen3": ("Qwen3ForCausalLM", dict(**WIDTH, **LONG, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True)),
     "gemma2": (
         "Gemma2ForCausalLM",
         dict(**WIDTH, **LONG, num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.5),
@@ -25,11 +26,15 @@ CONFIGS = {
     "gpt2": ("GPT2LMHeadModel", dict(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=40)),
     "bert": ("BertForMaskedLM", dict(**WIDTH, **LONG)),
     "roberta": ("RobertaForMaskedLM", dict(**WIDTH, **LONG)),
+    "distilbert": (
+        "DistilBertForMaskedLM",
+        dict(vocab_size=VOCABULARY, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=40),
+    ),
     "encoder": ("BertModel", dict(**WIDTH, **LONG)),
     "bert_classifier": ("BertForSequenceClassification", dict(**WIDTH, **LONG, num_labels=2)),
 }
-CAUSAL = ("llama", "qwen2", "gemma2", "opt", "gpt2")
-MASKED = ("bert", "roberta")
+CAUSAL = ("llama", "qwen2", "qwen3", "gemma2", "opt", "gpt2")
+MASKED = ("bert", "roberta", "distilbert")
 
 
 def gaussian(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -45,12 +50,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=40, **special)
 
 
-def tiny_module(family: str) -> torch.nn.Module:
+def tiny_module(family: str, num_layers: int = 2) -> torch.nn.Module:
     """Weights large enough that logits differ: 0.3 times standard normal, around one for scales and zero for others."""
     class_name, options = CONFIGS[family]
     model_class = getattr(transformers, class_name)
     with torch.random.fork_rng(devices=[]):
-        module = model_class(model_class.config_class(**options))
+        module = model_class(model_class.config_class(**options | {"num_hidden_layers": num_layers}))
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             is_scale = parameter.dim() == 1 and not name.endswith("bias")
