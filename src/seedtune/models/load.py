@@ -35,7 +35,7 @@ from ..errors import ModelError
 from . import answer_head, lora, quantised
 from .encoder import HEAD_FILE, EncoderWithHead
 from .lora import Gaussian
-from .source import Source, find, from_pretrained, quiet, read_config, read_tokenizer
+from .source import Source, find, from_pretrained, read_config, read_tokenizer
 
 Kind = Literal["causal", "masked", "classifier"]
 _AUTO = {
@@ -192,7 +192,7 @@ def _check_labels(source: Source, num_labels: int, task_choices: int) -> None:
 
 
 def _with_lora(module: torch.nn.Module, config: ModelConfig, kind: Kind, gaussian: Gaussian) -> torch.nn.Module:
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         if isinstance(module, EncoderWithHead):
             module.encoder = lora.attach(module.encoder, config, "FEATURE_EXTRACTION")
         else:

@@ -7,7 +7,6 @@ not. The global random generator is left as it was, although loaders draw from i
 Not here: what is done with the loaded parts (`seedtune.models.load`).
 """
 
-import logging as standard_logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,9 +129,6 @@ def _check_folder(folder: Path) -> None:
 def quiet() -> Iterator[None]:
     """Without transformers' progress bars, load reports and Python warnings; puts everything back."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    packing = standard_logging.getLogger("bitsandbytes")  # it warns on import of kernels that it did not find
-    packing_level = packing.level
-    packing.setLevel(standard_logging.ERROR)
     hub_verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # it tells of every retry
     logging.set_verbosity_error()
@@ -144,6 +140,5 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         hub_logging.set_verbosity(hub_verbosity)
-        packing.setLevel(packing_level)
         if bars:
             logging.enable_progress_bar()
