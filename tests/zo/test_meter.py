@@ -279,7 +279,7 @@ def test_a_step_pays_its_frozen_prefix_once(estimate, num_forwards) -> None:
 
 @pytest.mark.parametrize("tuned_layer, watched", [(0, [True, False, False]), (1, [True, True, False])])
 def test_a_step_is_watched_once_and_once_more_where_a_prefix_is_reused(tuned_layer, watched) -> None:
-    module, value = Stack(), gaussian("value", (5, 6))
+    module, value = Stack().requires_grad_(False), gaussian("value", (5, 6))
     perturber = Perturber(module, space_of(module, [f"layers.{tuned_layer}.weight"]))
     call = Watched(lambda: float(module(value).sum()))
     with perturber.one_batch() as prefix:
