@@ -1,0 +1,247 @@
+"""The two blocks of a cut model at points of their own: a prefix and a suffix give what a moved copy gives whole."""
+
+import copy
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+from tiny_models import gaussian, tiny_module
+
+from seedtune.config import ModelConfig
+from seedtune.errors import ModelError
+from seedtune.models import lora
+from seedtune.models.blocks import Cut, cut_before
+from seedtune.space import bound_weights, copied, digest, space_of
+from seedtune.zo import noise
+from seedtune.zo.noise import Distribution
+from seedtune.zo.perturb import Perturbation, Perturber
+
+NUM_LAYERS, K = 4, 2
+GAUSSIAN = Distribution.GAUSSIAN
+FAMILIES = ("llama", "qwen2", "gemma2", "opt", "gpt2", "bert", "roberta", "distilbert", "bert_classifier")
+IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 4, 31, 0]])
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On a busy machine, waking threads for these tiny products takes far longer than the products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def adapted(layers: list[int]) -> torch.nn.Module:
+    """A llama with LoRA on the given layers alone."""
+    targets = tuple(f"model.layers.{i}.self_attn.{name}" for i in layers for name in ("q_proj", "v_proj"))
+    with torch.random.fork_rng(devices=[]):
+        module = lora.attach(
+            tiny_module("llama", NUM_LAYERS),
+            ModelConfig(name="tiny", adapter="lora", lora_rank=3, lora_targets=targets),
+            "CAUSAL_LM",
+        )
+    for name, parameter in module.named_parameters():
+        if lora.is_adapter(name):
+            parameter.data.copy_(0.3 * gaussian(name, tuple(parameter.shape)))
+    return module.eval().requires_grad_(False)
+
+
+def perturber_of(module: torch.nn.Module) -> Perturber:
+    """Of the adapters, or of every parameter where there are none."""
+    names = [name for name, _ in module.named_parameters()]
+    return Perturber(module, space_of(module, [name for name in names if lora.is_adapter(name)] or names))
+
+
+def output(module: torch.nn.Module) -> torch.Tensor:
+    return module(input_ids=IDS, attention_mask=MASK)[0]
+
+
+def point(key: int, mu: float, names: frozenset[str] | None = None) -> Perturbation:
+    return Perturbation(key, mu, GAUSSIAN, names)
+
+
+def moved_copy(perturber: Perturber, module: torch.nn.Module, points: dict[str, Perturbation]) -> torch.nn.Module:
+    """A deep copy whose tensors are at the points given by name."""
+    moved = copy.deepcopy(module)
+    parameters = dict(moved.named_parameters())
+    for spec in perturber.space.tensors:
+        if at := points.get(spec.name):
+            z = noise.values(at.key, spec.start, spec.num_elements, at.distribution).view(spec.shape)
+            data = parameters[spec.name].data
+            data.copy_((data.float() + torch.tensor(at.mu) * z).to(data.dtype))
+    return moved
+
+
+def at_blocks(perturber: Perturber, cut: Cut, first: Perturbation, second: Perturbation) -> torch.Tensor:
+    call = partial(output, cut.module)
+    with perturber.at(point(first.key, first.mu, cut.block1)):
+        activations = cut.prefix(call)
+    with perturber.at(point(first.key, first.mu, cut.shared), point(second.key, second.mu, cut.block2)):
+        return cut.suffix(call, activations)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", [*FAMILIES, "adapted"])
+def test_each_block_is_at_its_own_point(family, dtype):
+    """Tied tensors included: the suffix sees them where the prefix saw them."""
+    module = adapted([0, 1, 2, 3]) if family == "adapted" else tiny_module(family, NUM_LAYERS).to(dtype)
+    perturber, cut = perturber_of(module), cut_before(module, K)
+    before = digest(copied(bound_weights(module, perturber.space)))
+    first, second = point(3, 0.05), point(4, -0.03)
+    points = dict.fromkeys(cut.block1, first) | dict.fromkeys(cut.block2, second)
+    expected = output(moved_copy(perturber, module, points))
+    for _ in range(2):
+        assert torch.equal(at_blocks(perturber, cut, first, second), expected)
+    assert digest(bound_weights(module, perturber.space)) == before
+    assert all("forward" not in vars(child) for child in module.modules())
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "adapted"])
+def test_one_point_for_both_blocks_is_that_point_of_the_whole(family):
+    module = adapted([0, 1, 2, 3]) if family == "adapted" else tiny_module(family, NUM_LAYERS)
+    perturber, cut = perturber_of(module), cut_before(module, K)
+    with perturber.at(point(3, 0.05)):
+        expected = output(module)
+    assert torch.equal(at_blocks(perturber, cut, point(3, 0.05), point(3, 0.05)), expected)
+    with perturber.at(point(3, 0.05, cut.block1), point(3, 0.05, cut.block2)):
+        assert torch.equal(output(module), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_alone_moves_over_the_other_at_rest(family):
+    module = tiny_module(family, NUM_LAYERS)
+    perturber, cut, call = perturber_of(module), cut_before(module, K), partial(output, module)
+    with perturber.at(None):
+        activations = cut.prefix(call)
+    for block, run in ((cut.block1, call), (cut.block2, lambda: cut.suffix(call, activations))):
+        expected = output(moved_copy(perturber, module, dict.fromkeys(block, point(5, 0.04))))
+        with perturber.at(point(5, 0.04, block)):
+            assert torch.equal(run(), expected)
+
+
+class Scaled(torch.nn.Module):
+    """Reads a parameter of its own in its own forward, on both sides of the cut."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.table = torch.nn.Embedding(32, 6)
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(NUM_LAYERS))
+        self.scale = torch.nn.Parameter(torch.ones(6))
+        for name, parameter in self.named_parameters():
+            parameter.data.copy_(gaussian(name, tuple(parameter.shape)))
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.table(input_ids) * self.scale
+        for layer in self.layers:
+            hidden = torch.tanh(layer(hidden) * self.scale)
+        return (hidden,)
+
+
+def test_a_model_that_reads_parameters_itself():
+    module = Scaled().requires_grad_(False)
+    perturber, cut = perturber_of(module), cut_before(module, K)
+    assert cut.shared == {"scale"}
+    first, second = point(3, 0.05), point(4, -0.03)
+    points = dict.fromkeys(cut.block1, first) | dict.fromkeys(cut.block2, second)
+    assert torch.equal(at_blocks(perturber, cut, first, second), output(moved_copy(perturber, module, points)))
+
+
+# What is perturbed must be used, and once
+
+
+def test_a_suffix_that_is_to_move_what_it_does_not_read():
+    module = tiny_module("llama", NUM_LAYERS)
+    perturber, cut, call = perturber_of(module), cut_before(module, K), partial(output, module)
+    activations = cut.prefix(call)
+    with pytest.raises(ModelError) as caught, perturber.at(point(3, 0.05)):
+        cut.suffix(call, activations)
+    assert str(caught.value) == (
+        "tensor 'model.layers.0.input_layernorm.weight' (18 in all) is tuned but no forward pass of its module used "
+        "it: leave it out with model.trainable"
+    )
+
+
+def test_two_points_for_one_tensor_are_refused():
+    module = tiny_module("llama", NUM_LAYERS)
+    perturber, cut = perturber_of(module), cut_before(module, K)
+    with pytest.raises(ValueError) as caught, perturber.at(point(3, 0.05), point(4, 0.05, cut.shared)):
+        output(module)
+    assert str(caught.value) == "tensor 'model.embed_tokens.weight' (1 in all) is moved by two perturbations: give one"
+
+
+@pytest.mark.parametrize(
+    "points", [(), (None,), (None, point(3, 0.05, frozenset())), (point(3, 0.05, frozenset({"no"})),)]
+)
+def test_no_tensor_to_move_is_theta_itself(points):
+    module = tiny_module("llama", NUM_LAYERS).requires_grad_(True)
+    expected = output(module).detach()
+    with perturber_of(module).at(*points):
+        found = output(module)
+    assert torch.equal(found, expected) and not found.requires_grad
+
+
+# Beside the frozen layers' reuse
+
+
+def computed(module: torch.nn.Module) -> list[int]:
+    """How often each layer computes, from now on."""
+    layers = next(child for child in module.modules() if isinstance(child, torch.nn.ModuleList))
+    counts = [0] * len(layers)
+
+    def counting(index, forward):
+        def counting_forward(*args, **kwargs):
+            counts[index] += 1
+            return forward(*args, **kwargs)
+
+        return counting_forward
+
+    for index, layer in enumerate(layers):
+        layer.forward = counting(index, layer.forward)
+    return counts
+
+
+def nested(perturber: Perturber, cut: Cut, is_reused: bool) -> list[torch.Tensor]:
+    """Two prefixes with two suffixes each, then the whole model once."""
+    found, call = [], partial(output, cut.module)
+    with perturber.one_batch() if is_reused else nullcontext():
+        for mu in (0.05, -0.05):
+            with perturber.at(point(3, mu, cut.block1)):
+                activations = cut.prefix(call)
+            for key in (4, 5):
+                with perturber.at(point(3, mu, cut.shared), point(key, mu, cut.block2)):
+                    found.append(cut.suffix(call, activations))
+        with perturber.at(point(6, 0.05)):
+            found.append(call())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layers", "calls"),
+    [([0, 1, 2, 3], [3, 3, 5, 5]), ([1, 2, 3], [1, 3, 5, 5]), ([2, 3], [1, 1, 5, 5]), ([3], [1, 1, 5, 5])],
+)
+def test_frozen_layers_before_the_cut_are_computed_once_for_all_prefixes(layers, calls):
+    module = adapted(layers)
+    perturber, cut = perturber_of(module), cut_before(module, K)
+    expected = nested(perturber, cut, is_reused=False)
+    counts = computed(module)
+    found = nested(perturber, cut, is_reused=True)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert counts == calls
+
+
+def test_suffixes_of_several_prefixes_made_before_the_batch_share_nothing():
+    """No tuned tensor runs between the cut and the frozen layer 2, yet its output differs from prefix to prefix."""
+    module = adapted([0, 3])
+    perturber, cut, call = perturber_of(module), cut_before(module, K), partial(output, module)
+    made = []
+    for mu in (0.05, -0.05):
+        with perturber.at(point(3, mu, cut.block1)):
+            made.append(cut.prefix(call))
+    expected = [cut.suffix(call, activations) for activations in made]
+    with perturber.one_batch():
+        found = [cut.suffix(call, activations) for activations in made]
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert not torch.equal(*found)
