@@ -89,7 +89,14 @@ def test_a_pair_and_its_mirror(one, other, said):
 
 def test_a_pair_is_told_with_what_a_common_loss_costs():
     found = pairs(("zo", "sgd"))(measured(case("zo", 1.6, cost=2.0), case("sgd", 1.4)))
-    assert found.endswith("; to a test loss of 1.610, which both reach, zo takes 2 x the FLOPs.")
+    assert found.endswith("; to a test loss of 1.610, which all their runs reach, zo takes 2 x the FLOPs.")
+
+
+def test_costs_whose_bands_overlap_are_within_the_band():
+    """Rounds to a loss of 1: (1, 1) and (1, 2)."""
+    fast = Result("zo", "", None, (run(3.0, 1.0), run(3.0, 1.0)))
+    uneven = Result("sgd", "", None, (run(3.0, 1.0), run(3.0, 2.0, 1.0)))
+    assert pairs(("zo", "sgd"))(measured(fast, uneven)).endswith(", zo takes 0.67 x the FLOPs, within the band.")
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_told():

@@ -191,7 +191,7 @@ def test_at_equal_flops_cheap_rounds_are_more(request_of, tmp_path):
 
 
 def test_what_diverges_is_the_worst_and_no_failure(request_of, tmp_path):
-    """In 16 bits, rate 1e4 leaves weights with which no loss is finite."""
+    """In 16 bits, rate 1e6 leaves weights with which no loss is finite."""
     study = replace(STUDY, cases=(Case("H = {x}", rates=(1.0, 1e8)), STUDY.cases[1]))
     request = request_of(study, model={"dtype": "float16"})
     carry_out(prepared(request), tmp_path / "out", 1, quiet)

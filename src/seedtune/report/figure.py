@@ -111,6 +111,8 @@ def _draw_panel(axes, panel: Panel, labels: Sequence[str]) -> None:
     axes.set_ylabel(panel.y_label)
     if panel.log_x:
         axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", integer=True)
     if panel.log_y or _spans_much(panel):
         axes.set_yscale("log")
     if panel.ticks:

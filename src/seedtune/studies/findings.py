@@ -91,8 +91,9 @@ def _cost(one: Result, other: Result) -> str:
     costs = [None if level is None else result.to_reach(level, "flops") for result in (one, other)]
     if not all(cost and cost.mean for cost in costs):
         return ""
-    factor = costs[0].mean / costs[1].mean
-    return f"; to a test loss of {level:.3f}, which both reach, {one.label} takes {factor:.2g} x the FLOPs"
+    factor = f"{costs[0].mean / costs[1].mean:.2g} x the FLOPs"
+    unsure = ", within the band" if verdict(*costs) == "within the band" else ""
+    return f"; to a test loss of {level:.3f}, which all their runs reach, {one.label} takes {factor}{unsure}"
 
 
 def named(result: Result) -> str:
