@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("noise", "step")
+NAMES = ("noise", "step", "memory")
 
 
 def main() -> None:

@@ -69,12 +69,17 @@ def _seconds(call: Callable[[], object], num: int) -> float:
     return (perf_counter() - start) / num
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The options that every benchmark has: `quick` and `json`."""
+def options(description: str) -> argparse.ArgumentParser:
+    """A parser of what every benchmark takes: `quick` and `json`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="few turns and small sizes: does it run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    return parser.parse_args()
+    return parser
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """What a benchmark without options of its own was given."""
+    return options(description).parse_args()
 
 
 def report(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | None) -> None:

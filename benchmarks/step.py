@@ -12,75 +12,31 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import OPTConfig, OPTForCausalLM
 
 from benchmarks._report import arguments, in_turns, ratio, report, spread
-from seedtune.data.batches import Batch
+from benchmarks._workload import MU, RATE, forward, random_model, shape, text_batch, two_point_step, work
 from seedtune.experiment import peak_memory_bytes
-from seedtune.models import answer_head
-from seedtune.models.load import Tuned
-from seedtune.models.objective import loss
-from seedtune.space import bound_weights, space_of
-from seedtune.zo.estimators import two_point
-from seedtune.zo.noise import Distribution, derive_key
-from seedtune.zo.perturb import Perturber
-from seedtune.zo.update import Update, apply
+from seedtune.zo.noise import Distribution
 
-MU, RATE = 1e-3, 1e-7
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ANSWERS = 16
-
-
-def opt_125m(dtype: torch.dtype) -> Tuned:
-    """The published shape (12 layers of 768, 50,272 tokens, tied head), weights constant but for a little noise."""
-    config = OPTConfig(max_position_embeddings=2048, dropout=0.0)
-    with torch.device("meta"):
-        module = OPTForCausalLM(config)
-    module = module.to(dtype).to_empty(device="cpu")
-    module.tie_weights()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0.0, 0.02, generator=generator)
-    answer_head.install(module)
-    module.eval().requires_grad_(False)
-    return Tuned(module, None, "causal", tuple(name for name, _ in module.named_parameters()), "opt-125m")
-
-
-def text_batch(num_tokens: int, num_answers: int) -> Batch:
-    """One sequence; its last `num_answers` tokens are to be predicted."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(4, 50_000, (1, num_tokens), generator=generator)
-    columns = torch.arange(num_tokens - 1 - num_answers, num_tokens - 1)
-    rows = torch.zeros_like(columns)
-    return Batch(ids, torch.ones_like(ids), rows, columns, ids[0, columns + 1], None, None, 1)
 
 
 class Steps:
     """The calls that are timed, all on one model and one batch."""
 
     def __init__(self, dtype: str, num_tokens: int, all_positions: bool):
-        self.model = opt_125m(DTYPES[dtype])
-        self.batch = text_batch(num_tokens, num_tokens - 1 if all_positions else ANSWERS)
-        self.space = space_of(self.model.module, self.model.trainable)
-        self.perturber = Perturber(self.model.module, self.space)
-        self.weights = bound_weights(self.model.module, self.space)
+        config = shape("opt-125m")
+        scored = num_tokens - 1 if all_positions else ANSWERS
+        self.work = work(random_model(config, DTYPES[dtype]), text_batch(config.vocab_size, num_tokens, scored))
         self.count = 0
 
-    @torch.no_grad()
     def forward(self) -> float:
-        return float(loss(self.model, self.batch))
+        return forward(self.work)
 
     def seedtune(self, distribution: Distribution) -> None:
         self.count += 1
-        key = derive_key(0, "direction", round=self.count)
-        probe = two_point(self._loss_at, [key], MU, distribution)
-        update = Update((key,), -RATE * probe.scalars, derive_key(0, "rounding", round=self.count))
-        apply(self.space, self.weights, [update], distribution)
-
-    def _loss_at(self, point) -> float:
-        with self.perturber.at(point):
-            return float(loss(self.model, self.batch))
+        two_point_step(self.work, self.count, distribution)
 
     @torch.no_grad()
     def mezo(self) -> None:
@@ -95,7 +51,7 @@ class Steps:
 
     def _move(self, scale: float) -> None:
         torch.manual_seed(self.count)
-        for parameter in self.model.module.parameters():
+        for parameter in self.work.model.module.parameters():
             z = torch.normal(mean=0, std=1, size=parameter.size(), dtype=parameter.dtype)
             parameter.add_(z, alpha=scale)
 

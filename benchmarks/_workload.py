@@ -1,0 +1,231 @@
+"""What is measured: a model of a given shape with random weights, one batch, and the two-point step.
+
+A shape is a transformers config: one of `SHAPES`, or a user's config.json. Weights are made in place, one tensor after
+another, so that making them takes no more memory than they do; their values are one small tile of normal numbers over
+and over, since neither time nor memory depends on them. The global random generator is not used.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
+
+from seedtune.config import ModelConfig
+from seedtune.data.batches import Batch
+from seedtune.errors import ModelError, unknown
+from seedtune.models import answer_head, lora
+from seedtune.models.load import Tuned
+from seedtune.models.objective import loss
+from seedtune.space import Space, Weights, bound_weights, space_of
+from seedtune.zo.estimators import Probe, two_point
+from seedtune.zo.noise import Distribution, derive_key
+from seedtune.zo.perturb import Perturber
+from seedtune.zo.update import Update, apply
+
+MU, RATE = 1e-3, 1e-7
+_TILE = 2**20 + 7  # no multiple of a row's length: rows differ
+_LLAMA_3 = {
+    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+_llama_3 = partial(
+    LlamaConfig, vocab_size=128_256, intermediate_size=8192, num_key_value_heads=8, head_dim=128,
+    max_position_embeddings=131_072, tie_word_embeddings=True, rope_parameters=_LLAMA_3,
+)  # fmt: skip
+
+# Published config.json files, as far as they change sizes.
+SHAPES: dict[str, Callable[[], PretrainedConfig]] = {
+    "opt-125m": partial(OPTConfig, max_position_embeddings=2048),
+    "opt-1.3b": partial(
+        OPTConfig, hidden_size=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32,
+        word_embed_proj_dim=2048, max_position_embeddings=2048,
+    ),
+    "llama-3.2-1b": partial(
+        _llama_3, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, head_dim=64
+    ),
+    "llama-3.2-3b": partial(_llama_3, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24),
+    "open_llama_3b": partial(
+        LlamaConfig, hidden_size=3200, intermediate_size=8640, num_hidden_layers=26, num_attention_heads=32
+    ),
+}  # fmt: skip
+
+
+def shape(name: str, num_layers: int = 0) -> PretrainedConfig:
+    """The config of a known shape, or of the config.json (or its folder) at a path; with `num_layers`, cut to these.
+
+    Raises:
+        ModelError: neither, or a file that cannot be read.
+    """
+    if name in SHAPES:
+        config = SHAPES[name]()
+    elif Path(name).exists():
+        config = _read(name)
+    else:
+        raise ModelError(f"{unknown('model', name, SHAPES)}, or the path of a config.json")
+    if num_layers:
+        config.num_hidden_layers = num_layers
+    return config
+
+
+def _read(path: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"model {path!r}: no config of transformers ({reason}): give a config.json") from error
+
+
+def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> torch.nn.Module:
+    """The causal model with parameters that have shapes and no storage (meta), tied as configured; buffers are real.
+
+    Raises:
+        ModelError: transformers knows no causal language model of this config.
+    """
+    hook = register_module_parameter_registration_hook(_without_storage)
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise ModelError(f"{type(config).__name__} is not of a causal language model: give another config") from error
+    finally:
+        hook.remove()
+
+
+def _without_storage(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    return parameter if parameter.is_meta else torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+
+def random_model(config: PretrainedConfig, dtype: torch.dtype, adapter: ModelConfig | None = None) -> Tuned:
+    """A causal model with random weights, all of them tuned, or with `adapter` its LoRA alone; evaluation mode.
+
+    Memory: the weights (and adapters, float32); no second copy at any time.
+    """
+    normal = _Tiles()
+    module = skeleton(config, dtype)
+    _give_storage(module, normal)
+    if adapter:
+        with torch.random.fork_rng(devices=[]):  # PEFT draws a start, which `initialise` overwrites
+            module = lora.attach(module, adapter, "CAUSAL_LM")
+        lora.initialise(module, lambda name, shape: normal.fill(torch.empty(shape), 1.0))
+    answer_head.install(module)
+    module.eval().requires_grad_(False)
+    names = tuple(name for name, _ in module.named_parameters() if not adapter or lora.is_adapter(name))
+    return Tuned(module, None, "causal", names, "random", adapter="lora" if adapter else "none")
+
+
+def _give_storage(module: torch.nn.Module, normal: "_Tiles") -> None:
+    """Norms begin at one, biases at zero, all else at normal values with a standard deviation of 0.02."""
+    made = {}
+    for name, old in list(module.named_parameters(remove_duplicate=False)):
+        if id(old) not in made:
+            new = torch.empty(old.shape, dtype=old.dtype)
+            scale = name.endswith("weight") and new.dim() == 1
+            made[id(old)] = torch.nn.Parameter(new.fill_(float(scale)) if new.dim() == 1 else normal.fill(new, 0.02))
+        owner, _, last = name.rpartition(".")
+        setattr(module.get_submodule(owner), last, made[id(old)])
+
+
+class _Tiles:
+    """Normal values from a generator of its own, the same few over and over."""
+
+    def __init__(self) -> None:
+        self._tile = torch.empty(_TILE).normal_(generator=torch.Generator().manual_seed(0))
+
+    def fill(self, out: torch.Tensor, deviation: float) -> torch.Tensor:
+        for piece in out.view(-1).split(_TILE):
+            piece.copy_(self._tile[: len(piece)])
+        return out.mul_(deviation)  # scaled in place: temporaries between the tensors would leave holes in the heap
+
+
+def text_batch(vocabulary: int, num_tokens: int, num_scored: int) -> Batch:
+    """One sequence; its last `num_scored` tokens are to be predicted."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, vocabulary, (1, num_tokens), generator=generator)
+    columns = torch.arange(num_tokens - 1 - num_scored, num_tokens - 1)
+    rows = torch.zeros_like(columns)
+    return Batch(ids, torch.ones_like(ids), rows, columns, ids[0, columns + 1], None, None, 1)
+
+
+def on_device(batch: Batch, device: str) -> Batch:
+    """The batch with all its tensors there."""
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    return replace(batch, **{name: value.to(device) for name, value in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model bound to what a step needs."""
+
+    model: Tuned
+    batch: Batch
+    space: Space
+    perturber: Perturber
+    weights: Weights
+
+
+def work(model: Tuned, batch: Batch) -> Work:
+    space = space_of(model.module, model.trainable)
+    return Work(model, batch, space, Perturber(model.module, space), bound_weights(model.module, space))
+
+
+@torch.no_grad()
+def forward(work: Work) -> float:
+    return float(loss(work.model, work.batch))
+
+
+def two_point_step(work: Work, count: int, distribution: Distribution) -> Probe:
+    """Step number `count`, one direction, as a client makes it; no evaluation may build an autograd graph.
+
+    Raises:
+        ModelError: one did.
+    """
+
+    def loss_at(point) -> float:
+        with work.perturber.at(point), graphs_refused():
+            return float(without_graph(loss(work.model, work.batch)))
+
+    key = derive_key(0, "direction", round=count)
+    with work.perturber.one_batch():
+        probe = two_point(loss_at, [key], MU, distribution)
+    update = Update((key,), -RATE * probe.scalars, derive_key(0, "rounding", round=count))
+    apply(work.space, work.weights, [update], distribution)
+    return probe
+
+
+@contextmanager
+def graphs_refused() -> Iterator[None]:
+    """Within it, an operation that keeps a tensor for a backward pass is an error. Costs nothing where none does.
+
+    Operations that keep no tensor, such as a sum, are not seen: `without_graph` sees them at the end.
+
+    Raises:
+        ModelError: names the tensor's dtype and shape.
+    """
+
+    def refuse(kept: torch.Tensor) -> None:
+        raise ModelError(
+            f"a zeroth-order evaluation built an autograd graph: {kept.dtype} {list(kept.shape)} was kept for a "
+            "backward pass: run the forward without gradients, or its memory is that of backpropagation"
+        )
+
+    with saved_tensors_hooks(refuse, lambda kept: kept):
+        yield
+
+
+def without_graph(value: torch.Tensor) -> torch.Tensor:
+    """`value`, if autograd does not know where it comes from.
+
+    Raises:
+        ModelError: names the operation that made it.
+    """
+    if value.grad_fn is not None:
+        raise ModelError(
+            f"a zeroth-order evaluation ended in an autograd graph ({type(value.grad_fn).__name__}): run the forward "
+            "without gradients, or its memory is that of backpropagation"
+        )
+    return value

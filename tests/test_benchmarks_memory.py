@@ -1,0 +1,190 @@
+"""What the memory benchmark rests on: the shapes' sizes, weights in one copy's memory, and a graph that is noticed."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from benchmarks import memory
+from benchmarks._workload import SHAPES, graphs_refused, random_model, shape, skeleton, two_point_step, without_graph
+from benchmarks.memory import METHODS, Case
+from seedtune.errors import ModelError
+from seedtune.zo.noise import Distribution
+
+NUM_PARAMETERS = {
+    "opt-125m": 125_239_296,
+    "opt-1.3b": 1_315_758_080,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "open_llama_3b": 3_426_473_600,
+}
+PAPER_LORA_PARAMETERS = 42_598_400  # arXiv 2402.05926: open_llama_3b_v2, r = 128
+
+
+def case(model: str, **changed) -> Case:
+    fields = dict(
+        model=model, dtype="float32", tuned="full", num_tokens=12, num_scored=4, num_layers=0,
+        targets=("q_proj", "v_proj"), lora_rank=2, device="cpu",
+    )  # fmt: skip
+    return Case(**(fields | changed))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    """The path of a config.json, as a user gives it."""
+    folder = tmp_path_factory.mktemp("shape")
+    LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=True, architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)  # fmt: skip
+    return str(folder / "config.json")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_have_the_published_sizes(name: str) -> None:
+    module = skeleton(shape(name), torch.bfloat16)
+    assert sum(p.numel() for p in module.parameters()) == NUM_PARAMETERS[name]
+    assert all(p.is_meta for p in module.parameters())
+
+
+def test_lora_on_queries_and_values_has_as_many_parameters_as_the_paper_says() -> None:
+    paper = case("open_llama_3b", tuned="lora", lora_rank=128)
+    assert memory.size_of(paper).adapters == PAPER_LORA_PARAMETERS
+
+
+@pytest.mark.parametrize("tuned", ["full", "lora"])
+def test_random_model_is_repeatable_tied_and_leaves_the_global_generator_alone(tiny: str, tuned: str) -> None:
+    before = torch.get_rng_state()
+    models = [random_model(shape(tiny), torch.bfloat16, case(tiny, tuned=tuned).adapter()) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    first, second = (dict(model.module.named_parameters()) for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    module = models[0].module
+    assert module.get_output_embeddings().weight is module.get_input_embeddings().weight
+    assert memory.size_of(case(tiny, tuned=tuned)).adapters == (
+        sum(p.numel() for p in models[0].parameters().values()) if tuned == "lora" else 0
+    )
+
+
+@pytest.mark.parametrize("tuned", ["full", "lora"])
+@pytest.mark.parametrize("method", METHODS)
+def test_steps_move_tuned_tensors_alone(tiny: str, tuned: str, method: str) -> None:
+    work = memory.built(case(tiny, tuned=tuned))
+    before = {name: p.detach().clone() for name, p in work.model.module.named_parameters()}
+    call = memory.steps(work, (method,))[method]
+    for _ in range(2):
+        call()
+    moved = {name for name, p in work.model.module.named_parameters() if not torch.equal(p.detach(), before[name])}
+    assert moved <= set(work.model.trainable) and bool(moved) == (method != "inference")
+    assert all(p.grad is None for p in work.model.module.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_stay_finite_in_16_bits(tiny: str, dtype: str, method: str) -> None:
+    call = memory.steps(memory.built(case(tiny, dtype=dtype)), (method,))[method]
+    assert all(0 < call() < 100 for _ in range(3))
+
+
+def test_a_graph_in_a_two_point_step_is_an_error(tiny: str) -> None:
+    work = memory.built(case(tiny, tuned="lora"))
+    work.model.module.requires_grad_(True)  # the base too: tuned tensors are replaced by values without a history
+    two_point_step(work, 0, Distribution.GAUSSIAN)
+    work.model.module.forward = torch.enable_grad()(work.model.module.forward)
+    with pytest.raises(ModelError, match=r"built an autograd graph: torch\.\w+ \[.*\] was kept for a backward pass"):
+        two_point_step(work, 0, Distribution.GAUSSIAN)
+
+
+def test_a_graph_that_keeps_no_tensor_is_an_error_too() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    with graphs_refused():
+        total = weight + 1
+    message = "ended in an autograd graph (AddBackward0): run the forward without gradients"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        without_graph(total)
+    assert without_graph(total.detach()) is not None
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tiny: str) -> None:
+    work = memory.built(case(tiny))
+    work.model.module.get_input_embeddings().weight.data.fill_(torch.nan)
+    for method in METHODS:
+        with pytest.raises(ModelError, match=f"{method}: the loss is nan: such a step moves nothing"):
+            memory.steps(work, (method,))[method]()
+
+
+def test_what_does_not_fit_is_not_started(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "bytes_free", lambda device: int(10e9))
+    monkeypatch.setattr(memory, "in_fresh_process", lambda *given: pytest.fail("was started"))
+    large = case("open_llama_3b", num_tokens=256)
+    found = memory.tables([large], num_turns=1)
+    rows = found["not started: too large for free memory"]
+    assert [row["skipped"] for row in rows] == list(METHODS)
+    assert rows[0]["needs, MB"] > 4 * NUM_PARAMETERS["open_llama_3b"] // 10**6 - 1 and rows[0]["free, MB"] == 10_000
+    assert rows[3]["needs, MB"] > 4 * rows[0]["needs, MB"] * 0.9
+    assert "peak memory over inference" not in found
+    assert memory.shortage(replace(large, dtype="float16"), "inference") is None
+
+
+def test_tables_hold_skipped_methods_beside_measured_ones(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {"inference": 100e6, "two-point": 110e6, "SGD": 200e6}
+
+    def measured(function, case, *arguments):
+        if function is memory.measure_seconds:
+            return {method: [1.0, 2.0] for method in arguments[0]}
+        return {"peak": peaks[arguments[0]], "libraries": 20e6, "kernels": 5e6, "weights": 55e6}
+
+    monkeypatch.setattr(memory, "in_fresh_process", measured)
+    monkeypatch.setattr(memory, "shortage", lambda case, method: {"skipped": method} if method == "AdamW" else None)
+    found = memory.tables([case(tiny)], num_turns=2)
+    row = found["peak memory over inference"][0]
+    assert [row[m] for m in ("inference, MB", "two-point", "SGD", "AdamW")] == [100, 1.1, 2.0, "skipped"]
+    part = found["what each peak is made of, MB"][1]
+    assert (part["method"], part["rest"], part["peak"], part["share of weights"]) == ("two-point", 30, 110, "50 %")
+    times = found["seconds of a step over one forward"][0]
+    assert times["two-point"].median == 1.0 and times["AdamW"] == "skipped"
+    assert memory.PAPER in found
+
+
+def test_measurements_in_this_process(tiny: str) -> None:
+    found = memory.measure_peak(case(tiny), "two-point")
+    assert found["peak"] >= found["libraries"] > 0 and found["kernels"] >= 0
+    assert found["weights"] == 4 * memory.size_of(case(tiny)).model
+    seconds = memory.measure_seconds(case(tiny), METHODS, 2)
+    assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(METHODS, 2)
+
+
+def test_failures_in_a_fresh_process_are_repeated(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = memory.subprocess.CompletedProcess([], 1, "", "Traceback\nModelError: a graph was built\n")
+    monkeypatch.setattr(memory.subprocess, "run", lambda *given, **options: failed)
+    with pytest.raises(ModelError, match=r"all weights, 12: measure_peak failed: ModelError: a graph was built$"):
+        memory.in_fresh_process(memory.measure_peak, case(tiny), "two-point")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "opt-125",
+            "unknown model 'opt-125': did you mean 'opt-125m'? Known: llama-3.2-1b, llama-3.2-3b, open_llama_3b, ",
+        ),
+        ("empty.json", "no config of transformers ("),
+        ("t5", "T5Config is not of a causal language model: give another config"),
+    ],
+)
+def test_models_that_cannot_be_measured(tmp_path: Path, given: str, message: str) -> None:
+    (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5"}')
+    name = str(tmp_path / given) if (tmp_path / given).exists() else given
+    with pytest.raises(ModelError) as caught:
+        memory.size_of(case(name))
+    assert message in str(caught.value)
+
+
+def test_targets_that_match_nothing(tiny: str) -> None:
+    with pytest.raises(ModelError, match="'query' matches no linear module"):
+        memory.built(case(tiny, tuned="lora", targets=("query",)))
