@@ -46,6 +46,14 @@ def test_a_grid_is_run_on_the_first_seed_and_the_best_on_the_others(request_of):
     assert chosen_rate(first[:3], done) == 0.3
 
 
+def test_a_case_may_have_fewer_seeds(request_of):
+    study = replace(STUDY, cases=(Case("a"), Case("b", rates=(1.0, 2.0), most_seeds=1)), axis=None)
+    plan = planned(request_of(study, num_seeds=3))
+    first = wanted(plan, {})
+    every = wanted(plan, ended(first))
+    assert [job.recipe.run.seed for job in every] == [7, 8, 9, 7, 7] and plan.num_runs == 5
+
+
 def test_divergence_is_the_worst_and_of_equals_the_first_wins(request_of):
     study = replace(STUDY, cases=(Case("a", rates=(1.0, 2.0)), Case("b")), axis=None)
     tried = wanted(planned(request_of(study)), {})[:2]

@@ -42,19 +42,19 @@ def wanted(plan: Plan, ended: Mapping[str, Run]) -> list[Job]:
 
 def _wanted_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> Iterator[Job]:
     if plan.study.budget == "flops":
-        yield cost_job(plan, case)
+        yield cost_job(case)
     recipe = _with_rounds(plan, case, ended)
     if recipe is None:
         return
-    tried = list(_tried(plan, case, recipe))
+    tried = list(_tried(case, recipe))
     yield from tried
     if all(key(job.recipe) in ended for job in tried):
-        yield from _others(plan, case, recipe, chosen_rate(tried, ended))
+        yield from _others(case, recipe, chosen_rate(tried, ended))
 
 
-def cost_job(plan: Plan, case: PlannedCase) -> Job:
+def cost_job(case: PlannedCase) -> Job:
     """A run of one round, for what it costs."""
-    recipe = _changed(case.recipe, {"federation": {"num_rounds": 1}, "run": {"seed": plan.seeds[0]}})
+    recipe = _changed(case.recipe, {"federation": {"num_rounds": 1}, "run": {"seed": case.seeds[0]}})
     return Job(case, "cost", recipe, Path("runs", slug(case.label), "cost"))
 
 
@@ -62,7 +62,7 @@ def _with_rounds(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> Rec
     """The case's recipe with the number of rounds that its budget pays; None while that is not known."""
     if plan.study.budget == "rounds":
         return case.recipe
-    reference, own = (ended.get(key(cost_job(plan, one).recipe)) for one in (plan.cases[0], case))
+    reference, own = (ended.get(key(cost_job(one).recipe)) for one in (plan.cases[0], case))
     if not reference or not own:
         return None
     factor = reference.total("flops") / own.total("flops")
@@ -71,9 +71,9 @@ def _with_rounds(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> Rec
     return _changed(case.recipe, over)
 
 
-def _tried(plan: Plan, case: PlannedCase, recipe: Recipe) -> Iterator[Job]:
+def _tried(case: PlannedCase, recipe: Recipe) -> Iterator[Job]:
     """The first seed, at each rate of the case's grid."""
-    seed = plan.seeds[0]
+    seed = case.seeds[0]
     for rate in case.rates:
         over = {"local": {"learning_rate": rate}, "run": {"seed": seed}}
         folder = Path("runs", slug(case.label), f"rate-{slug(f'{rate:g}')}", f"seed-{seed}")
@@ -87,8 +87,8 @@ def chosen_rate(tried: list[Job], ended: Mapping[str, Run]) -> float:
     return min(tried, key=lambda job: ended[key(job.recipe)].loss).recipe.local.learning_rate
 
 
-def _others(plan: Plan, case: PlannedCase, recipe: Recipe, rate: float) -> Iterator[Job]:
-    for seed in plan.seeds[1:]:
+def _others(case: PlannedCase, recipe: Recipe, rate: float) -> Iterator[Job]:
+    for seed in case.seeds[1:]:
         yield _result(case, _changed(recipe, {"local": {"learning_rate": rate}, "run": {"seed": seed}}))
 
 

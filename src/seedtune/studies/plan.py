@@ -39,13 +39,14 @@ class Request:
 @dataclass(frozen=True)
 class PlannedCase:
     """A case with its recipe (first seed, its own learning rate, as many rounds as the base has); `x` is its place on
-    the study's axis, `rates` the learning rates to choose from."""
+    the study's axis, `rates` the learning rates to choose from, `seeds` its share of the plan's."""
 
     label: str
     series: str
     x: float | None
     recipe: Recipe
     rates: tuple[float, ...]
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Plan:
     @property
     def num_runs(self) -> int:
         costs = len(self.cases) if self.study.budget == "flops" else 0
-        return costs + sum(max(1, len(case.rates)) + len(self.seeds) - 1 for case in self.cases)
+        return costs + sum(max(1, len(case.rates)) + len(case.seeds) - 1 for case in self.cases)
 
 
 def planned(request: Request) -> Plan:
@@ -78,13 +79,13 @@ def planned(request: Request) -> Plan:
     _check_free(study, request.settings)
     base = base_of(request)
     num_seeds = request.num_seeds or (1 if request.quick else study.num_seeds)
-    cases, left_out = _possible(_distinct([_planned_case(study, case, base) for case in study.cases]))
+    seeds = tuple(base.run.seed + k for k in range(num_seeds))
+    cases, left_out = _possible(_distinct([_planned_case(study, case, base, seeds) for case in study.cases]))
     if len(cases) < 2:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in left_out.items())
         raise ConfigError(
             f"study {study.name}: needs two cases to compare, and this task allows {len(cases)}: {reasons}"
         )
-    seeds = tuple(base.run.seed + k for k in range(num_seeds))
     return Plan(study, base, cases, seeds, left_out, tuple(_notes(request, base)))
 
 
@@ -128,7 +129,7 @@ def _names(values: Mapping[str, Any]) -> set[str]:
     return {f"{section}.{key}" for section, keys in values.items() for key in keys}
 
 
-def _planned_case(study: Study, case: Case, base: Recipe) -> PlannedCase:
+def _planned_case(study: Study, case: Case, base: Recipe, seeds: tuple[int, ...]) -> PlannedCase:
     values = base.model_dump()
     if case.method:
         values = merged(merged(values, presets.read("methods", case.method)), {"run": {"method": case.method}})
@@ -139,7 +140,7 @@ def _planned_case(study: Study, case: Case, base: Recipe) -> PlannedCase:
     x = setting(recipe, study.axis.setting) if study.axis else None
     rates = tuple(multiple(recipe.local.learning_rate, factor) for factor in case.rates)
     label = case.label.format(x="" if x is None else f"{x:g}")
-    return PlannedCase(label, case.series.format(x=x), None if x is None else float(x), recipe, rates)
+    return PlannedCase(label, case.series, None if x is None else float(x), recipe, rates, seeds[: case.most_seeds])
 
 
 def multiple(value: float, factor: float) -> float:

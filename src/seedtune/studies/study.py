@@ -26,6 +26,7 @@ class Case:
     rates: a grid of learning rates, as multiples of the case's own: each is run on the first seed, and the one that
     ends with the lowest loss is the case's. Empty: it keeps its own.
     series: cases of one series are one line where final values are drawn over the axis.
+    most_seeds: as many seeds at most, for what seeds do not change, such as bytes; None: as many as the study has.
     """
 
     label: str
@@ -34,6 +35,7 @@ class Case:
     rates: tuple[float, ...] = ()
     method: str | None = None
     series: str = ""
+    most_seeds: int | None = None
 
 
 @dataclass(frozen=True)
