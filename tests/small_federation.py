@@ -68,7 +68,7 @@ def site(recipe: Recipe, dtype: torch.dtype = torch.float32, **changed) -> Site:
     space = space_of(layer, ("weight", "bias"))
     header = Header(
         "linear", model_digest(layer).hex(), space.fingerprint, recipe.run.seed, recipe.federation.keys,
-        Distribution(recipe.local.distribution), {},
+        Distribution(recipe.local.distribution), {}, key_pool=recipe.federation.key_pool,
     )  # fmt: skip
     weights = bound_weights(layer, space)
     fields = dict(

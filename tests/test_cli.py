@@ -196,9 +196,9 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback():
 SETTINGS = {
     "federation.cohort_size=99": "recipe tiny.toml: federation.cohort_size is 99 but partition.num_clients is 4: a "
     "cohort cannot be larger than the federation",
-    "federation.cohort=3": "recipe tiny.toml: unknown key 'cohort': did you mean 'cohort_size'? Known: batch_size, "
-    "cohort_size, dropout_rate, keys, local_epochs, local_steps, min_replies, num_rounds, upload, weighting (in "
-    "[federation])",
+    "federation.cohort=3": "recipe tiny.toml: unknown key 'cohort': did you mean 'cohort_size'? Known: "
+    "aggregation, batch_size, cohort_size, dropout_rate, key_pool, keys, local_epochs, local_steps, min_replies, "
+    "num_rounds, upload, weighting (in [federation])",
     "federaton.keys=own": "recipe tiny.toml: unknown section 'federaton': did you mean 'federation'? Known: baseline, "
     "federation, local, model, partition, personalise, run, task",
     "run.seed=-1": "recipe tiny.toml: run.seed = -1: input should be greater than or equal to 0",

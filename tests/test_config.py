@@ -31,6 +31,12 @@ def test_a_recipe_does_not_change():
         Machine(scratch_bytes=1)
 
 
+CLIP = (
+    "local.clip needs local.order = 'zeroth' and federation.aggregation = 'mean': it cuts the projected gradients that "
+    "the mean is made of"
+)
+
+
 @pytest.mark.parametrize(
     "values, message",
     [
@@ -55,10 +61,20 @@ def test_a_recipe_does_not_change():
         ({"federation": {"local_epochs": 1}}, "federation.local_epochs needs federation.upload = 'weights': clients "
                                               "with unlike numbers of examples would send unlike numbers of scalars"),
         ({"personalise": {"policy": "random", "alpha": 1.0}}, "personalise.alpha is 1 (relative), which lets a "
-                                                              "client's learning rate fall to 0: it must be less than 1"),
+                                                              "client's learning rate fall to 0: it must be less "
+                                                              "than 1"),
         ({"personalise": {"policy": "random", "alpha": 5e-4, "alpha_unit": "absolute"}},
          "personalise.alpha is 0.0005 (absolute), which lets a client's learning rate fall to 0: it must be less than "
          "0.0001"),
+        ({"federation": {"key_pool": 4, "upload": "weights"}}, "federation.key_pool needs federation.upload = "
+                                                               "'scalars'"),
+        ({"federation": {"aggregation": "sign-vote"}}, "federation.aggregation = 'sign-vote' needs federation.keys = "
+                                                       "'shared': clients vote on directions that all of them try"),
+        ({"federation": {"aggregation": "sign-vote", "keys": "shared"}, "personalise": {"policy": "random"}},
+         "federation.aggregation = 'sign-vote' needs personalise.policy = 'fixed': a vote has no learning rate"),
+        ({"federation": {"aggregation": "sign-vote", "keys": "shared"}, "local": {"clip": 1.0}}, CLIP),
+        ({"federation": {"upload": "weights"}, "local": {"order": "first", "clip": 1.0}}, CLIP),
+        ({"local": {"clip": -1.0}}, "local.clip = -1.0: input should be greater than or equal to 0"),
         ({"federation": {"keys": "shared", "upload": "weights"}}, "federation.keys = 'shared' needs "
                                                                     "federation.upload = 'scalars'"),
     ],

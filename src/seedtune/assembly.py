@@ -88,6 +88,7 @@ def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tenso
         base=model.base_id, base_digest=model_digest(model.module).hex(), space=space.fingerprint, seed=seed,
         keys=recipe.federation.keys, distribution=Distribution(recipe.local.distribution),
         model=recipe.model.model_dump(exclude={"name"}), num_choices=len(task.label_names) or None, initial=initial,
+        key_pool=recipe.federation.key_pool,
     )  # fmt: skip
     site = _site(recipe, machine, model, space, header, train, clients)
     return Experiment(recipe, model, task, train, test, clients, heldout, header, site)
@@ -142,7 +143,7 @@ def restore(experiment: Experiment, trajectory: Trajectory, snapshot: Callable[[
     """
     weights, header = experiment.site.replica.weights, experiment.header
     check_base(trajectory.header, bytes.fromhex(header.base_digest), experiment.space)
-    for name in ("seed", "keys", "distribution"):
+    for name in ("seed", "keys", "key_pool", "distribution"):
         recorded, found = getattr(trajectory.header, name), getattr(header, name)
         if recorded != found:
             raise TrajectoryError(f"the trajectory was recorded with {name} = {recorded}, the recipe now says {found}: "

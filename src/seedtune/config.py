@@ -85,6 +85,15 @@ class FederationConfig(_Section):
         "scalars", description="what a client sends: its tuned weights, or its projected gradients"
     )
     keys: Literal["own", "shared"] = Field("own", description="scalars: directions per client, or one set for all")
+    key_pool: int = Field(
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description="K: every direction of the run is one of so many, drawn by key; 0: each is new",
+    )
+    aggregation: Literal["mean", "sign-vote"] = Field(
+        "mean", description="shared keys: the mean of the scalars, or the sign that most clients see, sent as a bit"
+    )
     num_rounds: int = Field(100, ge=0, le=10_000_000, description="T")
     cohort_size: int = Field(0, ge=0, description="clients asked in a round; 0: all of them")
     min_replies: int = Field(
@@ -110,6 +119,12 @@ class LocalConfig(_Section):
     num_directions: int = Field(1, ge=1, le=100_000, description="P: directions a step")
     distribution: Literal["rademacher", "gaussian"] = Field("rademacher", description="of a direction's coordinates")
     perturbation_scale: float = Field(1e-3, gt=0, le=10, description="mu, in units of the weights")
+    clip: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="largest projected gradient; one beyond it, either way, is cut to it; 0: no limit",
+    )
     learning_rate: float = Field(1e-4, gt=0, le=1e6, description="eta, of the first round after warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how eta goes on: as it is, or falling towards 0 at the last round"
@@ -190,11 +205,32 @@ class Recipe(_Section):
                 "federation.local_epochs needs federation.upload = 'weights': clients with unlike numbers of examples "
                 "would send unlike numbers of scalars"
             )
+        self._check_scalars()
         self._check_alpha()
         cohort = federation.cohort_size or partition.num_clients
         if federation.min_replies > cohort:
             raise ValueError(f"federation.min_replies is {federation.min_replies} but a round asks {cohort} clients")
         return self
+
+    def _check_scalars(self) -> None:
+        """What is done to projected gradients fits what is sent."""
+        federation, is_vote = self.federation, self.federation.aggregation == "sign-vote"
+        if federation.key_pool and federation.upload == "weights":
+            raise ValueError("federation.key_pool needs federation.upload = 'scalars'")
+        if is_vote and federation.keys == "own":
+            raise ValueError(
+                "federation.aggregation = 'sign-vote' needs federation.keys = 'shared': clients vote on directions "
+                "that all of them try"
+            )
+        if is_vote and self.personalise.policy != "fixed":
+            raise ValueError(
+                "federation.aggregation = 'sign-vote' needs personalise.policy = 'fixed': a vote has no learning rate"
+            )
+        if self.local.clip and (is_vote or self.local.order == "first"):
+            raise ValueError(
+                "local.clip needs local.order = 'zeroth' and federation.aggregation = 'mean': it cuts the projected "
+                "gradients that the mean is made of"
+            )
 
     def _check_alpha(self) -> None:
         """A client's rate stays positive, whatever its Phi."""

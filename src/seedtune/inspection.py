@@ -117,8 +117,9 @@ def described(path: Path) -> dict[str, Any]:
     header, records = state.header, state.records
     found = {
         "base": header.base, "base_digest": header.base_digest, "space": header.space, "seed": header.seed,
-        "keys": header.keys, "distribution": str(header.distribution), "noise_version": header.noise_version,
-        "rounds": len(records), "snapshots": sum(record.is_snapshot for record in records),
+        "keys": header.keys, "key_pool": header.key_pool, "distribution": str(header.distribution),
+        "noise_version": header.noise_version, "rounds": len(records),
+        "snapshots": sum(record.is_snapshot for record in records),
         "scalars": sum(record.scalars.size for record in records),
         "skipped_scalars": sum(int(np.isnan(record.scalars).sum()) for record in records),
         "bytes": (path / run_store.TRAJECTORY if path.is_dir() else path).stat().st_size,

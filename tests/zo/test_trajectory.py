@@ -13,7 +13,7 @@ from seedtune.errors import DigestMismatch, TrajectoryError
 from seedtune.space import copied, digest
 from seedtune.zo import trajectory
 from seedtune.zo.noise import Distribution, derive_key, values
-from seedtune.zo.trajectory import RoundRecord, Trajectory, direction_key, parse, replay, round_update
+from seedtune.zo.trajectory import Header, RoundRecord, Trajectory, direction_key, parse, replay, round_update
 from seedtune.zo.update import Update
 
 
@@ -131,6 +131,36 @@ def test_directions_are_ordered_by_client_step_direction():
         derive_key(17, "direction", round=6, step=h, direction=p) for h in (0, 1) for p in (0, 1)
     )
     assert direction_key(17, 6, None, 1, 0) == shared.keys[2]
+
+
+def test_a_pools_directions_are_few_and_drawn_by_client_step_and_direction():
+    header = replace(HEADER, key_pool=4)
+    pool = [derive_key(17, "pool", direction=place) for place in range(4)]
+    update = round_update(header, record(6, [1, 4], np.ones((2, 50, 2))))
+    drawn = [derive_key(17, "draw", round=6, client=c, step=h, direction=p) % 4
+             for c in (1, 4) for h in range(50) for p in range(2)]  # fmt: skip
+    assert update.keys == tuple(pool[place] for place in drawn) and set(update.keys) == set(pool)
+    assert np.bincount(drawn).min() > 30  # of 200, all as likely
+    assert direction_key(17, 6, 4, 3, 1, key_pool=4) == update.keys[100 + 3 * 2 + 1]
+    one_for_all = round_update(replace(header, keys="shared"), record(6, [1, 4], np.ones((1, 50, 2))))
+    assert set(one_for_all.keys) == set(pool) and one_for_all.keys != update.keys[:100]
+
+
+@pytest.mark.parametrize("header", [replace(HEADER, key_pool=3), replace(SHARED, key_pool=1)])
+def test_a_pooled_trajectory_is_read_and_replayed_as_it_was_lived(header):
+    records, states, snapshots = lived(header)
+    story = parse(written(header, records))
+    assert_same(story, header, records)
+    weights = copied(START)
+    replay(SPACE, weights, story, None, snapshots.__getitem__)
+    assert digest(weights) == digest(states[-1]) != digest(lived(replace(header, key_pool=0))[1][-1])
+
+
+def test_headers_from_before_pools_have_none():
+    payload = trajectory.header_frame(HEADER)
+    assert b"key_pool" in payload and parse(payload).header.key_pool == 0
+    fields = {name: value for name, value in vars(HEADER).items() if name not in ("initial", "key_pool")}
+    assert Header(**fields) == HEADER
 
 
 @pytest.mark.parametrize("header", [HEADER, SHARED])

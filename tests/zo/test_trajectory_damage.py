@@ -114,6 +114,8 @@ def test_a_file_from_the_future_is_named_as_one(name):
         (header_payload(seed=0.5), "its header is not complete: seed = 0.5"),
         (header_payload(seed=2**63), "its header is not complete: seed = 9223372036854775808"),
         (header_payload(keys="any"), "its header is not complete: keys = 'any'"),
+        (header_payload(key_pool=-1), "its header is not complete: key_pool = -1"),
+        (header_payload(key_pool=True), "its header is not complete: key_pool = True"),
         (header_payload(model=[]), "its header is not complete: model = []"),
         (header_payload(num_choices="2"), "its header is not complete: num_choices = '2'"),
     ],

@@ -177,8 +177,8 @@ def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: b
 def step_keys(site: Site, order: Order, step: int) -> tuple[int, ...]:
     """The keys of a step's P directions: the client's own, or the cohort's."""
     sender = None if site.header.keys == "shared" else order.client
-    seed, num_directions = site.header.seed, site.recipe.local.num_directions
-    return tuple(direction_key(seed, order.round, sender, step, p) for p in range(num_directions))
+    seed, pool, num_directions = site.header.seed, site.header.key_pool, site.recipe.local.num_directions
+    return tuple(direction_key(seed, order.round, sender, step, p, pool) for p in range(num_directions))
 
 
 def _first_order_steps(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Header:
     keys: "own" directions for each client, or one "shared" set for all.
     model: how to load the base again (`config.ModelConfig` as plain data), and `num_choices` of a classifier.
     initial: tensors of the base that its id does not give, such as a fitted classification head.
+    key_pool: number of keys that directions are drawn from, with replacement; 0: each has a key of its own.
     """
 
     base: str
@@ -56,6 +58,7 @@ class Header:
     model: Mapping[str, Any]
     num_choices: int | None = None
     initial: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    key_pool: int = 0
     noise_version: int = noise.VERSION
     format: int = FORMAT
 
@@ -91,18 +94,18 @@ class Trajectory:
     records: tuple[RoundRecord, ...]
 
 
-def direction_key(seed: int, round_: int, client: int | None, step: int, direction: int) -> int:
-    """The key of one direction; `client` is None where the cohort shares keys."""
-    return noise.derive_key(seed, "direction", round=round_, client=client, step=step, direction=direction)
+def direction_key(seed: int, round_: int, client: int | None, step: int, direction: int, key_pool: int = 0) -> int:
+    """The key of one direction, from the pool if there is one; `client` is None where the cohort shares keys."""
+    of_this = partial(noise.derive_key, seed, round=round_, client=client, step=step, direction=direction)
+    return noise.derive_key(seed, "pool", direction=of_this("draw") % key_pool) if key_pool else of_this("direction")
 
 
 def round_keys(header: Header, round_: int, client: int | None, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The keys of one client's directions in a round, `shape` being (H, P), in the order of step, direction."""
     sender = client if header.keys == "own" else None
     steps, directions = shape
-    return tuple(
-        direction_key(header.seed, round_, sender, step, p) for step in range(steps) for p in range(directions)
-    )
+    places = (divmod(i, directions) for i in range(steps * directions))  # none at once where one of them is 0
+    return tuple(direction_key(header.seed, round_, sender, step, p, header.key_pool) for step, p in places)
 
 
 def taken_back(record: RoundRecord, back_to: int, digest: bytes) -> RoundRecord:
@@ -137,8 +140,8 @@ def round_update(header: Header, record: RoundRecord) -> Update:
             f"round {record.round}: {len(record.clients)} clients with {header.keys} keys need {len(senders)} sets of "
             f"scalars and factors, found {len(record.scalars)} and {len(record.factors)}: the record is not of this run"
         )
-    shape = record.scalars.shape[1:]
-    keys = tuple(key for client in senders for key in round_keys(header, record.round, client, shape))
+    shape, told = record.scalars.shape[1:], senders if record.scalars.size else ()
+    keys = tuple(key for client in told for key in round_keys(header, record.round, client, shape))
     with np.errstate(over="ignore"):
         coefficients = (-record.factors[:, None, None] * record.scalars.astype(np.float64)).astype(np.float32)
     if np.isinf(coefficients).any():
@@ -340,6 +343,7 @@ def _check_header(header: Header) -> None:
         "space": isinstance(header.space, str),
         "seed": type(header.seed) is int and 0 <= header.seed < 2**63,
         "keys": header.keys in ("own", "shared"),
+        "key_pool": type(header.key_pool) is int and 0 <= header.key_pool < 2**31,
         "model": isinstance(header.model, dict),
         "num_choices": header.num_choices is None or type(header.num_choices) is int,
     }
