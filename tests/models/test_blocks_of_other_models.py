@@ -35,6 +35,8 @@ class Stack(torch.nn.Module):
             self.scale = torch.nn.Parameter(torch.ones(6))
         for name, parameter in self.named_parameters():
             parameter.data.copy_(gaussian(name, tuple(parameter.shape)))
+        if run is sharing:
+            self.around, self.layers[1] = Around(self.bias), Around(self.norm)
 
     def forward(self, input_ids, attention_mask):
         return (self.run(self, input_ids, attention_mask),)
@@ -49,11 +51,31 @@ def plain(self, ids, mask, order=range(4)):
 
 def writing(self, ids, mask):
     """Each value that a module gave is overwritten by the code around it."""
-    hidden = self.table(ids)
+    hidden, bias = self.table(ids), self.bias(ids)
     hidden += 1
+    bias += 1
     for layer in self.layers:
-        hidden = layer(hidden).mul_(1.5)
+        hidden = layer(hidden + bias).mul_(1.5)
     return self.norm(hidden).add_(1)
+
+
+class Around(torch.nn.Module):
+    """Calls a module that others call too."""
+
+    def __init__(self, inner: torch.nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, value):
+        return 2 * self.inner(value)
+
+
+def sharing(self, ids, mask):
+    """Modules call each other's: an embedding one that stands beside it, the second layer the first's norm."""
+    hidden, bias = self.norm(self.around(ids)), self.bias(ids)
+    for layer in self.layers:
+        hidden = torch.tanh(layer(hidden) + bias)
+    return self.norm(hidden)
 
 
 def biased(self, ids, mask):
@@ -86,7 +108,7 @@ def looking(self, ids, mask):
 
 
 @pytest.mark.parametrize("k", range(1, 5))
-@pytest.mark.parametrize("run", [plain, writing, biased, scaled, looking])
+@pytest.mark.parametrize("run", [plain, writing, sharing, biased, scaled, looking])
 def test_other_ways_to_write_a_model(run, k):
     module = Stack(run)
     cut, call = cut_before(module, k), partial(output, module)
@@ -109,6 +131,11 @@ def test_what_runs_on_both_sides_is_of_block_1_and_shared():
     assert cut.block1 == cut.shared | {f"layers.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")} | {
         "table.weight"
     }
+
+
+def test_asking_for_a_type_is_not_a_read():
+    module = Stack(lambda self, ids, mask: plain(self, ids.to(self.norm.weight.device), mask) * self.scale.numel())
+    assert not cut_before(module, 2).block1 & {"norm.weight", "norm.bias", "scale"}
 
 
 def test_a_layer_that_is_read_later_can_be_cut_behind():
