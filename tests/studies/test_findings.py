@@ -119,13 +119,17 @@ def surge(label: str, x: float, *rounds: int | None) -> Result:
 def test_surges_are_told_by_rate_and_round():
     found = findings.surges(measured(surge("eta = 1", 1, None), surge("eta = 3", 3, 30), surge("eta = 5", 5, 12)))
     assert found == (
-        "On one seed, the loss surged at eta = 3 (first in round 30), eta = 5 (first in round 12), and not at eta = 1; "
-        "earlier the larger the rate."
+        "On one seed, the training loss surged at eta = 3 (first in round 30), eta = 5 (first in round 12) and did not "
+        "at eta = 1; earlier the larger the rate."
     )
     later = findings.surges(measured(surge("eta = 3", 3, 12), surge("eta = 5", 5, 30)))
     assert later.endswith("; not earlier at larger rates.")
     none = findings.surges(measured(surge("eta = 1", 1, None), surge("eta = 3", 3, None)))
-    assert none == "On one seed, the loss surged at none of the rates, up to eta = 3."
+    assert none == "On one seed, the training loss did not surge at eta = 1, eta = 3."
+    crept = measured(Result("eta = 3", "", 3, (run(3.0, 4.0, 6.0),)))
+    assert findings.surges(crept) == (
+        "On one seed, the training loss did not surge at eta = 3 (yet it ended at 6.000, above its start)."
+    )
     assert "eta = 3 (2 of 3 runs, first in round 10)" in findings.surges(measured(surge("eta = 3", 3, 8, None, 12)))
 
 

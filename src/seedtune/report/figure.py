@@ -114,12 +114,21 @@ def _draw_panel(axes, panel: Panel, labels: Sequence[str]) -> None:
     else:
         axes.locator_params(axis="x", integer=True)
     if panel.log_y or _spans_much(panel):
-        axes.set_yscale("log")
+        _draw_log_scale(axes)
     if panel.ticks:
         _draw_ticks(axes, panel)
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_log_scale(axes) -> None:
+    """Logarithmic, with plain numbers; between powers of ten where there is room."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
 
 
 def _draw_band(axes, line: Line, colour: str, in_points: bool) -> None:

@@ -8,7 +8,7 @@ Losses are those on the test examples after the last round.
 from collections.abc import Sequence
 from statistics import median
 
-from .estimates import Estimate, verdict
+from .estimates import Estimate, estimate, verdict
 from .measured import Measured, Result, common_loss
 from .study import Finding
 
@@ -130,10 +130,17 @@ def surges(measured: Measured) -> str:
     """At which rates the training loss surged, in which round first, and whether earlier at larger rates."""
     surged = [result for result in measured.results if result.surge_rounds]
     calm = [result for result in measured.results if not result.surge_rounds]
-    if not surged:
-        return f"{seeds(measured)}, the loss surged at none of the rates, up to {calm[-1].label}."
-    rest = f", and not at {', '.join(result.label for result in calm)}" if calm else ""
-    return f"{seeds(measured)}, the loss surged at {', '.join(map(_surge, surged))}{rest}{_order(surged)}."
+    told = [f"surged at {', '.join(map(_surge, surged))}"] if surged else []
+    told += [f"did not at {', '.join(map(_calm, calm))}"] if surged and calm else []
+    told = told or [f"did not surge at {', '.join(map(_calm, calm))}"]
+    return f"{seeds(measured)}, the training loss {' and '.join(told)}{_order(surged)}."
+
+
+def _calm(result: Result) -> str:
+    """A case without a surge, and whether it ended above where it began all the same."""
+    start = estimate([run.rows[0]["loss"] for run in result.runs])
+    rose = result.loss and start and verdict(result.loss, start) == "higher"
+    return f"{result.label} (yet it ended at {amount(result.loss)}, above its start)" if rose else result.label
 
 
 def _surge(result: Result) -> str:
