@@ -20,6 +20,8 @@ from .errors import ModelError
 
 ALIGNMENT = 2**16
 DIGEST_BYTES = 16
+ALL_TENSORS = -1
+"""The mask of every tensor of a space, whatever their number."""
 
 Weights = Mapping[str, torch.Tensor]
 """Tuned tensors by canonical name. Whoever holds one may point a model at it with `bind`."""
@@ -54,6 +56,12 @@ class Space:
         """32 hex digits that two spaces share exactly if names, shapes, dtypes and coordinates agree."""
         rows = [[spec.name, spec.shape, spec.dtype, spec.start] for spec in self.tensors]
         return blake2b(json.dumps(rows).encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+    def part(self, mask: int) -> "Space":
+        """The tensors i for which bit i of `mask` is 1, at their coordinates; `~mask` are the others."""
+        if mask == ALL_TENSORS:
+            return self
+        return Space(tuple(spec for i, spec in enumerate(self.tensors) if mask >> i & 1))
 
 
 def space_of(module: torch.nn.Module, names: Iterable[str]) -> Space:

@@ -10,7 +10,7 @@ from seedtune.fed.rounds import one_round
 from seedtune.fed.seed_scalar import SeedScalar
 from seedtune.space import copied, digest
 from seedtune.zo import noise
-from seedtune.zo.trajectory import direction_key, round_update
+from seedtune.zo.trajectory import direction_key, round_updates
 from seedtune.zo.update import apply
 
 
@@ -76,7 +76,7 @@ def test_records_alone_rebuild_the_server():
     for _ in range(3):
         state, _ = one_round(state, protocol(settings), engine)
     fresh = site(settings)
-    apply(fresh.perturber.space, fresh.replica.weights, [round_update(fresh.header, r) for r in state.log],
+    apply(fresh.perturber.space, fresh.replica.weights, [u for r in state.log for u in round_updates(fresh.header, r)],
           fresh.header.distribution)  # fmt: skip
     assert digest(fresh.replica.weights) == state.replica.digest
 

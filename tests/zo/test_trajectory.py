@@ -13,8 +13,7 @@ from seedtune.errors import DigestMismatch, TrajectoryError
 from seedtune.space import copied, digest
 from seedtune.zo import trajectory
 from seedtune.zo.noise import Distribution, derive_key, values
-from seedtune.zo.trajectory import Header, RoundRecord, Trajectory, direction_key, parse, replay, round_update
-from seedtune.zo.update import Update
+from seedtune.zo.trajectory import Header, RoundRecord, Trajectory, direction_key, parse, replay, round_updates
 
 
 @pytest.mark.parametrize("header", [HEADER, SHARED])
@@ -119,14 +118,14 @@ def test_another_base_is_told_by_its_digest():
 
 def test_directions_are_ordered_by_client_step_direction():
     scalars = np.arange(8).reshape(2, 2, 2) / 3
-    update = round_update(HEADER, record(6, [1, 4], scalars, [0.1, 0.7]))
+    (update,) = round_updates(HEADER, record(6, [1, 4], scalars, [0.1, 0.7]))
     expected = [derive_key(17, "direction", round=6, client=c, step=h, direction=p)
                 for c in (1, 4) for h in (0, 1) for p in (0, 1)]  # fmt: skip
     assert update.keys == tuple(expected)
     coefficients = [-float(np.float32(s)) * (0.1 if i < 4 else 0.7) for i, s in enumerate(scalars.reshape(-1))]
     assert update.coefficients.tobytes() == np.array(coefficients).astype(np.float32).tobytes()
     assert update.rounding_key == derive_key(17, "rounding", round=6)
-    shared = round_update(SHARED, record(6, [1, 4], scalars[:1]))
+    (shared,) = round_updates(SHARED, record(6, [1, 4], scalars[:1]))
     assert shared.keys == tuple(
         derive_key(17, "direction", round=6, step=h, direction=p) for h in (0, 1) for p in (0, 1)
     )
@@ -136,13 +135,13 @@ def test_directions_are_ordered_by_client_step_direction():
 def test_a_pools_directions_are_few_and_drawn_by_client_step_and_direction():
     header = replace(HEADER, key_pool=4)
     pool = [derive_key(17, "pool", direction=place) for place in range(4)]
-    update = round_update(header, record(6, [1, 4], np.ones((2, 50, 2))))
+    (update,) = round_updates(header, record(6, [1, 4], np.ones((2, 50, 2))))
     drawn = [derive_key(17, "draw", round=6, client=c, step=h, direction=p) % 4
              for c in (1, 4) for h in range(50) for p in range(2)]  # fmt: skip
     assert update.keys == tuple(pool[place] for place in drawn) and set(update.keys) == set(pool)
     assert np.bincount(drawn).min() > 30  # of 200, all as likely
     assert direction_key(17, 6, 4, 3, 1, key_pool=4) == update.keys[100 + 3 * 2 + 1]
-    one_for_all = round_update(replace(header, keys="shared"), record(6, [1, 4], np.ones((1, 50, 2))))
+    (one_for_all,) = round_updates(replace(header, keys="shared"), record(6, [1, 4], np.ones((1, 50, 2))))
     assert set(one_for_all.keys) == set(pool) and one_for_all.keys != update.keys[:100]
 
 
@@ -167,23 +166,23 @@ def test_headers_from_before_pools_have_none():
 @pytest.mark.parametrize("shape", [(0, 2**31 - 1, 5), (2, 2**31 - 1, 0), (0, 3, 1)])
 def test_rounds_without_scalars_have_no_directions(header, shape):
     clients, shape = range(shape[0]), (min(shape[0], 1 if header.keys == "shared" else 2), *shape[1:])
-    update = round_update(header, RoundRecord(0, tuple(clients), np.zeros(shape, np.float32), np.zeros(shape[0]), b""))
-    assert isinstance(update, Update) and update.keys == () and update.coefficients.shape == (0,)
+    empty = RoundRecord(0, tuple(clients), np.zeros(shape, np.float32), np.zeros(shape[0]), b"")
+    assert round_updates(header, empty) == ()
 
 
 def test_scalars_of_other_senders_are_refused():
     shared, own = record(6, [1, 4], np.zeros((1, 2, 2))), record(6, [1, 4], np.zeros((2, 2, 2)))
     with pytest.raises(TrajectoryError) as caught:
-        round_update(HEADER, shared)
+        round_updates(HEADER, shared)
     assert str(caught.value) == (
         "round 6: 2 clients with own keys need 2 sets of scalars and factors, found 1 and 1: the record is not of "
         "this run"
     )
     with pytest.raises(TrajectoryError, match="2 clients with shared keys need 1 sets of scalars and factors, found 2"):
-        round_update(SHARED, own)
+        round_updates(SHARED, own)
 
 
 def test_coefficients_beyond_float32_are_refused():
     with pytest.raises(TrajectoryError) as caught:
-        round_update(HEADER, record(6, [1], [[[3e38]]], [2.0]))
+        round_updates(HEADER, record(6, [1], [[[3e38]]], [2.0]))
     assert str(caught.value) == ("round 6: a scalar times its factor is beyond float32: lower local.learning_rate")

@@ -8,7 +8,7 @@ import torch
 from seedtune.space import copied, digest, space_of
 from seedtune.zo import trajectory
 from seedtune.zo.noise import Distribution, values
-from seedtune.zo.trajectory import Header, RoundRecord, Trajectory, round_update
+from seedtune.zo.trajectory import Header, RoundRecord, Trajectory, round_updates
 from seedtune.zo.update import apply
 
 NAN, INF = float("nan"), float("inf")
@@ -49,7 +49,7 @@ def lived(header: Header) -> tuple[list[RoundRecord], list[dict[str, torch.Tenso
             weights = {name: tensor + 1 for name, tensor in weights.items()}
             snapshots[plan.round] = copied(weights)
         else:
-            apply(SPACE, weights, [round_update(header, plan)], header.distribution)
+            apply(SPACE, weights, round_updates(header, plan), header.distribution)
         records.append(replace(plan, digest=digest(weights)))
         states.append(copied(weights))
     return records, states, snapshots

@@ -20,7 +20,7 @@ from ..zo import noise
 from ..zo.estimators import ESTIMATORS
 from ..zo.meter import BACKPROPAGATION_FORWARDS, WHOLE, Meter, Shape, Tally
 from ..zo.perturb import Perturber
-from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_update
+from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_updates
 from ..zo.update import Update, apply
 from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
 
@@ -125,7 +125,7 @@ def catch_up(site: Site, order: Order) -> None:
     if order.weights:
         copy_into(replica.weights, unpack_weights(order.weights, space))
     records = _since(replica.digest, [unpack_record(packed) for packed in order.missed])
-    updates = [round_update(site.header, record) for record in records]
+    updates = (update for record in records for update in round_updates(site.header, record))
     apply(space, replica.weights, updates, site.header.distribution)
     replica.digest = digest(replica.weights)
     check_digest(replica.digest, order.digest, f"of client {order.client} at the start of round {order.round}")

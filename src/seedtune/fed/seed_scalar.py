@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import MessageError
 from ..space import digest
-from ..zo.trajectory import RoundRecord, round_keys, round_update
+from ..zo.trajectory import RoundRecord, round_keys, round_updates
 from ..zo.update import apply
 from .distances import from_scalars
 from .messages import Order, Reply, pack_record
@@ -46,7 +46,7 @@ class SeedScalar:
     def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:
         """theta <- theta - sum_i eta_i w_i / P sum_hp g_ihp z_ihp, clients in sorted order."""
         record = _record(server, list(replies))
-        apply(server.space, server.replica.weights, [round_update(server.header, record)], server.header.distribution)
+        apply(server.space, server.replica.weights, round_updates(server.header, record), server.header.distribution)
         server.replica.digest = digest(server.replica.weights)
         return replace(record, digest=server.replica.digest)
 

@@ -15,7 +15,7 @@ from .perturb import Perturbation
 LossAt = Callable[[Perturbation | None], float]
 """The loss of one fixed batch at a point; `None` is theta itself. One forward pass a call."""
 
-_MAY_BE_INFINITE = np.errstate(invalid="ignore", over="ignore")  # losses may be: `_probe` makes NaN of it, no warning
+MAY_BE_INFINITE = np.errstate(invalid="ignore", over="ignore")  # losses may be: `Probe.of` makes NaN of it, no warning
 
 Estimator = Callable[[LossAt, Sequence[int], float, Distribution], "Probe"]
 
@@ -35,8 +35,16 @@ class Probe:
     loss: float
     num_forwards: int
 
+    @classmethod
+    def of(cls, keys: Sequence[int], scalars: np.ndarray, loss: float, num_forwards: int) -> "Probe":
+        """Of scalars in float64, [P]: all are NaN where one is not a finite float32."""
+        scalars = scalars.astype(np.float32)
+        if not np.isfinite(scalars).all():
+            scalars = np.full_like(scalars, np.nan)
+        return cls(tuple(keys), scalars, loss, num_forwards)
 
-@_MAY_BE_INFINITE
+
+@MAY_BE_INFINITE
 def two_point(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Distribution) -> Probe:
     """g_p = [F(theta + mu z_p) - F(theta - mu z_p)] / 2 mu: central differences, error O(mu^2).
 
@@ -48,10 +56,10 @@ def two_point(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Dis
     """
     above = np.array([loss_at(Perturbation(key, mu, distribution)) for key in keys])
     below = np.array([loss_at(Perturbation(key, -mu, distribution)) for key in keys])
-    return _probe(keys, (above - below) / (2 * mu), float(np.mean([above, below])), 2 * len(keys))
+    return Probe.of(keys, (above - below) / (2 * mu), float(np.mean([above, below])), 2 * len(keys))
 
 
-@_MAY_BE_INFINITE
+@MAY_BE_INFINITE
 def one_sided(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Distribution) -> Probe:
     """g_p = [F(theta + mu z_p) - F(theta)] / mu: forward differences, error O(mu).
 
@@ -59,14 +67,7 @@ def one_sided(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Dis
     """
     here = loss_at(None)
     above = np.array([loss_at(Perturbation(key, mu, distribution)) for key in keys])
-    return _probe(keys, (above - here) / mu, here, len(keys) + 1)
+    return Probe.of(keys, (above - here) / mu, here, len(keys) + 1)
 
 
 ESTIMATORS: dict[str, Estimator] = {"two-point": two_point, "one-sided": one_sided}
-
-
-def _probe(keys: Sequence[int], scalars: np.ndarray, loss: float, num_forwards: int) -> Probe:
-    scalars = scalars.astype(np.float32)
-    if not np.isfinite(scalars).all():
-        scalars = np.full_like(scalars, np.nan)
-    return Probe(tuple(keys), scalars, loss, num_forwards)

@@ -15,7 +15,7 @@ the file. Opening models and run folders is not done here.
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -30,6 +30,7 @@ from safetensors.torch import save as save_tensors
 from ..errors import DigestMismatch, TrajectoryError
 from ..space import DIGEST_BYTES, Space, Weights, digest
 from . import noise
+from .expansion import Split, updates_of
 from .noise import Distribution
 from .update import Update, apply
 
@@ -47,6 +48,7 @@ class Header:
     model: how to load the base again (`config.ModelConfig` as plain data), and `num_choices` of a classifier.
     initial: tensors of the base that its id does not give, such as a fitted classification head.
     key_pool: number of keys that directions are drawn from, with replacement; 0: each has a key of its own.
+    split: what a step's scalars say of two blocks; None: each is the coefficient of one direction of all tensors.
     """
 
     base: str
@@ -59,6 +61,7 @@ class Header:
     num_choices: int | None = None
     initial: Mapping[str, torch.Tensor] = field(default_factory=dict)
     key_pool: int = 0
+    split: Split | None = None
     noise_version: int = noise.VERSION
     format: int = FORMAT
 
@@ -68,8 +71,8 @@ class RoundRecord:
     """What moved the shared weights in one round.
 
     clients: who took part, sorted, [n].
-    scalars: projected gradients, float32 [n, H, P], or [1, H, P] where all share keys; NaN marks a skipped step.
-        [n, 0, 0] where the round is a snapshot; no clients, and nothing moved, where too few answered.
+    scalars: projected gradients, float32 [n, H, P], or [1, H, P], their mean or the sign voted for, where all share
+        keys; NaN marks a skipped step. [n, 0, 0] where the round is a snapshot; no clients, and nothing moved, where too few answered.
     factors: float64 [n] (or [1]): theta <- theta - factor * scalar * z, that is rate * weight / P.
     digest: of the weights after the round.
     back_to: set where this round, and others before it, were taken back: the weights are again those after so many
@@ -125,14 +128,14 @@ def path(records: Iterable[RoundRecord]) -> tuple[RoundRecord, ...]:
     return tuple(kept)
 
 
-def round_update(header: Header, record: RoundRecord) -> Update:
-    """What `apply` does for `record`: directions in the order of client, step, direction.
+def round_updates(header: Header, record: RoundRecord) -> tuple[Update, ...]:
+    """What `apply` does for `record`: one update, or one a block; directions in the order of client, step, direction.
 
-    coefficient = float32(-factor * scalar), computed in float64.
+    coefficient = float32(-factor * scalar), computed in float64; float32 again of what `moves` makes for blocks.
 
     Raises:
         TrajectoryError: a set of scalars and a factor for each client, or one where keys are shared, is not what the
-            record holds; or a coefficient is beyond float32.
+            record holds, or its steps have other numbers of scalars than the split; or a coefficient is beyond float32.
     """
     senders = record.clients if header.keys == "own" else (None,) * min(len(record.clients), 1)
     if not len(record.scalars) == len(record.factors) == len(senders):
@@ -140,15 +143,23 @@ def round_update(header: Header, record: RoundRecord) -> Update:
             f"round {record.round}: {len(record.clients)} clients with {header.keys} keys need {len(senders)} sets of "
             f"scalars and factors, found {len(record.scalars)} and {len(record.factors)}: the record is not of this run"
         )
-    shape, told = record.scalars.shape[1:], senders if record.scalars.size else ()
-    keys = tuple(key for client in told for key in round_keys(header, record.round, client, shape))
-    with np.errstate(over="ignore"):
-        coefficients = (-record.factors[:, None, None] * record.scalars.astype(np.float64)).astype(np.float32)
-    if np.isinf(coefficients).any():
+    if not record.scalars.size:
+        return ()
+    shape = record.scalars.shape[1:]
+    if header.split and shape[1] != header.split.num_scalars:
+        raise TrajectoryError(
+            f"round {record.round}: its steps have {shape[1]} scalars, the split of this run makes "
+            f"{header.split.num_scalars}: the record is not of this run"
+        )
+    keys = tuple(key for client in senders for key in round_keys(header, record.round, client, shape))
+    scaled = -record.factors[:, None, None] * record.scalars.astype(np.float64)
+    rounding_key = noise.derive_key(header.seed, "rounding", round=record.round)
+    updates = updates_of(header.split, keys, scaled, rounding_key)
+    if any(np.isinf(update.coefficients).any() for update in updates):
         raise TrajectoryError(
             f"round {record.round}: a scalar times its factor is beyond float32: lower local.learning_rate"
         )
-    return Update(keys, coefficients.reshape(-1), noise.derive_key(header.seed, "rounding", round=record.round))
+    return updates
 
 
 def replay(
@@ -192,7 +203,7 @@ def follow(
         if record.is_snapshot:
             _set(weights, record, snapshot)
         else:
-            apply(space, weights, [round_update(header, record)], header.distribution)
+            apply(space, weights, round_updates(header, record), header.distribution)
 
 
 def check_rounds(trajectory: Trajectory, num_rounds: int | None) -> None:
@@ -215,6 +226,11 @@ def check_base(header: Header, found: bytes, space: Space) -> None:
         raise DigestMismatch(
             f"the trajectory tunes the space {header.space}, this model's is {space.fingerprint}: other tensors, "
             f"shapes or dtypes; load the base {header.base!r} as its header says"
+        )
+    if header.split and not header.split.fits(space):
+        raise TrajectoryError(
+            f"the trajectory's first block is the mask {header.split.block1} of tensors, of which this space has "
+            f"{len(space.tensors)}, and some must be left for the second: its header was altered"
         )
     check_digest(found, bytes.fromhex(header.base_digest), f"of the base (recorded on {header.base!r})")
 
@@ -241,6 +257,7 @@ def _set(weights: Weights, record: RoundRecord, snapshot: Callable[[int], Weight
 def header_frame(header: Header) -> bytes:
     """The bytes with which a trajectory file begins."""
     fields = {name: value for name, value in vars(header).items() if name != "initial"}
+    fields["split"] = asdict(header.split) if header.split else None
     tensors = {name: tensor.contiguous() for name, tensor in header.initial.items()}
     return _frame(b"", save_tensors(tensors or {"none": torch.zeros(0)}, {"header": json.dumps(fields)}))
 
@@ -329,7 +346,9 @@ def _header(payload: bytes, source: str) -> Header:
             )
     tensors.pop("none", None)
     try:
-        header = Header(**{**fields, "distribution": Distribution(fields["distribution"]), "initial": tensors})
+        split = Split(**fields["split"]) if fields.get("split") is not None else None
+        distribution = Distribution(fields["distribution"])
+        header = Header(**{**fields, "distribution": distribution, "initial": tensors, "split": split})
         _check_header(header)
         return header
     except (KeyError, TypeError, ValueError) as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..space import Space, Weights
+from ..space import ALL_TENSORS, Space, Weights
 from . import noise
 from .noise import Distribution
 
@@ -21,11 +21,14 @@ class Update:
     keys: 64-bit, [K]; their order is the order of the float32 additions.
     coefficients: float32 [K]; a NaN marks a skipped step and moves nothing.
     rounding_key: draws the stochastic rounding of 16-bit storage; unused by float32.
+    tensors: mask of those that move (`Space.part`). Updates of one step move tensors of their own each, and share the
+        rounding key.
     """
 
     keys: tuple[int, ...]
     coefficients: np.ndarray
     rounding_key: int
+    tensors: int = ALL_TENSORS
 
 
 def apply(space: Space, weights: Weights, updates: Iterable[Update], distribution: Distribution) -> None:
@@ -50,6 +53,6 @@ def apply(space: Space, weights: Weights, updates: Iterable[Update], distributio
             continue
         keys = tuple(update.keys[k] for k in kept)
         coefficients = np.ascontiguousarray(update.coefficients[kept], np.float32)
-        for spec in space.tensors:
+        for spec in space.part(update.tensors).tensors:
             tensor = weights[spec.name]
             noise.accumulate(tensor, spec.start, keys, coefficients, distribution, update.rounding_key)
