@@ -18,6 +18,8 @@ from seedtune.space import bound_weights, digest
 EXCHANGES = {
     "scalars-own": {"upload": "scalars", "keys": "own"},
     "scalars-shared": {"upload": "scalars", "keys": "shared"},
+    "scalars-pool": {"upload": "scalars", "keys": "own", "key_pool": 3},
+    "scalars-votes": {"upload": "scalars", "keys": "shared", "aggregation": "sign-vote"},
     "weights": {"upload": "weights", "keys": "own"},
 }
 PARTICIPATION = {"all": {}, "some": {"cohort_size": 3, "dropout_rate": 0.3}}

@@ -71,6 +71,35 @@ def test_directions_are_a_clients_own_or_the_cohorts():
     assert step_keys(shared, order_for(shared, 1), 0) != step_keys(shared, order_for(shared, 1), 1)
 
 
+@pytest.mark.parametrize(
+    "told, settings",
+    [
+        (lambda scalars: np.clip(scalars, -0.5, 0.5), {"local": {"clip": 0.5}}),
+        (np.sign, {"federation": {"keys": "shared", "aggregation": "sign-vote"}}),
+    ],
+)
+def test_local_steps_move_by_what_is_told_of_the_projected_gradients(told, settings):
+    """Two steps: the second one's scalars are those at the weights to which the first one's, as told, have led."""
+    shared = {"keys": "shared", "local_steps": 2}
+    plain = site(recipe(federation=shared))
+    at = site(recipe(**{**settings, "federation": {**shared, **settings.get("federation", {})}}))
+    sent, raw = (local_round(each, order_for(each, client=1)).scalars for each in (at, plain))
+    assert np.abs(raw[0]).max() > 0.5 and (sent[0] == told(raw[0])).all() and (sent[0] != raw[0]).any()
+
+    keys = step_keys(plain, order_for(plain, 1), 0)
+    coefficients = (-0.01 / 2 * sent[0].astype(np.float64)).astype(np.float32)
+    weights = plain.replica.weights
+    apply(plain.perturber.space, weights, [Update(keys, coefficients, 0)], plain.header.distribution)
+    batch = batch_of(plain.recipe, 1, noise.derive_key(plain.header.seed, "batch", round=0, client=1, step=1))
+
+    def loss_at(point):
+        with plain.perturber.at(point):
+            return float(plain.loss(batch))
+
+    probe = two_point(loss_at, step_keys(plain, order_for(plain, 1), 1), 1e-2, plain.header.distribution)
+    assert (sent[1] == told(probe.scalars)).all()
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no\nmemory"), ValueError("bad"), IndexError("out")])
 @pytest.mark.parametrize("order", ["zeroth", "first"])
 def test_a_step_that_fails_names_client_round_and_step(order, error):

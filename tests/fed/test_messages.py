@@ -104,6 +104,39 @@ def test_a_record_comes_back_as_it_went(clients, shape, shared, data):
     assert_same_record(unpack_record(pack_record(record)), record)
 
 
+SIGNS = st.sampled_from([1.0, -1.0, 0.0, NAN]) | st.sampled_from([1.0, -1.0])
+
+
+@given(st.lists(SIGNS, min_size=1, max_size=40))
+@example([1.0] * 8)
+@example([NAN] * 9)
+@example([0.0])
+def test_signs_travel_as_bits_to_the_bit(some):
+    values, num_bits = np.array(some, np.float32), 1 if set(some) <= {1.0, -1.0} else 2
+    reply = replace(REPLY, scalars=values.reshape(-1, 1))
+    record = replace(RECORD, clients=(1, 4), scalars=values.reshape(1, -1, 1), factors=np.array([0.1]))
+    assert_same_reply(decode_reply(encode_reply(reply)), reply)
+    assert_same_record(unpack_record(pack_record(record)), record)
+    num_bytes = num_bits * -(-len(some) // 8)
+    assert len(encode_reply(reply)) == len(encode_reply(replace(reply, scalars=np.zeros((len(some), 0))))) + num_bytes
+    assert messages._pack_scalars(values) == msgpack.unpackb(encode_reply(reply))[9]
+
+
+@pytest.mark.parametrize("other", [0.5, -0.0, 2.0, np.float32(1) + np.float32(2**-23), -NAN])
+def test_scalars_that_are_not_all_signs_travel_as_numbers(other):
+    """A minus zero too: where it moves a weight that is minus zero, its sign decides."""
+    reply = replace(REPLY, scalars=np.array([[1.0, other, 0.0]], np.float32))
+    assert len(msgpack.unpackb(encode_reply(reply))[9]) == 12
+    assert_same_reply(decode_reply(encode_reply(reply)), reply)
+
+
+def test_more_signs_than_a_million_travel_as_numbers():
+    for steps, num_bytes in ((2**20, 2**17), (2**20 + 1, 4 * 2**20 + 4)):
+        reply = replace(REPLY, scalars=np.ones((steps, 1), np.float32))
+        assert len(msgpack.unpackb(encode_reply(reply))[9]) == num_bytes
+        assert decode_reply(encode_reply(reply)).scalars.sum() == steps
+
+
 def test_weights_come_back_to_the_bit():
     found = unpack_weights(pack_weights(WEIGHTS), SPACE)
     assert digest(found) == digest(WEIGHTS)
@@ -127,6 +160,15 @@ def test_a_reply_of_one_scalar_costs_tens_of_bytes():
         assert len(encode_reply(reply)) <= 50 + 4 * shape[0] * shape[1]
 
 
+def test_a_vote_costs_a_bit_a_step():
+    """The rest of a message of one vote says who sends it, its loss and its cost."""
+    assert len(encode_reply(replace(REPLY, scalars=np.array([[-1.0]], np.float32)))) <= 39
+    for steps in (1, 30, 400):
+        votes = replace(REPLY, scalars=np.ones((steps, 1), np.float32))
+        record = replace(RECORD, scalars=np.ones((1, steps, 1), np.float32), factors=np.zeros(1))
+        assert len(encode_reply(votes)) <= 41 + -(-steps // 8) and len(pack_record(record)) <= 60 + -(-steps // 8)
+
+
 def test_a_missed_round_costs_tens_of_bytes():
     for clients, steps in ((1, 1), (3, 30), (10, 5)):
         record = replace(RECORD, clients=range(clients), scalars=np.zeros((clients, steps, 1), np.float32),
@@ -135,14 +177,14 @@ def test_a_missed_round_costs_tens_of_bytes():
 
 
 def order_of(*changes: tuple[int, object]) -> bytes:
-    fields = [1, 0, 3, 2, STATE, 1e-3, [b"one" * 11], b""]
+    fields = [2, 0, 3, 2, STATE, 1e-3, [b"one" * 11], b""]
     for place, value in changes:
         fields[place] = value
     return msgpack.packb(fields)
 
 
 def reply_of(*changes: tuple[int, object]) -> bytes:
-    fields = [1, 1, 3, 2, 100, 2, 0.25, 1, 2, bytes(8), b"", 0, 0, None]
+    fields = [2, 1, 3, 2, 100, 2, 0.25, 1, 2, bytes(8), b"", 0, 0, None]
     for place, value in changes:
         fields[place] = value
     return msgpack.packb(fields)
@@ -169,13 +211,13 @@ AGREE = "a message's kind and number of fields agree"
     ("decode", "data", "rule"),
     [
         (decode_order, msgpack.packb(7), WHOLE),
-        (decode_order, msgpack.packb([1]), WHOLE),
+        (decode_order, msgpack.packb([2]), WHOLE),
         (decode_order, msgpack.packb([True, 0, 3, 2, STATE, 1e-3, [], b""]), WHOLE),
         (decode_reply, msgpack.packb([b"x" * 999, 1]), WHOLE),
         (decode_order, reply_of(), AGREE),
         (decode_reply, order_of(), AGREE),
-        (decode_order, msgpack.packb([1, 0, 3]), AGREE),
-        (decode_order, msgpack.packb([1, 0, 3, 2, STATE, 1e-3, [], b"", 0]), AGREE),
+        (decode_order, msgpack.packb([2, 0, 3]), AGREE),
+        (decode_order, msgpack.packb([2, 0, 3, 2, STATE, 1e-3, [], b"", 0]), AGREE),
         *((decode_order, order_of((place, value)), "an order's round and client are counts")
           for place in (2, 3) for value in (-1, 2**31, 0.0, None, True, b"1")),
         *((decode_order, order_of((4, value)), "an order's digest has 16 bytes") for value in (bytes(15), "a" * 16, 0)),
@@ -195,6 +237,13 @@ AGREE = "a message's kind and number of fields agree"
           for value in (-1.0, INF, NAN, 1, "w")),
         *((decode_reply, reply_of((9, value)), "a reply's scalars fill their shape (1, 2)")
           for value in (bytes(7), b"", "12345678", None, [0.5, 0.5])),
+        *((decode, message((place, value)), f"{what} leave no bit over where they are signs")
+          for decode, message, place, what in ((decode_reply, reply_of, 9, "a reply's scalars"),
+                                               (unpack_record, record_of, 3, "a record's scalars"))
+          for value in (b"\4", b"\x80", b"\0\0", b"\1\4", b"\x80\1")),
+        (decode_reply, reply_of((7, 1), (8, 9), (9, bytes(3))), "a reply's scalars fill their shape (1, 9)"),
+        (decode_reply, reply_of((7, 2**10), (8, 2**10 + 1), (9, bytes(2**17 + 2**7))),
+         f"a reply's scalars fill their shape {(2**10, 2**10 + 1)}"),
         (decode_reply, reply_of((7, 2**31 - 1), (8, 2)), f"a reply's scalars fill their shape {(2**31 - 1, 2)}"),
         (decode_reply, reply_of((9, struct.pack("<2f", 1, -INF))),
          "a reply's scalars are finite, or NaN where a step was skipped"),
@@ -231,8 +280,8 @@ def test_rules(decode, data, rule):
 
 @pytest.mark.parametrize("decode", [decode_order, decode_reply])
 def test_another_version_is_named(decode):
-    assert refused(decode, msgpack.packb([2, 0, "whatever"])) == (
-        "message format 2 is not ours, 1: use the same seedtune on both sides"
+    assert refused(decode, msgpack.packb([1, 0, "whatever"])) == (
+        "message format 1 is not ours, 2: use the same seedtune on both sides"
     )
 
 
@@ -308,8 +357,8 @@ def huge(kind: bytes, size: int = 2**32 - 1, depth: int = 1) -> bytes:
         huge(b"\xdd", 20_000, depth=4_000),
         huge(b"\xdf", 10_000, depth=4_000),
         b"\x91" * 20_000,
-        msgpack.packb([1, 1, 3, 2, 9, 9, 0.5, 2**31 - 1, 2**31 - 1, bytes(8), b"", 0]),
-        msgpack.packb([1, 1, 3, 2, 9, 9, 0.5, 0, 2**31 - 1, b"", b"", -1]),
+        msgpack.packb([2, 1, 3, 2, 9, 9, 0.5, 2**31 - 1, 2**31 - 1, bytes(8), b"", 0]),
+        msgpack.packb([2, 1, 3, 2, 9, 9, 0.5, 0, 2**31 - 1, b"", b"", -1]),
         record_of((1, b""), (2, [0, 2**31 - 1, 2**31 - 1]), (3, b""), (4, b"")),
         record_of((2, [2, 2**31 - 1, 0]), (3, b"")),
     ],
@@ -360,8 +409,10 @@ def test_nothing_but_message_errors_comes_out(data):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_flipped_bit_is_refused_or_decoded_within_the_rules(data):
+    votes = replace(REPLY, scalars=np.array([[1.0, -1.0, NAN]], np.float32))
     decode, sent = data.draw(
         st.sampled_from([(decode_order, encode_order(ORDER)), (decode_reply, encode_reply(REPLY)),
+                         (decode_reply, encode_reply(votes)),
                          (unpack_record, pack_record(RECORD)), (DECODERS[3], pack_weights(WEIGHTS))])
     )  # fmt: skip
     damaged = bytearray(sent)

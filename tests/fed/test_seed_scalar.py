@@ -84,3 +84,61 @@ def test_records_alone_rebuild_the_server():
 def test_scalars_of_another_shape_are_refused():
     with pytest.raises(MessageError, match=r"client 3 sent scalars of shape \(2, 2\), asked were \(1, 2\)"):
         SeedScalar().check(server(site(recipe())), reply(3, scalars=np.zeros((2, 2), np.float32)))
+
+
+VOTE = {"keys": "shared", "aggregation": "sign-vote"}
+NAN = float("nan")
+
+
+def voted(votes, num_examples=(12, 12, 12, 12), **federation):
+    """The record of a round of one step and one direction in which four clients vote, and the site that it moved."""
+    settings = recipe(federation={**VOTE, **federation}, local={"num_directions": 1})
+    given = {i: reply(i, scalars=np.array([[vote]], np.float32), num_examples=n)
+             for i, (vote, n) in enumerate(zip(votes, num_examples, strict=True))}  # fmt: skip
+    at = site(settings)
+    _, result = one_round(server(at), protocol(settings), Answers(given))
+    assert result.failed == {}
+    return result.record, at
+
+
+@pytest.mark.parametrize(
+    "votes, majority",
+    [((1, 1, 1, -1), 1), ((-1, -1, 1, NAN), -1), ((1, NAN, NAN, NAN), 1), ((1, 1, -1, -1), 0), ((0, 0, -1, 0), -1),
+     ((1, -1, NAN, 0), 0), ((0, 0, 0, 0), 0), ((NAN, 0, NAN, NAN), 0), ((NAN,) * 4, NAN)],
+)  # fmt: skip
+def test_a_vote_moves_by_the_rate_or_not_at_all(votes, majority):
+    record, at = voted(votes)
+    np.testing.assert_array_equal(record.scalars, np.full((1, 1, 1), majority, np.float32))
+    fresh, key = site(at.recipe), direction_key(at.header.seed, 0, None, 0, 0)
+    for spec in at.perturber.space.tensors:
+        z = noise.values(key, spec.start, spec.num_elements, at.header.distribution).view(spec.shape)
+        step = np.float32(-at.recipe.local.learning_rate * np.nan_to_num(majority))
+        assert (at.replica.weights[spec.name] == fresh.replica.weights[spec.name] + float(step) * z).all()
+    assert record.digest == digest(at.replica.weights)
+
+
+def test_votes_count_by_examples_or_alike_and_a_tie_is_exact():
+    votes, examples = (1, 1, 1, -1), (1, 2, 3, 7)
+    assert voted(votes, examples)[0].scalars.item() == -1
+    assert voted(votes, examples, weighting="equal")[0].scalars.item() == 1
+    assert voted(votes, (1, 2, 3, 6))[0].scalars.item() == 0
+
+
+@pytest.mark.parametrize("sent", [0.5, -2.0, 1e30])
+def test_a_client_that_sends_more_than_a_sign_is_left_out(sent):
+    settings = recipe(federation={**VOTE, "min_replies": 3})
+    given = {client: reply(client, scalars=np.array([[1.0, 1.0]], np.float32)) for client in range(3)}
+    given[3] = reply(3, scalars=np.array([[-1.0, sent]], np.float32))
+    _, result = one_round(server(site(settings)), protocol(settings), Answers(given))
+    assert result.failed == {
+        3: "MessageError: client 3 sent scalars where signs were asked: 1, -1 or 0, NaN where skipped"
+    }
+    assert result.record.clients == (0, 1, 2) and result.record.scalars.tolist() == [[[1.0, 1.0]]]
+
+
+def test_a_scalar_beyond_the_clip_is_refused():
+    state = server(site(recipe(local={"clip": 0.3})))
+    SeedScalar().check(state, reply(3, scalars=np.array([[0.3, -0.3]], np.float32)))
+    SeedScalar().check(state, reply(3, scalars=np.full((1, 2), NAN, np.float32)))
+    with pytest.raises(MessageError, match=r"^client 3 sent a scalar beyond local.clip = 0.3$"):
+        SeedScalar().check(state, reply(3, scalars=np.array([[0.1, -0.30001]], np.float32)))

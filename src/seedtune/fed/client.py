@@ -168,10 +168,18 @@ def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: b
                 probe = ESTIMATORS[local.estimator](
                     tally.metered(loss_at), keys, local.perturbation_scale, distribution
                 )
+            scalars = _told(site.recipe, probe.scalars)
             if move_last or step < num_steps - 1:
-                coefficients = (-order.rate / len(keys) * probe.scalars.astype(np.float64)).astype(np.float32)
+                coefficients = (-order.rate / len(keys) * scalars.astype(np.float64)).astype(np.float32)
                 apply(space, weights, [Update(keys, coefficients, _rounding_key(site, order, step))], distribution)
-            yield Step(probe.scalars, probe.loss, probe.num_forwards, tally.flops)
+            yield Step(scalars, probe.loss, probe.num_forwards, tally.flops)
+
+
+def _told(recipe: Recipe, scalars: np.ndarray) -> np.ndarray:
+    """What of the projected gradients moves weights, here and at the server: all, what `clip` leaves, or the signs."""
+    if recipe.federation.aggregation == "sign-vote":
+        return np.sign(scalars)
+    return np.clip(scalars, -recipe.local.clip, recipe.local.clip) if recipe.local.clip else scalars
 
 
 def step_keys(site: Site, order: Order, step: int) -> tuple[int, ...]:

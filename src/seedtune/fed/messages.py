@@ -1,9 +1,9 @@
 """What travels between server and clients: orders down, replies up, as bytes.
 
 Each message is a msgpack array whose first two items are a format version and a kind; arrays of numbers are raw
-little-endian bytes. No pickle, no code. `decode_*` checks every length, range and number before anything is used.
-A message's cost is the length of these bytes: what is reported as traffic is what was encoded. Message encoding knows
-neither models nor files.
+little-endian bytes, and scalars that are all signs (votes, and what came of them) are bits. No pickle, no code.
+`decode_*` checks every length, range and number before anything is used. A message's cost is the length of these bytes:
+what is reported as traffic is what was encoded. Message encoding knows neither models nor files.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ from ..errors import MessageError
 from ..space import DIGEST_BYTES, Space, Weights
 from ..zo.trajectory import RoundRecord, broken_rule
 
-VERSION = 1
+VERSION = 2
 _ORDER, _REPLY = 0, 1
 _SMALLEST_RECORD = 32  # bytes
+_MOST_BITS = 2**20  # signs in one array, so that few bytes do not unpack to gigabytes; more of them travel as numbers
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Order:
 class Reply:
     """What one client sends back.
 
-    scalars: projected gradients of its steps, float32 [H, P]; empty where weights are sent.
+    scalars: projected gradients of its steps, or their signs, float32 [H, P]; empty where weights are sent.
     loss: mean training loss over the steps; may be NaN where all steps were skipped.
     num_skipped: steps without an update, since a loss was not finite.
     num_flops: floating-point operations of the forwards (`zo.meter`).
@@ -87,7 +88,7 @@ def decode_order(data: bytes) -> Order:
 
 def encode_reply(reply: Reply) -> bytes:
     steps, directions = reply.scalars.shape
-    scalars = reply.scalars.astype("<f4").tobytes()
+    scalars = _pack_scalars(reply.scalars)
     counts = [reply.round, reply.client, reply.num_examples, reply.num_forwards]
     more = [reply.num_skipped, reply.num_flops, None if reply.scalar_rms is None else float(reply.scalar_rms)]
     return _pack([_REPLY, *counts, float(reply.loss), steps, directions, scalars, reply.weights, *more])
@@ -106,18 +107,16 @@ def decode_reply(data: bytes) -> Reply:
     _check(type(flops) is int and 0 <= flops < 2**63, "a reply's operations are a whole number from 0 to 2^63")
     _check(abs(loss) != inf, "a reply's loss is finite, or NaN where all steps were skipped")
     _check(rms is None or (type(rms) is float and 0 <= rms < inf), "a root mean square is finite and not negative")
-    scalars = _array(raw, "<f4", (steps, directions), "a reply's scalars")
+    scalars = _unpack_scalars(raw, (steps, directions), "a reply's scalars")
     _check(not np.isinf(scalars).any(), "a reply's scalars are finite, or NaN where a step was skipped")
     return Reply(round_, client, examples, forwards, loss, scalars, weights, skipped, flops, rms)
 
 
 def pack_record(record: RoundRecord) -> bytes:
-    """One round as it travels to a client that missed it: about 60 bytes and 4 a scalar."""
-    clients = np.array(record.clients, "<i4").tobytes()
-    scalars, factors = record.scalars.astype("<f4"), record.factors.astype("<f8")
-    return msgpack.packb(
-        [record.round, clients, list(scalars.shape), scalars.tobytes(), factors.tobytes(), record.digest]
-    )
+    """One round as it travels to a client that missed it: about 60 bytes, and 4 a scalar or a bit a sign."""
+    clients, factors = np.array(record.clients, "<i4").tobytes(), record.factors.astype("<f8").tobytes()
+    shape, scalars = list(record.scalars.shape), _pack_scalars(record.scalars)
+    return msgpack.packb([record.round, clients, shape, scalars, factors, record.digest])
 
 
 def unpack_record(data: bytes) -> RoundRecord:
@@ -132,7 +131,7 @@ def unpack_record(data: bytes) -> RoundRecord:
     _check(isinstance(shape, list) and len(shape) == 3 and all(map(_count, shape)), "scalars have three dimensions")
     _check(isinstance(clients, bytes) and len(clients) % 4 == 0, "clients are 4-byte numbers")
     _check(isinstance(digest, bytes), "a record's digest comes as bytes")
-    values = _array(scalars, "<f4", tuple(shape), "a record's scalars")
+    values = _unpack_scalars(scalars, tuple(shape), "a record's scalars")
     steps = _array(factors, "<f8", (shape[0],), "a record's factors")
     record = RoundRecord(round_, tuple(np.frombuffer(clients, "<i4").tolist()), values, steps, digest)
     fault = broken_rule(record)
@@ -158,6 +157,38 @@ def unpack_weights(data: bytes, space: Space) -> Weights:
     _check(sent == {spec.name: (spec.shape, spec.dtype) for spec in space.tensors}, "weights fill the tuned space")
     _check(all(bool(t.isfinite().all()) for t in weights.values()), "weights are finite")
     return weights
+
+
+def _pack_scalars(values: np.ndarray) -> bytes:
+    """float32; or, where every one is 1, -1, 0 or NaN, a bit each (1: minus) and, if some are 0 or NaN, a second one
+    (1: it is; the first bit then says which, 1: NaN). Lossless; 4, 1/8 or 1/4 bytes a scalar, which tells them apart.
+    """
+    raw = values.astype("<f4").tobytes()
+    flat = np.frombuffer(raw, "<f4")
+    if not 0 < flat.size <= _MOST_BITS:
+        return raw
+    is_silent = np.isnan(flat) | (flat == 0)
+    bits = np.packbits([~(flat >= 0), is_silent][: 1 + is_silent.any()], axis=1, bitorder="little").tobytes()
+    return bits if _from_bits(bits, flat.size).tobytes() == raw else raw
+
+
+def _unpack_scalars(raw: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    size = prod(shape)
+    as_bits = isinstance(raw, bytes) and 0 < size <= _MOST_BITS and len(raw) in (-(-size // 8), 2 * -(-size // 8))
+    if not as_bits:
+        return _array(raw, "<f4", shape, what)
+    values = _from_bits(raw, size)
+    _check(_pack_scalars(values) == raw, f"{what} leave no bit over where they are signs")
+    return values.reshape(shape)
+
+
+def _from_bits(bits: bytes, size: int) -> np.ndarray:
+    rows = np.frombuffer(bits, np.uint8).reshape(-1, -(-size // 8))
+    is_minus, *is_silent = np.unpackbits(rows, axis=1, count=size, bitorder="little").astype(bool)
+    values = np.where(is_minus, np.float32(-1), np.float32(1))
+    for silent in is_silent:
+        values[silent] = np.where(is_minus[silent], np.float32("nan"), np.float32(0))
+    return values
 
 
 def _pack(fields: Sequence[Any]) -> bytes:

@@ -72,7 +72,8 @@ class RoundRecord:
 
     clients: who took part, sorted, [n].
     scalars: projected gradients, float32 [n, H, P], or [1, H, P], their mean or the sign voted for, where all share
-        keys; NaN marks a skipped step. [n, 0, 0] where the round is a snapshot; no clients, and nothing moved, where too few answered.
+        keys; NaN marks a skipped step. [n, 0, 0] where the round is a snapshot; no clients, and nothing moved, where
+        too few answered.
     factors: float64 [n] (or [1]): theta <- theta - factor * scalar * z, that is rate * weight / P.
     digest: of the weights after the round.
     back_to: set where this round, and others before it, were taken back: the weights are again those after so many
