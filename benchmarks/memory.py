@@ -335,16 +335,25 @@ def cases_of(given: argparse.Namespace) -> list[Case]:
     return cases
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} was given: must be at least {least}")
+        return int(text)
+
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     parser = options(__doc__.splitlines()[0])
     known = ", ".join(SHAPES)
     parser.add_argument("--model", nargs="+", default=["opt-125m"], help=f"{known}, or the path of a config.json")
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=DTYPES, help="of the model's weights")
     parser.add_argument("--tuned", nargs="+", default=["full", "lora"], choices=("full", "lora"))
-    parser.add_argument("--tokens", type=int, default=256, help="length of the one sequence")
-    parser.add_argument("--scored", type=int, default=16, help="tokens, at its end, that the loss is about")
-    parser.add_argument("--turns", type=int, default=5, help="times that each step is timed; 0: never")
-    parser.add_argument("--lora-rank", type=int, default=128, help="alpha is twice the rank")
+    parser.add_argument("--tokens", type=at_least(2), default=256, help="length of the one sequence")
+    parser.add_argument("--scored", type=at_least(1), default=16, help="tokens, at its end, that the loss is about")
+    parser.add_argument("--turns", type=at_least(0), default=5, help="times that each step is timed; 0: never")
+    parser.add_argument("--lora-rank", type=at_least(1), default=128, help="alpha is twice the rank")
     parser.add_argument("--lora-targets", nargs="+", default=["q_proj", "v_proj"], help="names of linear modules")
     found = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=found, choices=("cpu", "cuda"), help=f"here: {found}")

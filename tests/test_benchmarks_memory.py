@@ -188,3 +188,11 @@ def test_models_that_cannot_be_measured(tmp_path: Path, given: str, message: str
 def test_targets_that_match_nothing(tiny: str) -> None:
     with pytest.raises(ModelError, match="'query' matches no linear module"):
         memory.built(case(tiny, tuned="lora", targets=("query",)))
+
+
+@pytest.mark.parametrize(("option", "least"), [("tokens", 2), ("scored", 1), ("turns", 0), ("lora-rank", 1)])
+def test_counts_that_are_too_small(capsys: pytest.CaptureFixture, option: str, least: int) -> None:
+    with pytest.raises(SystemExit):
+        memory.parser().parse_args([f"--{option}", str(least - 1)])
+    assert f"--{option}: {least - 1} was given: must be at least {least}" in capsys.readouterr().err
+    assert memory.parser().parse_args([f"--{option}", str(least)])
