@@ -36,6 +36,7 @@ def test_a_mean_of_what_diverged_is_none():
         (Estimate(1.0, 0.5, 3), Estimate(2.0, 0.5, 3), "within the band"),
         (Estimate(1.0, None, 1), Estimate(2.0, None, 1), "lower"),
         (Estimate(2.0, None, 1), Estimate(2.0, None, 1), "equal"),
+        (Estimate(2.0001, None, 1), Estimate(2.0, None, 1), "equal"),
     ],
 )
 def test_two_cases_differ_where_their_bands_do_not_touch(one, other, said):

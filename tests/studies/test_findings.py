@@ -136,7 +136,11 @@ def test_surges_are_told_by_rate_and_round():
 def test_ranks_are_told_with_the_bytes_of_both_uploads():
     cases = [
         case(
-            f"rank {rank}, {upload}", loss, x=rank, series=f"upload = {upload}", cost=rank if upload == "weights" else 1
+            f"rank {rank}, {upload}",
+            loss,
+            x=rank,
+            series=f"{upload}, x",
+            cost=rank if upload == "weights" else 1,
         )
         for upload in findings.UPLOADS
         for rank, loss in ((8, 1.6), (128, 1.4))

@@ -23,6 +23,7 @@ PANEL_INCHES = (5.0, 3.5)
 LEGEND_LINE_INCHES = 0.22
 SPAN_OF_A_LOG_AXIS = 10.0
 """Values of one sign that span a larger factor are shown on a logarithmic axis."""
+WRITTEN_OUT = 1e4
 MOST_MARKERS, LETTERS_OF_A_PANEL = 12, 34
 _SETTINGS = {"svg.hashsalt": "seedtune", "svg.fonttype": "path", "font.size": 10, "axes.titlesize": 10}
 
@@ -123,12 +124,13 @@ def _draw_panel(axes, panel: Panel, labels: Sequence[str]) -> None:
 
 
 def _draw_log_scale(axes) -> None:
-    """Logarithmic, with plain numbers; between powers of ten where there is room."""
+    """Logarithmic; numbers below ten thousand are written out, some between powers of ten where there is room."""
     from matplotlib.ticker import LogFormatter
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
+    if axes.get_ylim()[1] < WRITTEN_OUT:
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
 
 
 def _draw_band(axes, line: Line, colour: str, in_points: bool) -> None:

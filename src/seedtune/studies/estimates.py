@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.90
+DIGITS = 3
+"""Decimals that are shown of a mean."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,11 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 def verdict(one: Estimate, other: Estimate) -> str:
     """Whether `one` is "lower" or "higher" than `other`, or they are "within the band" of each other.
 
-    Without a band (one seed) the plain order, or "equal".
+    Without a band (one seed) the plain order, or "equal" where what is shown of them (`DIGITS`) is.
     """
     if one.half_width is None or other.half_width is None:
-        return "equal" if one.mean == other.mean else "lower" if one.mean < other.mean else "higher"
+        apart = round(one.mean - other.mean, DIGITS)
+        return "equal" if not apart else "lower" if apart < 0 else "higher"
     if one.high < other.low:
         return "lower"
     return "higher" if one.low > other.high else "within the band"

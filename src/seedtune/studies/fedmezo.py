@@ -116,11 +116,13 @@ LORA = {"model": {"adapter": "lora", "trainable": ()}}
 LORA_RATES = (5e-4, 1.5e-3, 4.5e-3)
 """An adapter has hundreds of times the parameters of the norm that the recipe tunes, and the stable rate falls with
 their number: so each rank chooses its own out of these."""
+LOWEST = {"local.learning_rate": LORA_RATES[0]}
+"""For uploads of weights, whose bytes are what is asked: no rate changes them."""
 
 
-def _rank(rank: int, upload: str, **more) -> Case:
+def _rank(rank: int, upload: str, rate: str, **more) -> Case:
     over = {"model": {"lora_rank": rank, "lora_alpha": 2.0 * rank}, "federation": {"upload": upload}}
-    return Case(f"rank {{x}}, {upload}", over, series=f"upload = {upload}", **more)
+    return Case(f"rank {{x}}, {upload}", over, series=f"{upload}, {rate}", **more)
 
 
 LORA_RANK = Study(
@@ -128,11 +130,11 @@ LORA_RANK = Study(
     "What does a higher LoRA rank bring, and what does it cost to send?",
     "asked for by FedMeZO's reviewers: rank against communication (the paper: rank 128, alpha 256)",
     (
-        *(_rank(rank, "scalars", rates=LORA_RATES) for rank in RANKS),
-        *(_rank(rank, "weights", times={"local.learning_rate": LORA_RATES[0]}, most_seeds=1) for rank in RANKS),
+        *(_rank(rank, "scalars", BEST, rates=LORA_RATES) for rank in RANKS),
+        *(_rank(rank, "weights", "lowest rate, one seed", times=LOWEST, most_seeds=1) for rank in RANKS),
     ),
     findings.ranks,
-    (View("cases"), View("axis", y="bytes_up", log_y=True)),
+    (View("axis"), View("axis", y="bytes_up", log_y=True)),
     fixed=LORA,
     axis=Axis("model.lora_rank", "rank", "LoRA rank (alpha is twice the rank)"),
 )

@@ -8,7 +8,7 @@ Losses are those on the test examples after the last round.
 from collections.abc import Sequence
 from statistics import median
 
-from .estimates import Estimate, estimate, verdict
+from .estimates import DIGITS, Estimate, estimate, verdict
 from .measured import Measured, Result, common_loss
 from .study import Finding
 
@@ -110,7 +110,8 @@ def amount(estimate: Estimate) -> str:
     >>> amount(Estimate(1.5, 0.25, 3)), amount(Estimate(1.5, None, 1))
     ('1.500 ± 0.250', '1.500')
     """
-    return f"{estimate.mean:.3f}" + ("" if estimate.half_width is None else f" ± {estimate.half_width:.3f}")
+    band = "" if estimate.half_width is None else f" ± {estimate.half_width:.{DIGITS}f}"
+    return f"{estimate.mean:.{DIGITS}f}{band}"
 
 
 def seeds(measured: Measured) -> str:
@@ -161,7 +162,7 @@ def _order(surged: Sequence[Result]) -> str:
 
 def ranks(measured: Measured) -> str:
     """The trend of quality with the rank, and the bytes sent up as scalars and as weights."""
-    by_upload = {upload: [one for one in measured.results if one.series.endswith(upload)] for upload in UPLOADS}
+    by_upload = {upload: [one for one in measured.results if one.series.startswith(upload)] for upload in UPLOADS}
     quality = trend_of(by_upload["scalars"], "the rank")
     sent = "; ".join(f"a run sends up {_sent(results)} as {upload}" for upload, results in by_upload.items())
     return f"{seeds(measured)}, {quality}; {sent}{_diverged(measured.results)}."
