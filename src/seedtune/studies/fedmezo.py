@@ -25,7 +25,7 @@ CONVERGENCE = Study(
         Case(f"{FORWARD}, same rate"),
         Case(f"{BACKWARD}, same rate", FIRST_ORDER),
         Case(f"{FORWARD}, {BEST}", rates=(0.1, 0.3, 1.0, 3.0)),
-        Case(f"{BACKWARD}, {BEST}", FIRST_ORDER, rates=(0.3, 1.0, 3.0, 10.0, 30.0)),
+        Case(f"{BACKWARD}, {BEST}", FIRST_ORDER, rates=(1.0, 3.0, 10.0, 30.0, 100.0)),
     ),
     pairs((f"{FORWARD}, same rate", f"{BACKWARD}, same rate"), (f"{FORWARD}, {BEST}", f"{BACKWARD}, {BEST}")),
     (View("rounds"), View("flops")),
