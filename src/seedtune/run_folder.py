@@ -102,7 +102,7 @@ def writing(folder: Path, advice: str) -> Iterator[None]:
 def replace_text(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all, and on the disk when this returns."""
     part = path.with_suffix(".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     sync(part)
     part.replace(path)
     sync(path.parent)

@@ -19,7 +19,13 @@ def request_of(tiny_model, tiny_table) -> Callable[..., Request]:
         values = copy.deepcopy(tiny_runs.values(tiny_model, tiny_table))
         del values["run"]["num_threads"]
         values = merged(
-            values, {"model": {"trainable": []}, "federation": {"local_steps": 1}, "run": {"eval_every": 1}}
+            values,
+            {
+                "model": {"trainable": []},
+                "task": {"max_eval": 0},
+                "federation": {"local_steps": 1},
+                "run": {"eval_every": 1},
+            },
         )
         return Request(study, quick=quick, settings=merged(values, over), num_seeds=num_seeds)
 

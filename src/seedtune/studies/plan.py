@@ -86,7 +86,7 @@ def planned(request: Request) -> Plan:
         raise ConfigError(
             f"study {study.name}: needs two cases to compare, and this task allows {len(cases)}: {reasons}"
         )
-    return Plan(study, base, cases, seeds, left_out, tuple(_notes(request, base)))
+    return Plan(study, base, cases, seeds, left_out, tuple(_notes(request, base, num_seeds)))
 
 
 def base_of(request: Request) -> Recipe:
@@ -186,13 +186,21 @@ def _possible(cases: list[PlannedCase]) -> tuple[tuple[PlannedCase, ...], dict[s
     return tuple(case for case in cases if case.label not in left_out), left_out
 
 
-def _notes(request: Request, base: Recipe) -> Iterator[str]:
+def _notes(request: Request, base: Recipe, num_seeds: int) -> Iterator[str]:
+    """What the user should know before it runs."""
     given = request.settings.get("local", {})
-    for name, value in (("model", request.model), ("task", request.task)):
-        if value and "learning_rate" not in given:
-            yield (f"the learning rate {base.local.learning_rate:g} was chosen for the study's own {name}: give one "
-                   f"for {value} with --set local.learning_rate=...")  # fmt: skip
-            return
+    other = request.model or request.task
+    if other and "learning_rate" not in given:
+        kind = "model" if request.model else "task"
+        yield (
+            f"the learning rate {base.local.learning_rate:g} was chosen for the study's own {kind}: give one for "
+            f"{other} with --set local.learning_rate=..."
+        )
+    if base.task.max_eval and num_seeds > 1:
+        yield (
+            f"task.max_eval = {base.task.max_eval} chooses other test examples for each seed where there are more, so "
+            f"bands hold that difference too; --set task.max_eval=0 takes them all"
+        )
 
 
 def slug(label: str) -> str:
