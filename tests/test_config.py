@@ -7,6 +7,12 @@ from pydantic import ValidationError
 from seedtune.config import Machine, Recipe, assignment, build, merged, read_toml
 from seedtune.errors import ConfigError
 
+SPLIT = {"local": {"estimator": "split"}}
+LEAVE_ONE_OUT = (
+    "split.baseline = 'leave-one-out' needs split.reading = 'nested' and split.num_suffix_directions of at least 2: it "
+    "takes away what directions of block 2 share through one direction of block 1"
+)
+
 
 def refused(**values) -> str:
     with pytest.raises(ConfigError) as error:
@@ -41,7 +47,7 @@ CLIP = (
     "values, message",
     [
         ({"locals": {}}, "unknown section 'locals': did you mean 'local'? Known: baseline, federation, local, model, "
-                         "partition, personalise, run, task"),
+                         "partition, personalise, run, split, task"),
         ({"run": {"sed": 1}}, "unknown key 'sed': did you mean 'seed'? Known: eval_every, keep_snapshots, method, "
                               "num_threads, on_surge, patience, seed (in [run])"),
         ({"model": 3}, "model = 3: must be a table of settings"),
@@ -75,12 +81,31 @@ CLIP = (
         ({"federation": {"aggregation": "sign-vote", "keys": "shared"}, "local": {"clip": 1.0}}, CLIP),
         ({"federation": {"upload": "weights"}, "local": {"order": "first", "clip": 1.0}}, CLIP),
         ({"local": {"clip": -1.0}}, "local.clip = -1.0: input should be greater than or equal to 0"),
+        ({"local": {"estimator": "split", "num_directions": 4}},
+         "local.num_directions is 4 but local.estimator = 'split' takes its directions from split.num_prefix_directions "
+         "and split.num_suffix_directions: set it to 1"),
+        (SPLIT | {"split": {"num_prefix_directions": 1_000, "num_suffix_directions": 101}},
+         "[split] asks for 101000 directions a step: at most 100000"),
+        (SPLIT | {"federation": {"aggregation": "sign-vote", "keys": "shared"}},
+         "federation.aggregation = 'sign-vote' needs local.estimator = 'two-point' or 'one-sided': the sign of what "
+         "both blocks did is not the sign of one"),
+        (SPLIT | {"split": {"baseline": "leave-one-out"}}, LEAVE_ONE_OUT),
+        (SPLIT | {"split": {"baseline": "leave-one-out", "reading": "clean-prefix", "num_suffix_directions": 4}},
+         LEAVE_ONE_OUT),
+        ({"split": {"rate_ratio": 0}}, "split.rate_ratio = 0: input should be greater than 0"),
         ({"federation": {"keys": "shared", "upload": "weights"}}, "federation.keys = 'shared' needs "
                                                                     "federation.upload = 'scalars'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_run_is_refused_in_one_line(values, message):
     assert refused(**values) == f"mine.toml: {message}"
+
+
+def test_scalars_of_a_step_are_counted_by_the_estimator_in_use():
+    blocks = {"num_prefix_directions": 2, "num_suffix_directions": 5}
+    assert build({"local": {"num_directions": 3}, "split": blocks}).num_scalars == 3
+    assert build(SPLIT | {"split": blocks}).num_scalars == 10
+    assert build(SPLIT | {"split": {**blocks, "reading": "clean-prefix"}}).num_scalars == 7
 
 
 def test_every_field_says_its_range_and_every_section_is_checked():

@@ -18,7 +18,9 @@ from .data.partition import held_out, partition
 from .data.tasks import load_task
 from .errors import ModelError, TrajectoryError
 from .fed.client import Replica, Site
+from .fed.split_steps import split_of
 from .models import heads
+from .models.blocks import Cut, cut_before, default_cut
 from .models.evaluation import Evaluation, evaluate
 from .models.load import Tuned, kind_of, load
 from .models.objective import loss
@@ -83,15 +85,20 @@ def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tenso
     if initial is None:
         initial = _head_start(recipe, model, task, train)
     install_initial(model, initial)
-    space = space_of(model.module, model.trainable)
+    space, cut = space_of(model.module, model.trainable), _cut(recipe, model.module)
     header = Header(
         base=model.base_id, base_digest=model_digest(model.module).hex(), space=space.fingerprint, seed=seed,
         keys=recipe.federation.keys, distribution=Distribution(recipe.local.distribution),
         model=recipe.model.model_dump(exclude={"name"}), num_choices=len(task.label_names) or None, initial=initial,
-        key_pool=recipe.federation.key_pool,
+        key_pool=recipe.federation.key_pool, split=cut and split_of(recipe.split, cut, space),
     )  # fmt: skip
-    site = _site(recipe, machine, model, space, header, train, clients)
+    site = _site(recipe, machine, model, space, header, train, clients, cut)
     return Experiment(recipe, model, task, train, test, clients, heldout, header, site)
+
+
+def _cut(recipe: Recipe, module: torch.nn.Module) -> Cut | None:
+    """The model in two blocks, where the recipe's local steps split it."""
+    return cut_before(module, recipe.split.cut or default_cut(module)) if recipe.is_split else None
 
 
 def initial_values(seed: int) -> Callable[[str, tuple[int, ...]], torch.Tensor]:
@@ -117,7 +124,9 @@ def _head_start(recipe: Recipe, model: Tuned, task: Task, train: EncodedSet) -> 
     return {f"head.{name}": tensor for name, tensor in values.items()}
 
 
-def _site(recipe, machine: Machine, model: Tuned, space: Space, header: Header, train: EncodedSet, clients) -> Site:
+def _site(
+    recipe, machine: Machine, model: Tuned, space: Space, header: Header, train: EncodedSet, clients, cut: Cut | None
+) -> Site:
     weights, size = bound_weights(model.module, space), recipe.federation.batch_size
 
     def batch(client: int, key: int) -> Batch:
@@ -131,7 +140,7 @@ def _site(recipe, machine: Machine, model: Tuned, space: Space, header: Header, 
     return Site(
         recipe, header, model.module, Perturber(model.module, space, machine.scratch_bytes),
         Replica(weights, digest(weights)), copied(weights), batch, epoch, lambda examples: loss(model, examples),
-        shape_of, lambda client: len(clients[client]), Meter(),
+        shape_of, lambda client: len(clients[client]), Meter(), cut,
     )  # fmt: skip
 
 
@@ -143,7 +152,7 @@ def restore(experiment: Experiment, trajectory: Trajectory, snapshot: Callable[[
     """
     weights, header = experiment.site.replica.weights, experiment.header
     check_base(trajectory.header, bytes.fromhex(header.base_digest), experiment.space)
-    for name in ("seed", "keys", "key_pool", "distribution"):
+    for name in ("seed", "keys", "key_pool", "distribution", "split"):
         recorded, found = getattr(trajectory.header, name), getattr(header, name)
         if recorded != found:
             raise TrajectoryError(f"the trajectory was recorded with {name} = {recorded}, the recipe now says {found}: "

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import ConfigError, unknown
 
+MOST_DIRECTIONS = 100_000
+"""In one local step."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
@@ -57,8 +60,8 @@ class TaskConfig(_Section):
     answers: dict[str, str] = Field({}, description="custom choice tasks: answer word for each label")
     group_column: str | None = Field(None, description="column for the natural partition into clients")
     max_tokens: int = Field(0, ge=0, le=1_000_000, description="tokens kept of an example; 0: the task's default")
-    max_train: int = Field(0, ge=0, description="training examples kept, chosen by key; 0: all")
-    max_eval: int = Field(0, ge=0, description="test examples kept, chosen by key; 0: all")
+    max_train: int = Field(0, ge=0, description="training examples kept, the same for every seed; 0: all")
+    max_eval: int = Field(0, ge=0, description="test examples kept, the same for every seed; 0: all")
 
 
 class PartitionConfig(_Section):
@@ -113,10 +116,11 @@ class LocalConfig(_Section):
 
     order: Literal["zeroth", "first"] = Field("zeroth", description="forward passes only, or backpropagation")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="first order only; zeroth order is plain SGD")
-    estimator: Literal["two-point", "one-sided"] = Field(
-        "two-point", description="central differences (2 P forwards) or forward differences (P + 1)"
+    estimator: Literal["two-point", "one-sided", "split"] = Field(
+        "two-point",
+        description="central differences (2 P forwards), forward differences (P + 1), or two blocks as [split] says",
     )
-    num_directions: int = Field(1, ge=1, le=100_000, description="P: directions a step")
+    num_directions: int = Field(1, ge=1, le=MOST_DIRECTIONS, description="P: directions a step")
     distribution: Literal["rademacher", "gaussian"] = Field("rademacher", description="of a direction's coordinates")
     perturbation_scale: float = Field(1e-3, gt=0, le=10, description="mu, in units of the weights")
     clip: float = Field(
@@ -130,6 +134,32 @@ class LocalConfig(_Section):
         "constant", description="how eta goes on: as it is, or falling towards 0 at the last round"
     )
     warmup_rounds: int = Field(0, ge=0, description="rounds over which eta rises linearly first")
+
+
+class SplitConfig(_Section):
+    """Two blocks, for local.estimator = 'split': FedSPZO (arXiv 2502.10239) in readings of ours (docs/fedspzo.md)."""
+
+    cut: int = Field(0, ge=0, le=100_000, description="block 1 ends before this layer; 0: half depth")
+    num_prefix_directions: int = Field(1, ge=1, le=MOST_DIRECTIONS, description="P1: directions a step for block 1")
+    num_suffix_directions: int = Field(
+        1, ge=1, le=MOST_DIRECTIONS, description="P2: for block 2; nested: with each of block 1's"
+    )
+    reading: Literal["nested", "clean-prefix"] = Field(
+        "nested", description="both blocks perturbed at once, block 2 anew P2 times; or each block by itself"
+    )
+    difference: Literal["central", "one-sided"] = Field(
+        "central", description="two losses a direction, or one and that of the unmoved model"
+    )
+    baseline: Literal["none", "leave-one-out"] = Field(
+        "none", description="nested: what is taken from a scalar for block 2, nothing or the mean of its siblings"
+    )
+    rate_ratio: float = Field(1.0, gt=0, le=1e6, description="learning rate of block 2 as a multiple of block 1's")
+
+    @property
+    def num_scalars(self) -> int:
+        """S: projected gradients a step."""
+        counts = self.num_prefix_directions, self.num_suffix_directions
+        return counts[0] * counts[1] if self.reading == "nested" else sum(counts)
 
 
 class PersonaliseConfig(_Section):
@@ -182,6 +212,7 @@ class Recipe(_Section):
     partition: PartitionConfig = PartitionConfig()
     federation: FederationConfig = FederationConfig()
     local: LocalConfig = LocalConfig()
+    split: SplitConfig = SplitConfig()
     personalise: PersonaliseConfig = PersonaliseConfig()
     baseline: BaselineConfig = BaselineConfig()
     run: RunConfig = RunConfig()
@@ -206,11 +237,44 @@ class Recipe(_Section):
                 "would send unlike numbers of scalars"
             )
         self._check_scalars()
+        if self.is_split:
+            self._check_split()
         self._check_alpha()
         cohort = federation.cohort_size or partition.num_clients
         if federation.min_replies > cohort:
             raise ValueError(f"federation.min_replies is {federation.min_replies} but a round asks {cohort} clients")
         return self
+
+    @property
+    def is_split(self) -> bool:
+        """Whether local steps perturb the model in two blocks."""
+        return self.local.order == "zeroth" and self.local.estimator == "split"
+
+    @property
+    def num_scalars(self) -> int:
+        """Projected gradients of one local step, one a direction."""
+        return self.split.num_scalars if self.is_split else self.local.num_directions
+
+    def _check_split(self) -> None:
+        """The directions are those of [split], few enough, and a baseline has something to take away."""
+        split = self.split
+        if self.local.num_directions != 1:
+            raise ValueError(
+                f"local.num_directions is {self.local.num_directions} but local.estimator = 'split' takes its "
+                "directions from split.num_prefix_directions and split.num_suffix_directions: set it to 1"
+            )
+        if split.num_scalars > MOST_DIRECTIONS:
+            raise ValueError(f"[split] asks for {split.num_scalars} directions a step: at most {MOST_DIRECTIONS}")
+        if self.federation.aggregation == "sign-vote":
+            raise ValueError(
+                "federation.aggregation = 'sign-vote' needs local.estimator = 'two-point' or 'one-sided': the sign of "
+                "what both blocks did is not the sign of one"
+            )
+        if split.baseline == "leave-one-out" and (split.reading != "nested" or split.num_suffix_directions < 2):
+            raise ValueError(
+                "split.baseline = 'leave-one-out' needs split.reading = 'nested' and split.num_suffix_directions of at "
+                "least 2: it takes away what directions of block 2 share through one direction of block 1"
+            )
 
     def _check_scalars(self) -> None:
         """What is done to projected gradients fits what is sent."""

@@ -245,7 +245,7 @@ def log_bytes(recipe: Recipe) -> int:
     """About how many bytes trajectory and metrics of a whole run take: some kilobytes, unless rounds are many."""
     federation = recipe.federation
     asked = federation.cohort_size or recipe.partition.num_clients
-    scalars = federation.local_steps * recipe.local.num_directions if federation.upload == "scalars" else 0
+    scalars = federation.local_steps * recipe.num_scalars if federation.upload == "scalars" else 0
     return federation.num_rounds * (800 + asked * (20 + 4 * scalars))
 
 

@@ -8,6 +8,7 @@ from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune import run_store
 from seedtune.assembly import assemble, load_replayed, restore
+from seedtune.config import merged
 from seedtune.experiment import PROTOCOLS, resume, run
 from seedtune.fed.client import catch_up
 from seedtune.fed.messages import decode_order, encode_order
@@ -16,11 +17,23 @@ from seedtune.metrics import result_of
 from seedtune.space import bound_weights, digest
 
 EXCHANGES = {
-    "scalars-own": {"upload": "scalars", "keys": "own"},
-    "scalars-shared": {"upload": "scalars", "keys": "shared"},
-    "scalars-pool": {"upload": "scalars", "keys": "own", "key_pool": 3},
-    "scalars-votes": {"upload": "scalars", "keys": "shared", "aggregation": "sign-vote"},
-    "weights": {"upload": "weights", "keys": "own"},
+    "scalars-own": {"federation": {"upload": "scalars", "keys": "own"}},
+    "scalars-shared": {"federation": {"upload": "scalars", "keys": "shared"}},
+    "scalars-pool": {"federation": {"upload": "scalars", "keys": "own", "key_pool": 3}},
+    "scalars-votes": {"federation": {"upload": "scalars", "keys": "shared", "aggregation": "sign-vote"}},
+    "weights": {"federation": {"upload": "weights", "keys": "own"}},
+    "split-own": {
+        "federation": {"upload": "scalars", "keys": "own"},
+        "local": {"estimator": "split", "num_directions": 1},
+        "split": {"num_prefix_directions": 2, "num_suffix_directions": 2, "baseline": "leave-one-out"},
+        "personalise": {"policy": "model-diff"},
+    },
+    "split-shared": {
+        "federation": {"upload": "scalars", "keys": "shared"},
+        "local": {"estimator": "split", "num_directions": 1},
+        "split": {"reading": "clean-prefix", "difference": "one-sided", "num_suffix_directions": 2, "rate_ratio": 0.5},
+        "personalise": {"policy": "round-wise"},
+    },
 }
 PARTICIPATION = {"all": {}, "some": {"cohort_size": 3, "dropout_rate": 0.3}}
 CASES = list(itertools.product(EXCHANGES, (1, 3), PARTICIPATION, ("float32", "bfloat16")))
@@ -29,8 +42,9 @@ CASES = list(itertools.product(EXCHANGES, (1, 3), PARTICIPATION, ("float32", "bf
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case)))
 def recipe(request, tiny_recipe):
     exchange, steps, participation, dtype = request.param
-    federation = {**EXCHANGES[exchange], **PARTICIPATION[participation], "local_steps": steps}
-    return tiny_recipe(federation=federation, model={"dtype": dtype}, local={"num_directions": 2})
+    federation = {**PARTICIPATION[participation], "local_steps": steps}
+    settings = {"federation": federation, "model": {"dtype": dtype}, "local": {"num_directions": 2}}
+    return tiny_recipe(**merged(settings, EXCHANGES[exchange]))
 
 
 def test_live_replayed_resumed_and_late_weights_are_the_same(recipe, tmp_path):

@@ -7,6 +7,7 @@ from test_protocols_conform import EXCHANGES, counts, late_client, replayed
 from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune import run_store
+from seedtune.config import merged
 from seedtune.experiment import resume, run
 
 EXPLOSIVE = {"num_directions": 2, "learning_rate": 3.0}
@@ -16,10 +17,11 @@ CASES = list(itertools.product(EXCHANGES, ("float32", "bfloat16")))
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
 def recipe(request, tiny_recipe):
     exchange, dtype = request.param
-    federation = {**EXCHANGES[exchange], "num_rounds": 8, "cohort_size": 3}
-    return tiny_recipe(
-        federation=federation, model={"dtype": dtype}, local=EXPLOSIVE, run={"on_surge": "backoff", "eval_every": 4}
-    )
+    settings = {
+        "federation": {"num_rounds": 8, "cohort_size": 3}, "model": {"dtype": dtype}, "local": EXPLOSIVE,
+        "run": {"on_surge": "backoff", "eval_every": 4},
+    }  # fmt: skip
+    return tiny_recipe(**merged(settings, EXCHANGES[exchange]))
 
 
 def test_a_run_with_rounds_taken_back_is_replayed_resumed_and_joined_late(recipe, tmp_path):

@@ -15,14 +15,17 @@ import torch
 
 from ..config import Recipe
 from ..errors import EngineError
+from ..models.blocks import Cut
 from ..space import Weights, bind, copy_into, digest
-from ..zo import noise
-from ..zo.estimators import ESTIMATORS
+from ..zo import noise, split
+from ..zo.estimators import ESTIMATORS, Probe
+from ..zo.expansion import updates_of
 from ..zo.meter import BACKPROPAGATION_FORWARDS, WHOLE, Meter, Shape, Tally
-from ..zo.perturb import Perturber
+from ..zo.perturb import Perturbation, Perturber
 from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_updates
-from ..zo.update import Update, apply
+from ..zo.update import apply
 from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
+from .split_steps import CutLosses
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Site:
     loss(batch): mean loss of the bound model, a float32 scalar; builds a graph exactly if gradients are enabled.
     shape(batch): what its forward's cost depends on.
     num_examples(client): its training examples.
+    cut: of the model in two blocks, where steps are split (`Header.split`).
     """
 
     recipe: Recipe
@@ -56,6 +60,7 @@ class Site:
     shape: Callable[[Any], Shape]
     num_examples: Callable[[int], int]
     meter: Meter
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def local_round(site: Site, order: Order) -> Reply:
     """What a client does with an order.
 
     Cost: H steps, or as many as `local_epochs` take; for the zeroth order 2 P (two-point) or P + 1 (one-sided) forwards
-    each, and inference memory plus the working copy.
+    each, or what `zo.split` says, and inference memory plus the working copy.
 
     Raises:
         DigestMismatch: the client cannot come to the weights that the order speaks of.
@@ -153,26 +158,36 @@ def _working(site: Site, moves: bool) -> Iterator[Weights]:
 
 
 def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
-    local, num_steps = site.recipe.local, site.recipe.federation.local_steps
-    space, distribution = site.perturber.space, site.header.distribution
+    num_steps, space = site.recipe.federation.local_steps, site.perturber.space
     for step, batch in _batches(site, order):
         with _named(order, step):
-
-            def loss_at(point, batch=batch) -> float:
-                with site.perturber.at(point):
-                    return float(site.loss(batch))
-
             keys = step_keys(site, order, step)
-            with site.perturber.one_batch() as prefix:
-                tally = Tally(site.meter, site.shape(batch), prefix)
-                probe = ESTIMATORS[local.estimator](
-                    tally.metered(loss_at), keys, local.perturbation_scale, distribution
-                )
+            probe, flops = _probed(site, batch, keys)
             scalars = _told(site.recipe, probe.scalars)
             if move_last or step < num_steps - 1:
-                coefficients = (-order.rate / len(keys) * scalars.astype(np.float64)).astype(np.float32)
-                apply(space, weights, [Update(keys, coefficients, _rounding_key(site, order, step))], distribution)
-            yield Step(scalars, probe.loss, probe.num_forwards, tally.flops)
+                scaled = -order.rate / len(keys) * scalars.astype(np.float64)
+                updates = updates_of(site.header.split, keys, scaled, _rounding_key(site, order, step))
+                apply(space, weights, updates, site.header.distribution)
+            yield Step(scalars, probe.loss, probe.num_forwards, flops)
+
+
+def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, int]:
+    """The projected gradients of one batch, and the floating-point operations that they took."""
+    local, distribution, whole = site.recipe.local, site.header.distribution, partial(site.loss, batch)
+
+    def loss_at(point: Perturbation | None) -> float:
+        with site.perturber.at(point):
+            return float(whole())
+
+    with site.perturber.one_batch() as prefix:
+        tally = Tally(site.meter, site.shape(batch), prefix)
+        if site.cut is None:
+            estimate = partial(ESTIMATORS[local.estimator], tally.metered(loss_at))
+        else:
+            blocks = CutLosses(site.cut, site.perturber, whole, tally)
+            estimate = partial(split.probe, blocks, site.header.split, site.recipe.split.difference == "central")
+        probe = estimate(keys, local.perturbation_scale, distribution)
+    return probe, tally.flops
 
 
 def _told(recipe: Recipe, scalars: np.ndarray) -> np.ndarray:
@@ -185,7 +200,7 @@ def _told(recipe: Recipe, scalars: np.ndarray) -> np.ndarray:
 def step_keys(site: Site, order: Order, step: int) -> tuple[int, ...]:
     """The keys of a step's P directions: the client's own, or the cohort's."""
     sender = None if site.header.keys == "shared" else order.client
-    seed, pool, num_directions = site.header.seed, site.header.key_pool, site.recipe.local.num_directions
+    seed, pool, num_directions = site.header.seed, site.header.key_pool, site.recipe.num_scalars
     return tuple(direction_key(seed, order.round, sender, step, p, pool) for p in range(num_directions))
 
 

@@ -19,7 +19,7 @@ MAX_BACKOFFS = 10
 """After so many halvings of the learning rate the run ends."""
 
 _WINDOW, _REMEMBERED = 3, 50  # rounds
-_NOISE_FACTOR, _LEAST_RISE, _LEAP = 6.0, 0.1, 5.0
+_NOISE_FACTOR, _LEAST_RISE, _LEAP = 4.0, 0.1, 5.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Guard:
         """The guard after one more round.
 
         A surge is a loss that is not finite, two rounds in a row above the best level before, or one round five times
-        as far above it. The level is the median of three rounds; above it means by 6 standard deviations of one
+        as far above it. The level is the median of three rounds; above it means by 4 standard deviations of one
         round's loss, as the differences of the last rounds tell them robustly, and by a tenth of the level; in the
         first rounds, whose noise is not known, by the whole level. Cost: that of a median of 50 numbers.
         """
@@ -129,7 +129,7 @@ class Guard:
                 f"projected gradients are no larger than the rounding of the losses would make them"
             )
         sound = (before or known)[-1]
-        step = sound.rate * sound.scalar_rms / sqrt(local.num_directions)
+        step = sound.rate * sound.scalar_rms / sqrt(self.recipe.num_scalars)
         if step > local.perturbation_scale:
             return (
                 f"local.learning_rate is likely too large: a local step moves each weight by {step:.1e}, beyond the "

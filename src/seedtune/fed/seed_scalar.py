@@ -15,6 +15,7 @@ import numpy as np
 from ..config import Recipe
 from ..errors import MessageError
 from ..space import digest
+from ..zo.expansion import moves
 from ..zo.trajectory import RoundRecord, round_keys, round_updates
 from ..zo.update import apply
 from .distances import from_scalars
@@ -38,12 +39,14 @@ class SeedScalar:
 
     def check(self, server: Server, reply: Reply) -> None:
         recipe = server.recipe
-        asked = (recipe.federation.local_steps, recipe.local.num_directions)
+        asked = (recipe.federation.local_steps, recipe.num_scalars)
         if reply.scalars.shape != asked:
             raise MessageError(f"client {reply.client} sent scalars of shape {reply.scalars.shape}, asked were {asked}")
         _check_told(recipe, reply)
-        rate = server.rate * server.rate_factor(reply.client)
-        if np.nanmax(np.abs(reply.scalars), initial=0.0) * max(rate, 1.0) > np.finfo(np.float32).max:
+        ratio = server.header.split.rate_ratio if server.header.split else 1.0
+        rate = server.rate * server.rate_factor(reply.client) * max(1.0, ratio)
+        largest = float(np.nanmax(np.abs(reply.scalars), initial=0.0))
+        if largest * max(rate, 1.0) > float(np.finfo(np.float32).max):
             raise MessageError(f"client {reply.client} sent a scalar that would move weights beyond float32")
 
     def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:
@@ -57,14 +60,17 @@ class SeedScalar:
         return replace(record, digest=server.replica.digest)
 
     def distances(self, server: Server, replies: Sequence[Reply]) -> Mapping[int, float]:
-        recipe, clients = server.recipe, [reply.client for reply in replies]
-        rates = [server.rate * server.rate_factor(client) / recipe.local.num_directions for client in clients]
-        scaled = [-rate * reply.scalars.astype(np.float64) for rate, reply in zip(rates, replies, strict=True)]
-        moves = [
-            (round_keys(server.header, server.round, client, values.shape), values.ravel())
-            for client, values in zip(clients, scaled, strict=True)
-        ]
-        far = from_scalars(server.space, moves, server.header.distribution)
+        recipe, header, clients = server.recipe, server.header, [reply.client for reply in replies]
+        rates = [server.rate * server.rate_factor(client) / recipe.num_scalars for client in clients]
+        told = [
+            moves(header.split, round_keys(header, server.round, reply.client, reply.scalars.shape),
+                  -rate * reply.scalars.astype(np.float64))
+            for rate, reply in zip(rates, replies, strict=True)
+        ]  # fmt: skip
+        far = np.zeros(len(clients))
+        for block in zip(*told, strict=True):
+            space, updates = server.space.part(block[0].tensors), [(move.keys, move.coefficients) for move in block]
+            far += from_scalars(space, updates, header.distribution)
         return dict(zip(clients, far.tolist(), strict=True))
 
 
@@ -83,14 +89,14 @@ def _check_told(recipe: Recipe, reply: Reply) -> None:
 
 def _record(server: Server, replies: list[Reply]) -> RoundRecord:
     recipe, clients = server.recipe, tuple(reply.client for reply in replies)
-    shape = (len(replies), recipe.federation.local_steps, recipe.local.num_directions)
+    shape = (len(replies), recipe.federation.local_steps, recipe.num_scalars)
     if not replies:
         return RoundRecord(server.round, (), np.zeros(shape, np.float32), np.zeros(0), b"")
     scalars = np.stack([reply.scalars for reply in replies])
     counts = np.array([share_of(recipe, reply) for reply in replies])
     shares = counts / counts.sum()
     factors = np.array([server.rate_factor(client) for client in clients])
-    rate = server.rate / recipe.local.num_directions
+    rate = server.rate / recipe.num_scalars
     if recipe.federation.aggregation == "sign-vote":
         return RoundRecord(server.round, clients, _majority(scalars, counts)[None], np.array([rate]), b"")
     if recipe.federation.keys == "shared":
