@@ -24,7 +24,7 @@ from .models.blocks import Cut, cut_before, default_cut
 from .models.evaluation import Evaluation, evaluate
 from .models.load import Tuned, kind_of, load
 from .models.objective import loss
-from .space import Space, Weights, bind, bound_weights, copied, copy_into, digest, model_digest, space_of
+from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
 from .zo import noise
 from .zo.meter import Meter, shape_of
 from .zo.noise import Distribution
@@ -32,6 +32,8 @@ from .zo.perturb import Perturber
 from .zo.trajectory import Header, RoundRecord, Trajectory, check_base, follow, replay
 
 PROBE_EXAMPLES = 512
+TASK_KEY = noise.derive_key(0, "task")
+"""Chooses the examples of `max_train` and `max_eval`: the same for every seed, so that runs can be compared."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tenso
     if recipe.run.num_threads:
         torch.set_num_threads(recipe.run.num_threads)
     kind, seed = kind_of(recipe.model), recipe.run.seed
-    task = load_task(recipe.task, noise.derive_key(seed, "task"), kind)
+    task = load_task(recipe.task, TASK_KEY, kind)
     model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
     train, test = (encode(task, part, model.tokenizer, kind, model.window) for part in (task.train, task.test))
     dealt = partition(task.train, recipe.partition, noise.derive_key(seed, "partition"))
@@ -139,7 +141,7 @@ def _site(
 
     return Site(
         recipe, header, model.module, Perturber(model.module, space, machine.scratch_bytes),
-        Replica(weights, digest(weights)), copied(weights), batch, epoch, lambda examples: loss(model, examples),
+        Replica(weights, digest(weights)), {}, batch, epoch, lambda examples: loss(model, examples),
         shape_of, lambda client: len(clients[client]), Meter(), cut,
     )  # fmt: skip
 

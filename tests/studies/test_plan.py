@@ -60,14 +60,6 @@ def test_a_learning_rate_of_another_model_is_noted(request_of, tiny_model):
     )
 
 
-def test_test_examples_that_differ_between_seeds_are_noted(request_of):
-    assert planned(request_of(task={"max_eval": 5})).notes == planned(request_of(num_seeds=2)).notes == ()
-    assert planned(request_of(num_seeds=2, task={"max_eval": 5})).notes == (
-        "task.max_eval = 5 chooses other test examples for each seed where there are more, so bands hold "
-        "that difference too; --set task.max_eval=0 takes them all",
-    )
-
-
 def test_a_method_is_laid_under_a_case(request_of):
     cases = Case("fedavg", method="fedavg"), Case("fedzo", {"federation": {"weighting": "equal"}}, method="fedzo")
     first, second = planned(request_of(varied(*cases))).cases

@@ -113,9 +113,10 @@ BATCH = Study(
 
 RANKS = (8, 16, 32, 64, 128)
 LORA = {"model": {"adapter": "lora", "trainable": ()}}
-LORA_RATES = (5e-4, 1.5e-3, 4.5e-3)
+LORA_RATE = {"local": {"learning_rate": 1.5e-3}}
+LORA_RATES = (1 / 3, 1.0, 3.0)
 """An adapter has hundreds of times the parameters of the norm that the recipe tunes, and the stable rate falls with
-their number: so each rank chooses its own out of these."""
+their number: so the starter's adapter begins at a rate of its own, and each rank chooses around it."""
 LOWEST = {"local.learning_rate": LORA_RATES[0]}
 """For uploads of weights, whose bytes are what is asked: no rate changes them."""
 
@@ -135,6 +136,7 @@ LORA_RANK = Study(
     ),
     findings.ranks,
     (View("axis"), View("axis", y="bytes_up", log_y=True)),
+    base=LORA_RATE,
     fixed=LORA,
     axis=Axis("model.lora_rank", "rank", "LoRA rank (alpha is twice the rank)"),
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import presets
+from ..assembly import TASK_KEY
 from ..config import Recipe, build, merged
 from ..data.partition import partition
 from ..data.tasks import load_task
@@ -86,7 +87,7 @@ def planned(request: Request) -> Plan:
         raise ConfigError(
             f"study {study.name}: needs two cases to compare, and this task allows {len(cases)}: {reasons}"
         )
-    return Plan(study, base, cases, seeds, left_out, tuple(_notes(request, base, num_seeds)))
+    return Plan(study, base, cases, seeds, left_out, tuple(_notes(request, base)))
 
 
 def base_of(request: Request) -> Recipe:
@@ -178,7 +179,7 @@ def _possible(cases: list[PlannedCase]) -> tuple[tuple[PlannedCase, ...], dict[s
         recipe, kind = case.recipe, kind_of(case.recipe.model)
         at = (recipe.task.model_dump_json(), kind)
         if at not in tasks:
-            tasks[at] = load_task(recipe.task, derive_key(recipe.run.seed, "task"), kind)
+            tasks[at] = load_task(recipe.task, TASK_KEY, kind)
         try:
             partition(tasks[at].train, recipe.partition, derive_key(recipe.run.seed, "partition"))
         except DataError as error:
@@ -186,7 +187,7 @@ def _possible(cases: list[PlannedCase]) -> tuple[tuple[PlannedCase, ...], dict[s
     return tuple(case for case in cases if case.label not in left_out), left_out
 
 
-def _notes(request: Request, base: Recipe, num_seeds: int) -> Iterator[str]:
+def _notes(request: Request, base: Recipe) -> Iterator[str]:
     """What the user should know before it runs."""
     given = request.settings.get("local", {})
     other = request.model or request.task
@@ -195,11 +196,6 @@ def _notes(request: Request, base: Recipe, num_seeds: int) -> Iterator[str]:
         yield (
             f"the learning rate {base.local.learning_rate:g} was chosen for the study's own {kind}: give one for "
             f"{other} with --set local.learning_rate=..."
-        )
-    if base.task.max_eval and num_seeds > 1:
-        yield (
-            f"task.max_eval = {base.task.max_eval} chooses other test examples for each seed where there are more, so "
-            f"bands hold that difference too; --set task.max_eval=0 takes them all"
         )
 
 
