@@ -82,8 +82,8 @@ CLIP = (
         ({"federation": {"upload": "weights"}, "local": {"order": "first", "clip": 1.0}}, CLIP),
         ({"local": {"clip": -1.0}}, "local.clip = -1.0: input should be greater than or equal to 0"),
         ({"local": {"estimator": "split", "num_directions": 4}},
-         "local.num_directions is 4 but local.estimator = 'split' takes its directions from split.num_prefix_directions "
-         "and split.num_suffix_directions: set it to 1"),
+         "local.num_directions is 4 but local.estimator = 'split' takes its directions from "
+         "split.num_prefix_directions and split.num_suffix_directions: set it to 1"),
         (SPLIT | {"split": {"num_prefix_directions": 1_000, "num_suffix_directions": 101}},
          "[split] asks for 101000 directions a step: at most 100000"),
         (SPLIT | {"federation": {"aggregation": "sign-vote", "keys": "shared"}},

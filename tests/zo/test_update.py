@@ -1,5 +1,7 @@
 """`apply` equals a slow reference, repeats to the bit however it is called, converges, and skips what was skipped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,18 @@ def test_weights_move_in_place_and_others_stay(dtype):
     assert {name: tensor.data_ptr() for name, tensor in weights.items()} == places
     changed = {name for name in weights if not torch.equal(weights[name], known[name])}
     assert changed == {spec.name for spec in space.tensors}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mask", [0b00101, 0b11010, 0, -1])
+def test_updates_of_parts_of_the_tensors_are_one_of_all(dtype, mask):
+    """Each part is rounded once, by the key that they share; bit i of a mask is the i-th tensor by name."""
+    weights, one = some_weights(dtype), update(1e-3, -0.25)
+    first, second = replace(one, tensors=mask), replace(one, tensors=~mask)
+    assert_bits(applied(weights, [first, second]), applied(weights, [one]))
+    moved = applied(weights, [first])
+    changed = {name for name in weights if not torch.equal(moved[name], weights[name])}
+    assert changed == {name for i, name in enumerate(sorted(weights)) if mask >> i & 1} - {"c"}  # it has no elements
 
 
 @pytest.mark.parametrize("distribution", Distribution)
