@@ -16,7 +16,7 @@ import torch
 from ..config import Recipe
 from ..errors import EngineError
 from ..models.blocks import Cut
-from ..space import Weights, bind, copy_into, digest
+from ..space import Weights, bind, copied, copy_into, digest
 from ..zo import noise, split
 from ..zo.estimators import ESTIMATORS, Probe
 from ..zo.expansion import updates_of
@@ -40,6 +40,7 @@ class Replica:
 class Site:
     """Where clients work: one model, one replica, one working copy, whatever the number of clients it serves.
 
+    working: the copy that local steps move; empty until a round needs one.
     batch(client, key): the client's training batch that `key` chooses.
     epoch(client, key): all its training examples in batches, in an order that `key` chooses.
     loss(batch): mean loss of the bound model, a float32 scalar; builds a graph exactly if gradients are enabled.
@@ -53,7 +54,7 @@ class Site:
     module: torch.nn.Module
     perturber: Perturber
     replica: Replica
-    working: Weights
+    working: dict[str, torch.Tensor]
     batch: Callable[[int, int], Any]
     epoch: Callable[[int, int], Iterable[Any]]
     loss: Callable[[Any], torch.Tensor]
@@ -149,7 +150,10 @@ def _working(site: Site, moves: bool) -> Iterator[Weights]:
         bind(site.module, site.replica.weights)
         yield site.replica.weights
         return
-    copy_into(site.working, site.replica.weights)
+    if site.working:
+        copy_into(site.working, site.replica.weights)
+    else:
+        site.working.update(copied(site.replica.weights))
     bind(site.module, site.working)
     try:
         yield site.working
