@@ -200,7 +200,7 @@ SETTINGS = {
     "aggregation, batch_size, cohort_size, dropout_rate, key_pool, keys, local_epochs, local_steps, min_replies, "
     "num_rounds, upload, weighting (in [federation])",
     "federaton.keys=own": "recipe tiny.toml: unknown section 'federaton': did you mean 'federation'? Known: baseline, "
-    "federation, local, model, partition, personalise, run, task",
+    "federation, local, model, partition, personalise, run, split, task",
     "run.seed=-1": "recipe tiny.toml: run.seed = -1: input should be greater than or equal to 0",
     "local.num_directions=two": "recipe tiny.toml: local.num_directions = 'two': input should be a valid integer, "
     "unable to parse string as an integer",
@@ -231,8 +231,8 @@ def test_settings_that_cannot_be_run_are_refused(seedtune, setting, tmp_path):
 ARGUMENTS = {
     ("run", "demp"): "unknown recipe 'demp': did you mean 'demo'? Known: demo, study; or give a TOML file",
     ("run", "gone.toml"): "recipe gone.toml: cannot be read: No such file or directory",
-    ("run", "tiny.toml", "--method", "fedag"): "unknown method 'fedag': did you mean 'fedavg'? Known: decomfl, fedavg, "
-    "fedmezo, fedzo",
+    ("run", "tiny.toml", "--method", "fedag"): "unknown method 'fedag': did you mean 'fedavg'? Known: baffle, decomfl, "
+    "fedavg, fedkseed, fedmezo, fedmezo-full, fedzo, feedsign",
     ("run", "tiny.toml", "--kernel", "cuda"): "--kernel 'cuda': must be auto, numba or torch",
     ("run", "tiny.toml", "--rounds", "-1"): "recipe tiny.toml: federation.num_rounds = -1: input should be greater "
     "than or equal to 0",

@@ -63,7 +63,7 @@ def two_point(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Dis
 def one_sided(loss_at: LossAt, keys: Sequence[int], mu: float, distribution: Distribution) -> Probe:
     """g_p = [F(theta + mu z_p) - F(theta)] / mu: forward differences, error O(mu).
 
-    Cost: P + 1 forwards. Source: FedZO (Fang et al. 2022); BAFFLE, arXiv 2302.03195.
+    Cost: P + 1 forwards. Source: FedZO (Fang et al. 2022); BAFFLE, arXiv 2301.12195.
     """
     here = loss_at(None)
     above = np.array([loss_at(Perturbation(key, mu, distribution)) for key in keys])
