@@ -197,7 +197,8 @@ def _evaluated(experiment: Experiment) -> Evaluated:
 def _summary(experiment: Experiment, store: RunStore, history: History) -> dict[str, Any]:
     recipe, rows, peak = experiment.recipe, run_store.metrics_of(store.folder), peak_memory_bytes()
     zero_shot = {f"zero_shot_{name}": rows[0][name] for name in ("loss", "accuracy", "perplexity")}
-    counted = ("bytes_up", "bytes_down", "forwards", "flops", "skipped_steps")
+    blocks = ("flops_prefix", "flops_suffix") if recipe.is_split else ()
+    counted = ("bytes_up", "bytes_down", "forwards", "flops", *blocks, "skipped_steps")
     return {
         "method": recipe.run.method, "model": experiment.model.base_id, "task": recipe.task.name,
         "rounds": rows[-1]["rounds"], "clients": recipe.partition.num_clients,

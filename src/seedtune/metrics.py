@@ -41,6 +41,8 @@ def round_row(num_rounds: int, seconds: float, result: RoundResult | None, evalu
             "scalar_rms": _finite(result.scalar_rms), "learning_rate": result.rate,
             "skipped_steps": result.skipped_steps, "state_digest": result.record.digest.hex(),
         }  # fmt: skip
+        if first := result.num_prefix_flops:
+            row |= {"flops_prefix": first, "flops_suffix": result.num_flops - first}
         if result.surge:
             row |= {"surge": str(result.surge), "back_to": result.record.back_to}
     return row if evaluated is None else row | _evaluation_row(evaluated)

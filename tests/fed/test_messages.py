@@ -160,6 +160,13 @@ def test_a_reply_of_one_scalar_costs_tens_of_bytes():
         assert len(encode_reply(reply)) <= 50 + 4 * shape[0] * shape[1]
 
 
+def test_operations_of_two_blocks_travel_where_there_are_two():
+    both = replace(REPLY, num_flops=10**15 + 7, num_prefix_flops=7)
+    whole = replace(both, num_prefix_flops=0)
+    assert decode_reply(encode_reply(both)) == both and decode_reply(encode_reply(whole)) == whole
+    assert len(encode_reply(both)) == len(encode_reply(whole)) + 2
+
+
 def test_a_vote_costs_a_bit_a_step():
     """The rest of a message of one vote says who sends it, its loss and its cost."""
     assert len(encode_reply(replace(REPLY, scalars=np.array([[-1.0]], np.float32)))) <= 39
@@ -231,8 +238,9 @@ AGREE = "a message's kind and number of fields agree"
           for place, value in ((6, None), (6, 1), (10, None), (10, "w"))),
         *((decode_reply, reply_of((6, value)), "a reply's loss is finite, or NaN where all steps were skipped")
           for value in (INF, -INF)),
-        *((decode_reply, reply_of((12, value)), "a reply's operations are a whole number from 0 to 2^63")
-          for value in (-1, 2**63, 1.0, None)),
+        *((decode_reply, reply_of((12, value)),
+           "a reply's operations, or those of its two blocks, are whole numbers from 0 to 2^62")
+          for value in (-1, 2**62, 1.0, None, [], [1], [1, 2, 3], [-1, 2], [1, 2.0], [1, None])),
         *((decode_reply, reply_of((13, value)), "a root mean square is finite and not negative")
           for value in (-1.0, INF, NAN, 1, "w")),
         *((decode_reply, reply_of((9, value)), "a reply's scalars fill their shape (1, 2)")

@@ -140,6 +140,7 @@ def test_runs_of_it_learn(split_recipe, tmp_path, reading):
     settings = split_recipe(READINGS[reading], federation=federation, local={"learning_rate": 5e-3})
     summary = run(settings, MACHINE, tmp_path / "run", NOTHING)
     assert summary["loss"] < summary["zero_shot_loss"] - 0.1
+    assert 0 < summary["flops_prefix"] == summary["flops"] - summary["flops_suffix"] < summary["flops"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -150,8 +151,9 @@ def test_one_direction_of_each_block_is_the_two_point_method_by_digest(tiny_reci
         federation = {"keys": keys, "upload": upload, "local_steps": 3, "cohort_size": 3}
         settings = tiny_recipe(federation=federation, model={"dtype": dtype}, local={"estimator": estimator})
         found.append(run(settings, MACHINE, tmp_path / estimator, NOTHING))
-    names = ("state_digest", "loss", "forwards", "flops", "bytes_up", "bytes_down")
+    names = ("state_digest", "loss", "forwards", "flops", "bytes_down")
     assert [found[0][name] for name in names] == [found[1][name] for name in names]
+    assert 0 < found[1]["bytes_up"] - found[0]["bytes_up"] <= 9 * 10  # a reply says the operations of both blocks
 
 
 def test_block_2_alone_has_another_rate(split_recipe):
@@ -195,6 +197,8 @@ def test_counted_operations_are_those_of_the_formula(split_recipe, reading, diff
         ("clean-prefix", "one-sided"): (f1 + (1 + P2) * f2 + P1 * (f1 + f2), P1 + P2 + 1),
     }[reading, difference]
     assert (reply.num_flops, reply.num_forwards) == (expected, losses) and f1 > 0 and f2 > 0
+    assert (reply.num_prefix_flops % f1, (reply.num_flops - reply.num_prefix_flops) % f2) == (0, 0)
+    assert (reply.num_flops - reply.num_prefix_flops) == losses * f2
 
 
 def test_frozen_layers_before_the_first_tuned_one_are_computed_once(split_recipe):

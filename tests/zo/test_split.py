@@ -210,7 +210,7 @@ def variances(split: Split, distribution) -> tuple[float, float]:
 @every_reading
 @every_distribution
 def test_variances_are_those_of_the_formulas(split, distribution):
-    """Over 12,000 steps within 6 %, which is at least 3 standard errors."""
+    """Over 12,000 steps within 6 %, more than 4 standard errors."""
     num_steps = 12_000
     rng = np.random.default_rng(3)
     draw = rng.standard_normal if distribution == GAUSSIAN else lambda shape: rng.choice([-1.0, 1.0], shape)

@@ -66,13 +66,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Step:
-    """One local step: projected gradients (float32 [P], empty for first order), mean loss, forward passes and their
-    floating-point operations."""
+    """One local step: projected gradients (float32 [P], empty for first order), mean loss, forward passes, their
+    floating-point operations, and those of block 1 among them where the model is split."""
 
     scalars: np.ndarray
     loss: float
     num_forwards: int
     num_flops: int
+    num_prefix_flops: int = 0
 
     @property
     def is_skipped(self) -> bool:
@@ -103,6 +104,7 @@ def local_round(site: Site, order: Order) -> Reply:
         scalars=np.zeros((0, 0), np.float32) if sends_weights else scalars, weights=packed,
         num_skipped=sum(step.is_skipped for step in steps), num_flops=sum(step.num_flops for step in steps),
         scalar_rms=root_mean_square(scalars) if sends_weights else None,
+        num_prefix_flops=sum(step.num_prefix_flops for step in steps),
     )  # fmt: skip
 
 
@@ -166,17 +168,18 @@ def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: b
     for step, batch in _batches(site, order):
         with _named(order, step):
             keys = step_keys(site, order, step)
-            probe, flops = _probed(site, batch, keys)
+            probe, tally = _probed(site, batch, keys)
             scalars = _told(site.recipe, probe.scalars)
             if move_last or step < num_steps - 1:
                 scaled = -order.rate / len(keys) * scalars.astype(np.float64)
                 updates = updates_of(site.header.split, keys, scaled, _rounding_key(site, order, step))
                 apply(space, weights, updates, site.header.distribution)
-            yield Step(scalars, probe.loss, probe.num_forwards, flops)
+            first = tally.flops_of["prefix", site.cut.k] if site.cut else 0
+            yield Step(scalars, probe.loss, probe.num_forwards, tally.flops, first)
 
 
-def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, int]:
-    """The projected gradients of one batch, and the floating-point operations that they took."""
+def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
+    """The projected gradients of one batch, and what they took."""
     local, distribution, whole = site.recipe.local, site.header.distribution, partial(site.loss, batch)
 
     def loss_at(point: Perturbation | None) -> float:
@@ -191,7 +194,7 @@ def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, int]:
             blocks = CutLosses(site.cut, site.perturber, whole, tally)
             estimate = partial(split.probe, blocks, site.header.split, site.recipe.split.difference == "central")
         probe = estimate(keys, local.perturbation_scale, distribution)
-    return probe, tally.flops
+    return probe, tally
 
 
 def _told(recipe: Recipe, scalars: np.ndarray) -> np.ndarray:

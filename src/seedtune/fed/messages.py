@@ -51,7 +51,8 @@ class Reply:
     scalars: projected gradients of its steps, or their signs, float32 [H, P]; empty where weights are sent.
     loss: mean training loss over the steps; may be NaN where all steps were skipped.
     num_skipped: steps without an update, since a loss was not finite.
-    num_flops: floating-point operations of the forwards (`zo.meter`).
+    num_flops: floating-point operations of the forwards (`zo.meter`); num_prefix_flops: those of block 1 among them,
+        where the model is split.
     scalar_rms: root mean square of the projected gradients where weights are sent in their place; None otherwise.
     """
 
@@ -65,6 +66,7 @@ class Reply:
     num_skipped: int = 0
     num_flops: int = 0
     scalar_rms: float | None = None
+    num_prefix_flops: int = 0
 
 
 def encode_order(order: Order) -> bytes:
@@ -90,7 +92,9 @@ def encode_reply(reply: Reply) -> bytes:
     steps, directions = reply.scalars.shape
     scalars = _pack_scalars(reply.scalars)
     counts = [reply.round, reply.client, reply.num_examples, reply.num_forwards]
-    more = [reply.num_skipped, reply.num_flops, None if reply.scalar_rms is None else float(reply.scalar_rms)]
+    first, flops = reply.num_prefix_flops, reply.num_flops
+    flops = [first, flops - first] if first else flops
+    more = [reply.num_skipped, flops, None if reply.scalar_rms is None else float(reply.scalar_rms)]
     return _pack([_REPLY, *counts, float(reply.loss), steps, directions, scalars, reply.weights, *more])
 
 
@@ -104,12 +108,14 @@ def decode_reply(data: bytes) -> Reply:
     counts = (round_, client, examples, forwards, steps, directions, skipped)
     _check(all(_count(value) for value in counts), "a reply's counts are whole numbers from 0 to 2^31")
     _check(isinstance(loss, float) and isinstance(weights, bytes), "a reply's loss is a number, its weights bytes")
-    _check(type(flops) is int and 0 <= flops < 2**63, "a reply's operations are a whole number from 0 to 2^63")
+    blocks = flops if isinstance(flops, list) else [0, flops]
+    whole = len(blocks) == 2 and all(type(count) is int and 0 <= count < 2**62 for count in blocks)
+    _check(whole, "a reply's operations, or those of its two blocks, are whole numbers from 0 to 2^62")
     _check(abs(loss) != inf, "a reply's loss is finite, or NaN where all steps were skipped")
     _check(rms is None or (type(rms) is float and 0 <= rms < inf), "a root mean square is finite and not negative")
     scalars = _unpack_scalars(raw, (steps, directions), "a reply's scalars")
     _check(not np.isinf(scalars).any(), "a reply's scalars are finite, or NaN where a step was skipped")
-    return Reply(round_, client, examples, forwards, loss, scalars, weights, skipped, flops, rms)
+    return Reply(round_, client, examples, forwards, loss, scalars, weights, skipped, sum(blocks), rms, blocks[0])
 
 
 def pack_record(record: RoundRecord) -> bytes:

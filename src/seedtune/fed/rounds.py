@@ -119,6 +119,7 @@ class RoundResult:
     Losses and signals are those of the clients whose replies counted; bytes those of the encoded messages; forwards,
     floating-point operations and skipped steps those of the replies that counted. scalar_rms: root mean square of the
     projected gradients. rate: the round's learning rate, before any client's own. surge: one that began in this round.
+    num_prefix_flops: operations of block 1 among them, where the model is split.
     """
 
     record: RoundRecord
@@ -136,6 +137,7 @@ class RoundResult:
     skipped_steps: int
     seconds: float
     surge: Surge | None = None
+    num_prefix_flops: int = 0
 
     @property
     def train_loss(self) -> float:
@@ -176,6 +178,7 @@ def one_round(
         record, cohort, dropped, heard.failed, losses, signals, _scalar_rms(heard.replies), server.rate,
         orders.num_bytes, heard.num_bytes, sum(reply.num_forwards for reply in heard.replies),
         sum(reply.num_flops for reply in heard.replies), sum(reply.num_skipped for reply in heard.replies), 0.0,
+        num_prefix_flops=sum(reply.num_prefix_flops for reply in heard.replies),
     )  # fmt: skip
     ahead = after(server, result)
     result = replace(result, surge=ahead.guard.surge)
