@@ -3,7 +3,7 @@
 Nothing is trained, written or printed here.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +85,7 @@ def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tenso
     dealt = partition(task.train, recipe.partition, noise.derive_key(seed, "partition"))
     clients, heldout = held_out(dealt, recipe.partition, noise.derive_key(seed, "held out"))
     if initial is None:
-        initial = _head_start(recipe, model, task, train)
+        initial = _head_start(recipe, model, task, train.subset(indices_of(clients)))
     install_initial(model, initial)
     space, cut = space_of(model.module, model.trainable), _cut(recipe, model.module)
     header = Header(
@@ -111,6 +111,11 @@ def initial_values(seed: int) -> Callable[[str, tuple[int, ...]], torch.Tensor]:
         return noise.values(key, 0, int(np.prod(shape)), Distribution.GAUSSIAN).view(shape)
 
     return gaussian
+
+
+def indices_of(clients: Sequence[np.ndarray]) -> np.ndarray:
+    """All clients' indices, ascending."""
+    return np.sort(np.concatenate(clients))
 
 
 def _head_start(recipe: Recipe, model: Tuned, task: Task, train: EncodedSet) -> Mapping[str, torch.Tensor]:

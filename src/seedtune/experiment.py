@@ -16,11 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from . import run_store
-from .assembly import Experiment, assemble, base_weights, put_back, restore
+from .assembly import Experiment, assemble, base_weights, indices_of, put_back, restore
 from .config import FederationConfig, Machine, Recipe
 from .data.batches import batch_of
 from .data.keyed import client_batch_indices
@@ -235,11 +234,11 @@ def backpropagation(experiment: Experiment) -> Evaluation:
     recipe, site = experiment.recipe, experiment.site
     tuned = copied(site.replica.weights)
     copy_into(site.replica.weights, base_weights(experiment))
-    everyone = np.arange(len(experiment.train))
+    everyone = indices_of(experiment.clients)
     one = replace(
         site, recipe=_baseline_recipe(recipe), num_examples=lambda client: len(everyone),
         batch=lambda client, key: batch_of(
-            experiment.train, client_batch_indices(key, len(everyone), recipe.federation.batch_size)
+            experiment.train, everyone[client_batch_indices(key, len(everyone), recipe.federation.batch_size)]
         ),
     )  # fmt: skip
     try:

@@ -57,7 +57,7 @@ def _evaluation_row(evaluated: Evaluated) -> Row:
 
 
 def _pooled(evaluations: Iterable[Evaluation]) -> Evaluation:
-    """The mean over all clients' examples."""
+    """The mean over clients, each as often as it has examples."""
     all_ = list(evaluations)
     sizes = [evaluation.num_examples for evaluation in all_]
     accuracies = [evaluation.accuracy for evaluation in all_]

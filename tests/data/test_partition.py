@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from seedtune.config import PartitionConfig
 from seedtune.data.examples import Example
-from seedtune.data.partition import partition
+from seedtune.data.partition import held_out, partition
 from seedtune.errors import DataError
 
 
@@ -128,3 +128,35 @@ def test_data_without_groups_are_pointed_to_iid():
 def test_ten_thousand_clients():
     assert len(deal(examples(20_000, groups=300), "natural", 10_000)) == 10_000
     assert len(deal(examples(20_000), "iid", 10_000)) == 10_000
+
+
+fractions = st.floats(0, 1, exclude_max=True)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), fractions, st.integers(0, 2**64 - 1))
+def test_held_out_examples_are_a_clients_own_and_never_trained_on(sizes, fraction, key):
+    clients = np.split(np.arange(sum(sizes)) * 3 + 1, np.cumsum(sizes)[:-1])
+    kept, held = held_out(clients, PartitionConfig(heldout_fraction=fraction), key)
+    assert len(kept) == len(held) == len(sizes)
+    for dealt, train, test in zip(clients, kept, held, strict=True):
+        assert sorted([*train, *test]) == dealt.tolist() and train.dtype == test.dtype == np.int64
+        assert (np.diff(train) > 0).all() and (np.diff(test) > 0).all()
+        assert len(train) >= 1 and len(test) <= fraction * len(dealt) + 1e-6
+        assert len(train) == 1 or len(test) > fraction * len(dealt) - 1
+
+
+@pytest.mark.parametrize("fraction, count", [(0.0, 0), (0.1, 10), (0.29, 29), (0.57, 57), (0.999, 99), (0.005, 0)])
+def test_a_share_is_held_out_rounded_down(fraction, count):
+    """0.29 * 100 is 28.999999999999996 in floating point."""
+    kept, held = held_out([np.arange(100)], PartitionConfig(heldout_fraction=fraction), 1)
+    assert (len(kept[0]), len(held[0])) == (100 - count, count)
+
+
+def test_what_is_held_out_depends_on_the_key_and_the_clients_number_alone():
+    config, clients = PartitionConfig(heldout_fraction=0.5), [np.arange(10), np.arange(10, 30), np.arange(10)]
+    _, held = held_out(clients, config, 1)
+    np.random.seed(0)
+    _, fewer = held_out(clients[:2], config, 1)
+    _, other = held_out(clients, config, 2)
+    assert [one.tolist() for one in fewer] == [one.tolist() for one in held[:2]]
+    assert held[0].tolist() != held[2].tolist() and held[0].tolist() != other[0].tolist()

@@ -63,7 +63,7 @@ def held_out(
 
 
 def _parted(indices: np.ndarray, fraction: float, key: int) -> tuple[np.ndarray, np.ndarray]:
-    count = min(int(fraction * len(indices)), len(indices) - 1)
+    count = min(int(fraction * len(indices) + 1e-9), len(indices) - 1)  # 0.29 * 100 is 28.999999999999996
     order = keyed_permutation(key, len(indices))
     return np.sort(indices[order[count:]]), np.sort(indices[order[:count]])
 
