@@ -9,8 +9,10 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client: tests ask no network
 
+import small_federation
 import tiny_runs
 
+from seedtune import assembly, experiment
 from seedtune.config import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,3 +43,11 @@ def tiny_table(tmp_path_factory) -> Path:
 def tiny_recipe(tiny_model, tiny_table) -> Callable[..., Recipe]:
     """Makes a recipe over the tiny model and table: three rounds of four clients, with sections laid over it."""
     return partial(tiny_runs.recipe, tiny_model, tiny_table)
+
+
+@pytest.fixture
+def small_runs(monkeypatch):
+    """Lets runs be of the small federation, without a model, and not wait for the disk."""
+    monkeypatch.setattr(experiment, "assemble", small_federation.without_a_model)
+    monkeypatch.setattr(assembly, "base_weights", lambda made: small_federation.site(made.recipe).replica.weights)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

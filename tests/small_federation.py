@@ -1,6 +1,7 @@
 """A federation around one linear layer: sites, servers and engines that misbehave, without a language model."""
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from seedtune.experiment import PROTOCOLS
 from seedtune.fed.client import Replica, Site
 from seedtune.fed.messages import Reply, encode_reply
 from seedtune.fed.rounds import Server
+from seedtune.models.evaluation import Evaluation
 from seedtune.space import bound_weights, copied, digest, model_digest, space_of
 from seedtune.zo.meter import Meter, Shape
 from seedtune.zo.noise import Distribution
@@ -79,6 +81,17 @@ def site(recipe: Recipe, dtype: torch.dtype = torch.float32, **changed) -> Site:
         shape=lambda batch: Shape(tuple(batch[0].shape), None, None, 0), meter=Meter(),
     )  # fmt: skip
     return Site(**(fields | changed))
+
+
+def without_a_model(recipe: Recipe, machine=None, initial=None, **changed) -> SimpleNamespace:
+    """What `assemble` gives, as far as a run asks for it, around a site of its own."""
+    at = site(recipe)
+    fields = dict(
+        recipe=recipe, header=at.header, site=at, space=at.perturber.space, model=SimpleNamespace(base_id="linear"),
+        train=SimpleNamespace(num_truncated=1), test=SimpleNamespace(num_truncated=2),
+        evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict,
+    )  # fmt: skip
+    return SimpleNamespace(**(fields | changed))
 
 
 def server(at: Site) -> Server:

@@ -12,6 +12,7 @@ import small_federation
 import tiny_runs
 import torch
 from peft import PeftModel
+from small_federation import without_a_model
 from tiny_runs import MACHINE, NOTHING, StopAfter, child, save_model, toml, values
 from transformers import AutoModelForCausalLM
 
@@ -43,17 +44,6 @@ def counts(summary):
 
 
 # Crashes, on a federation around one linear layer.
-
-
-def without_a_model(recipe, machine, initial=None):
-    """What `assemble` gives, as far as a run asks for it, around `small_federation.site`."""
-    site = small_federation.site(recipe)
-    return SimpleNamespace(
-        recipe=recipe, header=site.header, site=site, space=site.perturber.space,
-        model=SimpleNamespace(base_id="linear"), train=SimpleNamespace(num_truncated=1),
-        test=SimpleNamespace(num_truncated=2), evaluate=lambda: Evaluation(1.0, 0.5, 10),
-        evaluate_clients=dict,
-    )  # fmt: skip
 
 
 class Crash(BaseException):

@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -36,7 +36,7 @@ from .run_folder import check_room
 from .run_store import RunStore
 from .space import copied, copy_into
 from .zo import kernels
-from .zo.trajectory import RoundRecord, Trajectory
+from .zo.trajectory import RoundRecord, Trajectory, path
 
 PROTOCOLS = {"scalars": SeedScalar, "weights": WeightAverage}
 
@@ -56,7 +56,7 @@ def run(recipe: Recipe, machine: Machine, folder: Path, listen: Listener, replac
     with kernels.using(machine.kernel), claimed as store:
         experiment = assemble(recipe, machine)
         check_room(folder, _snapshot_bytes(experiment))
-        return _rounds(experiment, _begin(experiment, store, listen), store, listen)
+        return _rounds(experiment, _begin(experiment, store, listen), (), store, listen)
 
 
 def resume(folder: Path, machine: Machine, listen: Listener) -> dict[str, Any]:
@@ -74,10 +74,11 @@ def resume(folder: Path, machine: Machine, listen: Listener) -> dict[str, Any]:
         recipe = run_store.recipe_of(folder)
         if store.recover() is None:
             experiment = assemble(recipe, machine)
-            return _rounds(experiment, _begin(experiment, store, listen), store, listen)
+            return _rounds(experiment, _begin(experiment, store, listen), (), store, listen)
         trajectory = run_store.trajectory_of(folder)
         experiment = assemble(recipe, machine, trajectory.header.initial)
-        return _rounds(experiment, _continue(experiment, trajectory, store, listen), store, listen)
+        start = _continue(experiment, trajectory, store, listen)
+        return _rounds(experiment, start, trajectory.records, store, listen)
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -110,8 +111,12 @@ def _snapshot_bytes(experiment: Experiment) -> int:
     return kept * sum(tensor.nbytes for tensor in experiment.site.replica.weights.values())
 
 
-def _rounds(experiment: Experiment, start: Server, store: RunStore, listen: Listener) -> dict[str, Any]:
+def _rounds(
+    experiment: Experiment, start: Server, done: Sequence[RoundRecord], store: RunStore, listen: Listener
+) -> dict[str, Any]:
+    """The rounds after those `done`, each kept before the next begins, and the summary."""
     recipe, clock = experiment.recipe, _Clock(time.perf_counter(), _seconds_before(store))
+    records = list(done)
     engine, protocol = InProcess(experiment.site), PROTOCOLS[recipe.federation.upload]()
     history = History.of(recipe, run_store.metrics_of(store.folder))
     rounds = run_rounds(start, protocol, engine, partial(_put_back, experiment, store))
@@ -120,8 +125,10 @@ def _rounds(experiment: Experiment, start: Server, store: RunStore, listen: List
         row = round_row(server.round, clock.seconds(), result, evaluation)
         history = history.after(row)
         if result.record.is_snapshot:
-            store.keep_snapshot(result.record.round, server.replica.weights, _needed_snapshots(server, history))
+            others = _needed_snapshots(records, server, history)
+            store.keep_snapshot(result.record.round, server.replica.weights, others)
         store.append(result.record, row)
+        records.append(result.record)
         listen(server.round, result, evaluation)
         if history.is_out_of_patience:
             break
@@ -134,12 +141,19 @@ def _put_back(experiment: Experiment, store: RunStore, records: tuple[RoundRecor
     put_back(experiment, records, partial(run_store.snapshot_of, store.folder))
 
 
-def _needed_snapshots(server: Server, history: History) -> set[int] | None:
-    """The rounds whose weights must stay on disk besides the last two, None for all: the best one's, and the one to
-    which a surge would lead back."""
+def _needed_snapshots(records: Sequence[RoundRecord], server: Server, history: History) -> set[int] | None:
+    """The rounds whose weights must stay on disk once one more follows on `records`, None for all: where a run that is
+    killed now goes on, the best state, and the one to which a surge would lead back."""
     if server.recipe.run.keep_snapshots == "all":
         return None
-    return {history.best_rounds - 1, server.guard.good_state - 1}
+    states = (len(records), history.best_rounds, server.guard.good_state)
+    return {record.round for state in states for record in _last_snapshot(records[:state])}
+
+
+def _last_snapshot(records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
+    """The one that holds the weights after `records`, none where these are the base's. It need not be the last of
+    `records`: a round may have moved nothing, or have been taken back."""
+    return tuple(record for record in path(records) if record.is_snapshot)[-1:]
 
 
 @dataclass(frozen=True)
