@@ -1,15 +1,19 @@
 from dataclasses import replace
 from math import inf, nan
 
+import numpy as np
 import pytest
 from small_federation import protocol, recipe, server, site
 
 from seedtune.engines.in_process import InProcess
+from seedtune.errors import DigestMismatch
+from seedtune.fed.client import catch_up
 from seedtune.fed.guard import MAX_BACKOFFS, Guard, Seen
-from seedtune.fed.rounds import AHEAD, run_rounds
+from seedtune.fed.messages import unpack_record
+from seedtune.fed.rounds import AHEAD, LOST, RoundResult, after, run_rounds
 from seedtune.fed.seed_scalar import SeedScalar
-from seedtune.space import copy_into
-from seedtune.zo.trajectory import follow
+from seedtune.space import copy_into, digest
+from seedtune.zo.trajectory import RoundRecord, follow
 
 
 def after_losses(losses, scalar_rms=0.5, rate=1e-4, **over) -> Guard:
@@ -88,6 +92,8 @@ def test_a_backoff_halves_the_rate_and_looks_anew():
 
 
 TOO_FAST = {"local": {"learning_rate": 3.0}, "federation": {"num_rounds": 14}}
+GRADUAL = {"local": {"learning_rate": 0.1, "warmup_rounds": 12}, "federation": {"num_rounds": 16, "batch_size": 12}}
+"""A rate that rises until the loss does: it is best after four rounds."""
 
 
 def rounds_of(**over):
@@ -96,25 +102,25 @@ def rounds_of(**over):
 
     def put_back(records):
         fresh = site(settings)
-
         copy_into(at.replica.weights, fresh.replica.weights)
         follow(at.perturber.space, at.replica.weights, at.header, records)
 
     return list(run_rounds(server(at), protocol(settings), InProcess(at), put_back))
 
 
-def test_a_rollback_ends_at_an_earlier_digest_and_half_the_rate():
-    rounds = rounds_of(run={"on_surge": "backoff"})
-    digests = [result.record.digest for _, result in rounds]
-    back = [n for n, (_, result) in enumerate(rounds) if result.record.back_to is not None]
-    assert back
-    for n in back:
+@pytest.mark.parametrize("settings, ways", [(TOO_FAST, {1: 0, 3: 0}), (GRADUAL, {8: 4, 14: 4})], ids=["base", "later"])
+def test_a_rollback_ends_at_an_earlier_digest_and_half_the_rate(settings, ways):
+    rounds = rounds_of(**settings, run={"on_surge": "backoff"})
+    ends = [site(recipe()).replica.digest, *(result.record.digest for _, result in rounds)]
+    found = {n: result.record.back_to for n, (_, result) in enumerate(rounds) if result.record.back_to is not None}
+    assert found.items() >= ways.items()
+    for n, back_to in found.items():
         state, result = rounds[n]
-        assert result.surge is not None and result.record.scalars.size == 0
-        if result.record.back_to:
-            assert digests[n] == digests[result.record.back_to - 1]
-        assert state.rate < result.rate
-        assert all(at <= len(state.log) for at in state.up_to_date.values())
+        assert result.surge.good_state == back_to and result.record.scalars.size == 0
+        assert ends[n + 1] == ends[back_to] and state.rate < result.rate
+        assert [record.round for record in state.log] == list(range(back_to))
+        assert state.guard.num_backoffs == list(found).index(n) + 1
+        assert all(at <= back_to for at in state.up_to_date.values())
 
 
 def test_a_client_whose_rounds_were_taken_back_is_sent_the_weights():
@@ -153,3 +159,61 @@ def test_backoff_without_a_way_back_is_refused():
     with pytest.raises(ValueError, match=r"run_rounds needs put_back where run.on_surge is 'backoff'"):
         for _ in run_rounds(server(at), protocol(settings), InProcess(at)):
             pass
+
+
+def taken_back_to_a_later_state():
+    """The server and the result of a round that was taken back, with others, to a state after the base."""
+    return next(pair for pair in rounds_of(**GRADUAL, run={"on_surge": "backoff"}) if pair[1].record.back_to)
+
+
+def test_no_record_that_is_sent_is_of_a_round_taken_back():
+    for state, _ in rounds_of(**GRADUAL, run={"on_surge": "backoff"}):
+        assert all(record.back_to is None for record in state.log)
+        packed = SeedScalar().order(replace(state, up_to_date={}), client=1).missed
+        assert [unpack_record(record).digest for record in packed] in ([], [record.digest for record in state.log])
+
+
+def test_a_client_that_failed_before_rounds_were_taken_back_is_sent_the_weights():
+    """It may stand on one of them: told the others, a replica of its own would not come to the server's weights."""
+    ahead, _ = taken_back_to_a_later_state()
+    ill = {1: "EngineError: no answer"}
+    failed = after(replace(ahead, up_to_date={}), unmoved(ahead, failed=ill))
+    assert failed.up_to_date == {1: LOST} and len(SeedScalar().order(failed, 1).missed) == len(failed.log)
+    back = after(failed, unmoved(failed, back_to=failed.log[-1].round + 1))
+    again = after(back, unmoved(back, failed=ill))
+    assert back.up_to_date == again.up_to_date == {1: AHEAD}
+
+    elsewhere, order = site(ahead.recipe), SeedScalar().order(again, 1)
+    elsewhere.replica.weights["bias"] += 1
+    elsewhere.replica.digest = digest(elsewhere.replica.weights)
+    catch_up(elsewhere, order)
+    assert elsewhere.replica.digest == order.digest == ahead.replica.digest
+
+
+def unmoved(state, failed=None, back_to=None):
+    """The next round, as `after` reads it, where nobody moved the weights."""
+    none = RoundRecord(state.round, (), np.zeros((0, 0, 0), np.float32), np.zeros(0), state.replica.digest, back_to)
+    return RoundResult(none, (), (), failed or {}, {}, {}, nan, 0.1, 0, 0, 0, 0, 0, 0.0)
+
+
+def test_weights_that_come_back_otherwise_are_refused_with_both_digests():
+    settings = recipe(**GRADUAL, run={"on_surge": "backoff"})
+    at = site(settings)
+
+    def forgotten(records):
+        """Leaves the weights where the surge took them."""
+
+    ends, rounds = [], run_rounds(server(at), protocol(settings), InProcess(at), forgotten)
+    with pytest.raises(DigestMismatch) as error:
+        for _, result in rounds:
+            ends.append(result.record.digest.hex())
+    found = digest(at.replica.weights).hex()
+    assert str(error.value) == f"the weights' digest put back to 4 rounds is {found}, expected {ends[3]}"
+
+
+def test_a_round_without_replies_is_no_surge():
+    """A surge is told once, also where nobody answers in the round after it."""
+    state = server(site(recipe()))
+    surging = replace(state, guard=after_losses([3.0, nan]))
+    assert surging.guard.surge and after(surging, unmoved(state)).guard.surge is None
+    assert after(surging, unmoved(state)).guard.is_surging

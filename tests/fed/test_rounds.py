@@ -7,7 +7,7 @@ from small_federation import Answers, protocol, recipe, reply, server, site
 from seedtune.engines.in_process import InProcess
 from seedtune.errors import EngineError
 from seedtune.fed.messages import decode_order, encode_reply
-from seedtune.fed.rounds import drops_out, one_round, run_rounds, sample_cohort, share_of
+from seedtune.fed.rounds import LOST, drops_out, one_round, run_rounds, sample_cohort, share_of
 from seedtune.space import copied, digest
 
 
@@ -78,7 +78,7 @@ BAD_ANSWERS = {
 def test_a_client_that_answers_nonsense_is_left_out_and_named(answer, reason):
     after, result = round_of(recipe(), Answers({1: answer}))
     assert list(result.failed) == [1] and result.failed[1].startswith(reason) and "\n" not in result.failed[1]
-    assert result.record.clients == (0, 2, 3) and set(after.up_to_date) == {0, 2, 3}
+    assert result.record.clients == (0, 2, 3) and after.up_to_date == {0: 0, 1: LOST, 2: 0, 3: 0}
 
     without, _ = one_round(server(site(recipe())), protocol(recipe()), Without(1))
     assert after.replica.digest == without.replica.digest

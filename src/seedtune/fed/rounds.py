@@ -25,15 +25,16 @@ from ..data.keyed import keyed_permutation
 from ..errors import EngineError, MessageError
 from ..space import Space, digest
 from ..zo import noise
-from ..zo.trajectory import Header, RoundRecord, path, taken_back
+from ..zo.trajectory import Header, RoundRecord, check_digest, path, taken_back
 from .client import Replica, root_mean_square
 from .guard import MAX_BACKOFFS, Guard, Seen, Surge
 from .messages import Order, Reply, decode_reply, encode_order, pack_weights
 from .personalise import Rates
 from .schedule import learning_rate_at
 
-AHEAD = -1
-"""Where a client stands whose rounds were taken back: no records lead from there, it is sent the weights."""
+AHEAD, LOST = -1, -2
+"""Where a client stands whose rounds were taken back: no records lead from there, it is sent the weights. And where one
+stands that failed: after some of the records, so it is told them all, and passes over those that it knows."""
 
 
 class Engine(Protocol):
@@ -71,8 +72,8 @@ class Server:
     """The server between two rounds.
 
     round: the next round's number. log: the records that lead from the base to the weights. up_to_date: for each
-    client that ever took part, the number of these that its weights stand at, or `AHEAD`. rates: what the clients'
-    own learning rates follow from. guard: what it knows of the loss.
+    client that ever was asked, the number of these that its weights stand at, `AHEAD` or `LOST`. rates: what the
+    clients' own learning rates follow from. guard: what it knows of the loss.
     """
 
     recipe: Recipe
@@ -191,30 +192,38 @@ def one_round(
 def after(server: Server, result: RoundResult) -> Server:
     """The server once a finished round has moved its replica: a fold, the same in a run and in a resumed one.
 
-    Who took part stood at the round's beginning, and where a client that failed stands is not known.
+    Who took part stood at the round's beginning; where a client that failed stands is not known.
     """
-    record, stood = result.record, len(server.log)
-    seen = {client: stood for client in record.clients}
-    known = {client: at for client, at in server.up_to_date.items() if client not in result.failed}
-    guard, rates, log = server.guard, server.rates, (*server.log, record)
+    record, guard, rates, log = result.record, server.guard, server.rates, (*server.log, result.record)
+    failed = {client: AHEAD if server.up_to_date.get(client) == AHEAD else LOST for client in result.failed}
+    places = {**server.up_to_date, **failed, **dict.fromkeys(record.clients, len(server.log))}
     if record.clients:
         since = server.log[-1].round + 1 if server.log else 0
         guard = guard.after(Seen(since, result.train_loss, result.scalar_rms, result.rate))
+    else:
+        guard = replace(guard, surge=None)
     if record.back_to is not None:
         guard, log = guard.backed_off(), path(log)
+        places = {client: at if 0 <= at <= len(log) else AHEAD for client, at in places.items()}
     else:
         rates = rates.after(result.signals)
-    places = {client: at if at <= len(log) else AHEAD for client, at in {**known, **seen}.items()}
     return replace(server, round=record.round + 1, log=log, up_to_date=places, rates=rates, guard=guard)
 
 
 def _undone(server: Server, result: RoundResult, put_back: PutBack | None) -> RoundRecord:
-    """Puts the weights back to where the loss was best, and says so in place of the round's record."""
+    """Puts the weights back to where the loss was best, and says so in place of the round's record.
+
+    Raises:
+        DigestMismatch: they are not the weights that were there then.
+    """
     if put_back is None:
         raise ValueError("run_rounds needs put_back where run.on_surge is 'backoff'")
     good = result.surge.good_state
-    put_back(tuple(record for record in server.log if record.round < good))
+    records = tuple(record for record in server.log if record.round < good)
+    put_back(records)
     server.replica.digest = digest(server.replica.weights)
+    if records:
+        check_digest(server.replica.digest, records[-1].digest, f"put back to {good} rounds")
     return taken_back(result.record, good, server.replica.digest)
 
 
