@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -241,14 +242,17 @@ def _first_order_steps(site: Site, order: Order, weights: Weights, move_last: bo
 def _batches(site: Site, order: Order) -> Iterator[tuple[int, Any]]:
     """The batches of a client's round, each with the number of its step."""
     federation = site.recipe.federation
-    keyed = partial(noise.derive_key, site.header.seed, round=order.round, client=order.client)
+    client, keyed = order.client, partial(noise.derive_key, site.header.seed, round=order.round, client=order.client)
     if federation.local_epochs:
-        epochs = (site.epoch(order.client, keyed("epoch", step=epoch)) for epoch in range(federation.local_epochs))
-        yield from enumerate(batch for epoch in epochs for batch in epoch)
-        return
-    for step in range(federation.local_steps):
+        epochs = (site.epoch(client, keyed("epoch", step=epoch)) for epoch in range(federation.local_epochs))
+        batches = chain.from_iterable(epochs)
+    else:
+        batches = (site.batch(client, keyed("batch", step=step)) for step in range(federation.local_steps))
+    for step in count():
         with _named(order, step):
-            batch = site.batch(order.client, keyed("batch", step=step))
+            batch = next(batches, None)
+        if batch is None:
+            return
         yield step, batch
 
 
