@@ -142,3 +142,15 @@ def test_a_scalar_beyond_the_clip_is_refused():
     SeedScalar().check(state, reply(3, scalars=np.full((1, 2), NAN, np.float32)))
     with pytest.raises(MessageError, match=r"^client 3 sent a scalar beyond local.clip = 0.3$"):
         SeedScalar().check(state, reply(3, scalars=np.array([[0.1, -0.30001]], np.float32)))
+
+
+@pytest.mark.parametrize("keys", ["own", "shared"])
+def test_a_scalar_that_a_clients_own_rate_takes_beyond_float32_is_refused(keys):
+    """With Phi 1 a client's rate is 1.9 times the round's: 2e38 is a float32, 3.8e38 is not."""
+    settings = recipe(federation={"keys": keys}, personalise={"policy": "round-wise", "alpha": 0.9})
+    state = server(site(settings))
+    state = dataclasses.replace(state, round=1, rates=state.rates.after({0: 1.0, 1: 2.0, 2: 6.0, 3: 3.0}))
+    large = np.full((1, 2), 2e38, np.float32)
+    SeedScalar().check(state, reply(0, 1, scalars=large))
+    with pytest.raises(MessageError, match="client 2 sent a scalar that would move weights beyond float32"):
+        SeedScalar().check(state, reply(2, 1, scalars=large))

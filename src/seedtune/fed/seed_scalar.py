@@ -44,9 +44,8 @@ class SeedScalar:
             raise MessageError(f"client {reply.client} sent scalars of shape {reply.scalars.shape}, asked were {asked}")
         _check_told(recipe, reply)
         ratio = server.header.split.rate_ratio if server.header.split else 1.0
-        rate = server.rate * server.rate_factor(reply.client) * max(1.0, ratio)
-        largest = float(np.nanmax(np.abs(reply.scalars), initial=0.0))
-        if largest * max(rate, 1.0) > float(np.finfo(np.float32).max):
+        furthest = max(server.rate * max(1.0, ratio), 1.0) * max(server.rate_factor(reply.client), 1.0)
+        if float(np.nanmax(np.abs(reply.scalars), initial=0.0)) * furthest > float(np.finfo(np.float32).max):
             raise MessageError(f"client {reply.client} sent a scalar that would move weights beyond float32")
 
     def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:
