@@ -5,14 +5,15 @@ import pytest
 from rich.console import Console
 
 from seedtune import terminal
+from seedtune.fed.guard import Surge
 from seedtune.fed.rounds import RoundResult
 from seedtune.metrics import Evaluated
 from seedtune.models.evaluation import Evaluation
 from seedtune.zo.trajectory import RoundRecord
 
 
-def result(round_: int, failed=None, surge=None) -> RoundResult:
-    record = RoundRecord(round_, (0,), np.zeros((1, 1, 1), np.float32), np.zeros(1), bytes(16))
+def result(round_: int, failed=None, surge=None, back_to=None) -> RoundResult:
+    record = RoundRecord(round_, (0,), np.zeros((1, 1, 1), np.float32), np.zeros(1), bytes(16), back_to)
     return RoundResult(
         record, (0, 1), (), failed or {}, losses={0: 0.5, 1: 0.0}, signals={}, scalar_rms=1.0, rate=0.1, bytes_down=700,
         bytes_up=300, num_forwards=2, num_flops=10, skipped_steps=0, seconds=0.1, surge=surge,
@@ -55,6 +56,51 @@ def test_a_terminal_shows_a_bar():
     calls = [(0, None, Evaluated(Evaluation(2.0, None, 10), {})), *((n, result(n - 1), None) for n in range(1, 1001))]
     text = shown(console, calls, num_rounds=1000)
     assert " 1000/1000 train 0.250  test 2.000  perplexity 7.39  1.0 MB 0:00:00" in text
+
+
+SURGE = Surge(60.0, 2.2, 7, "local.learning_rate is likely too large [red]")
+TOLD = "SURGE: the training loss rose from 2.200 to 60.000: local.learning_rate is likely too large [red]"
+
+
+@pytest.mark.parametrize("back_to, end", [(None, ""), (7, "; back to round 7, at half the rate"),
+                                          (0, "; back to round 0, at half the rate")])  # fmt: skip
+def test_a_surge_is_news(back_to, end):
+    calls = [(n, result(n - 1), None) for n in (8, 9)]
+    calls.insert(1, (9, result(8, surge=SURGE, back_to=back_to), None))
+    lines = shown(piped(), calls).splitlines()
+    assert lines == [f"round 9/100  train loss 0.250  sent 2.0 kB  {TOLD}{end}"]
+
+
+def test_a_surge_stays_above_the_bar():
+    """On the bar it would be cut to a few letters, and gone with the next round."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    calls = [(n, result(n - 1, surge=SURGE if n == 9 else None, back_to=7 if n == 9 else None), None)
+             for n in range(1, 1001)]  # fmt: skip
+    text = shown(console, calls, num_rounds=1000)
+    assert text.count(f"round 9: {TOLD}; back to round 7, at half the rate\n") == 1
+    assert " 1000/1000 train 0.250  1.0 MB 0:00:00" in text
+
+
+EVENTLESS = {"rounds": 100, "surges": {}, "stopped_by": None, "best_rounds": 100, "best_loss": 1.25}
+
+
+@pytest.mark.parametrize(
+    "changed, lines",
+    [
+        ({}, []),
+        ({"best_rounds": 0, "best_loss": None}, []),  # no loss was finite
+        ({"best_rounds": 40}, ["best evaluation: test loss 1.250 after 40 rounds (replay --round)"]),
+        ({"best_rounds": 0}, ["best evaluation: test loss 1.250 after 0 rounds (replay --round)"]),
+        ({"stopped_by": "surge"}, ["ended early, after 100 rounds: the loss surged"]),
+        ({"stopped_by": "patience", "rounds": 60, "best_rounds": 40},
+         ["ended early, after 60 rounds: no better evaluation for run.patience of them",
+          "best evaluation: test loss 1.250 after 40 rounds (replay --round)"]),
+        ({"surges": {"9": "the training loss rose", "31": "it is not finite"}},
+         ["loss surge in round 9: the training loss rose", "loss surge in round 31: it is not finite"]),
+    ],
+)  # fmt: skip
+def test_events_are_what_the_results_do_not_show(changed, lines):
+    assert terminal.events(EVENTLESS | changed) == lines
 
 
 SUMMARY = {

@@ -45,7 +45,9 @@ class _Bar:
         self._sent += _bytes_of(result)
         self._quality = quality(evaluation).replace("test loss", "test") if evaluation else self._quality
         training = _training(result).replace("train loss", "train")  # 80 columns hold it all
-        state = _joined(training, self._quality, amount(self._sent), _left_out(result), _surge(result))
+        if surge := _surge(result):  # above the bar, where it stays: the bar has no room, and shows the next round soon
+            self._bar.console.print(f"round {num_rounds}: {surge}", markup=False, soft_wrap=True)
+        state = _joined(training, self._quality, amount(self._sent), _left_out(result))
         self._bar.update(self._task, completed=num_rounds, state=state)
 
 
