@@ -10,7 +10,8 @@ import pytest
 import tiny_runs
 from tiny_runs import MACHINE, NOTHING
 
-from seedtune import cli, experiment, presets, run_store
+from seedtune import assembly, cli, experiment, presets, run_store
+from seedtune.models.evaluation import Evaluation
 from seedtune.zo.trajectory import header_frame
 
 
@@ -196,11 +197,21 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback():
 SETTINGS = {
     "federation.cohort_size=99": "recipe tiny.toml: federation.cohort_size is 99 but partition.num_clients is 4: a "
     "cohort cannot be larger than the federation",
+    "federation.local_epochs=2": "recipe tiny.toml: federation.local_epochs needs federation.upload = 'weights': "
+    "clients with unlike numbers of examples would send unlike numbers of scalars",
     "federation.cohort=3": "recipe tiny.toml: unknown key 'cohort': did you mean 'cohort_size'? Known: "
     "aggregation, batch_size, cohort_size, dropout_rate, key_pool, keys, local_epochs, local_steps, min_replies, "
     "num_rounds, upload, weighting (in [federation])",
     "federaton.keys=own": "recipe tiny.toml: unknown section 'federaton': did you mean 'federation'? Known: baseline, "
     "federation, local, model, partition, personalise, run, split, task",
+    "personalise.alpha=-0.5": "recipe tiny.toml: personalise.alpha = -0.5: input should be greater than or equal to 0",
+    "personalise.alpha=half": "recipe tiny.toml: personalise.alpha = 'half': input should be a valid number, unable to "
+    "parse string as a number",
+    "personalise.policy=round-wize": "recipe tiny.toml: personalise.policy = 'round-wize': input should be 'fixed', "
+    "'random', 'round-wise', 'five-round' or 'model-diff'",
+    "partition.heldout_fraction=1": "recipe tiny.toml: partition.heldout_fraction = 1: input should be less than 1",
+    "run.patience=-1": "recipe tiny.toml: run.patience = -1: input should be greater than or equal to 0",
+    "run.on_surge=retry": "recipe tiny.toml: run.on_surge = 'retry': input should be 'ignore', 'stop' or 'backoff'",
     "run.seed=-1": "recipe tiny.toml: run.seed = -1: input should be greater than or equal to 0",
     "local.num_directions=two": "recipe tiny.toml: local.num_directions = 'two': input should be a valid integer, "
     "unable to parse string as an integer",
@@ -213,6 +224,7 @@ SETTINGS = {
     "task.answers={red = ' red', green = ' redder', blue = ' blue'}": "answers ' red' and ' redder' of task 'custom' "
     "begin with the same token 'Ġred' (270): choose words that differ from the start",
     "task.path=gone.csv": "gone.csv: no such file or folder; set task.path to the task's data",
+    "model.lora_rank=0": "recipe tiny.toml: model.lora_rank = 0: input should be greater than or equal to 1",
     "partition.num_clients=500": "46 training examples cannot give each of 500 clients 1: lower partition.num_clients "
     "or partition.min_examples",
     "model.lora_targets=['q_prj']": "model.lora_targets: 'q_prj' matches no linear module (the output head cannot be "
@@ -226,6 +238,28 @@ def test_settings_that_cannot_be_run_are_refused(seedtune, setting, tmp_path):
     lora = ("--set", "model.adapter=lora") if "lora" in setting else ()
     refused(seedtune("run", "tiny.toml", "--set", setting, *lora), SETTINGS[setting])
     assert os.listdir(tmp_path) == ["tiny.toml"]
+
+
+def test_settings_that_do_not_go_together_are_refused(seedtune, tmp_path):
+    absolute = [f"personalise.{setting}" for setting in ("policy=model-diff", "alpha=0.01", "alpha_unit=absolute")]
+    for chosen, message in (
+        (["personalise.policy=random", "personalise.alpha=1.5"], "personalise.alpha is 1.5 (relative), which lets a "
+         "client's learning rate fall to 0: it must be less than 1"),
+        (absolute, "personalise.alpha is 0.01 (absolute), which lets a client's learning rate fall to 0: it must be "
+         "less than 0.01"),
+    ):  # fmt: skip
+        result = seedtune("run", "tiny.toml", *(part for setting in chosen for part in ("--set", setting)))
+        refused(result, f"recipe tiny.toml: {message}")
+    assert os.listdir(tmp_path) == ["tiny.toml"]
+
+
+def test_a_run_that_ends_early_says_so(seedtune, monkeypatch):
+    worse = iter(range(10))
+    monkeypatch.setattr(assembly, "evaluate", lambda model, encoded: Evaluation(2.0 + next(worse), 0.5, 10))
+    result = seedtune("run", "tiny.toml", "--set", "run.patience=1", "--set", "run.eval_every=1")
+    assert (result.code, result.err) == (0, "")
+    assert "ended early, after 1 rounds: no better evaluation for run.patience of them" in result.out.splitlines()
+    assert "best evaluation: test loss 2.000 after 0 rounds (replay --round)" in result.out.splitlines()
 
 
 ARGUMENTS = {

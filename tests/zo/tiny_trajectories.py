@@ -80,6 +80,6 @@ def assert_same(first: Trajectory, header: Header, records) -> None:
     assert digest(first.header.initial) == digest(header.initial)
     assert len(first.records) == len(records)
     for a, b in zip(first.records, records, strict=True):
-        assert (a.round, a.clients, a.digest) == (b.round, b.clients, b.digest)
+        assert (a.round, a.clients, a.digest, a.back_to) == (b.round, b.clients, b.digest, b.back_to)
         for got, sent in ((a.scalars, b.scalars), (a.factors, b.factors)):
             assert (got.dtype, got.shape, got.tobytes()) == (sent.dtype, sent.shape, sent.tobytes())
