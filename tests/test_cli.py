@@ -266,7 +266,7 @@ ARGUMENTS = {
     ("run", "demp"): "unknown recipe 'demp': did you mean 'demo'? Known: demo, study; or give a TOML file",
     ("run", "gone.toml"): "recipe gone.toml: cannot be read: No such file or directory",
     ("run", "tiny.toml", "--method", "fedag"): "unknown method 'fedag': did you mean 'fedavg'? Known: baffle, decomfl, "
-    "fedavg, fedkseed, fedmezo, fedmezo-full, fedzo, feedsign",
+    "fedavg, fedkseed, fedmezo, fedmezo-full, fedspzo, fedzo, feedsign",
     ("run", "tiny.toml", "--kernel", "cuda"): "--kernel 'cuda': must be auto, numba or torch",
     ("run", "tiny.toml", "--rounds", "-1"): "recipe tiny.toml: federation.num_rounds = -1: input should be greater "
     "than or equal to 0",
