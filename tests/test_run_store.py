@@ -1,16 +1,19 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from small_federation import recipe, site
+from small_federation import recipe, site, without_a_model
+from tiny_runs import MACHINE, NOTHING
 
-from seedtune import run_folder, run_store
+from seedtune import experiment, run_folder, run_store
 from seedtune.errors import ConfigError, RunStoreError, TrajectoryError
+from seedtune.models.evaluation import Evaluation
 from seedtune.run_store import (
     MANIFEST,
     METRICS,
@@ -277,6 +280,23 @@ def test_expected_bytes_cover_what_is_written(tmp_path):
     written = sum(len(contents(tmp_path)[name]) for name in (TRAJECTORY, METRICS))
     assert written < log_bytes(recipe(federation={"num_rounds": NUM_ROUNDS})) < 10 * written
     assert log_bytes(recipe(federation={"num_rounds": 10**6, "local_steps": 100})) > 3 * 10**9
+
+
+@pytest.mark.parametrize("upload", ["scalars", "weights"])
+@pytest.mark.parametrize("num_clients, policy", [(2, "fixed"), (200, "model-diff")])
+def test_expected_bytes_cover_a_real_run_of_many_clients(
+    tmp_path, small_runs, monkeypatch, upload, num_clients, policy
+):
+    """Each client's loss, signal and evaluation are in the rows; nobody evaluates in small runs, so it is done here."""
+    held = {client: Evaluation(1 / 3 + client, 1 / 3, 3) for client in range(num_clients)}
+    monkeypatch.setattr(experiment, "assemble", partial(without_a_model, evaluate_clients=lambda: held))
+    settings = recipe(
+        partition={"num_clients": num_clients, "heldout_fraction": 0.1}, federation={"upload": upload},
+        personalise={"policy": policy}, run={"eval_every": 1},
+    )  # fmt: skip
+    experiment.run(settings, MACHINE, tmp_path / "run", NOTHING)
+    written = sum((tmp_path / "run" / name).stat().st_size for name in (TRAJECTORY, METRICS))
+    assert written < log_bytes(settings) < 3 * written, (written, log_bytes(settings))
 
 
 def damage(folder: Path, name: str, data: bytes) -> None:

@@ -244,9 +244,11 @@ def snapshot_of(folder: Path, round_: int) -> Weights:
 def log_bytes(recipe: Recipe) -> int:
     """About how many bytes trajectory and metrics of a whole run take: some kilobytes, unless rounds are many."""
     federation = recipe.federation
-    asked = federation.cohort_size or recipe.partition.num_clients
+    num_clients = recipe.partition.num_clients
+    asked, evaluations = federation.cohort_size or num_clients, 1 + federation.num_rounds // recipe.run.eval_every
     scalars = federation.local_steps * recipe.num_scalars if federation.upload == "scalars" else 0
-    return federation.num_rounds * (800 + asked * (20 + 4 * scalars))
+    heldout = evaluations * num_clients * 100 if recipe.partition.heldout_fraction else 0
+    return (1 + federation.num_rounds) * (1000 + asked * (80 + 4 * scalars)) + heldout
 
 
 def _snapshot_path(folder: Path, round_: int) -> Path:

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import small_federation
 from test_protocols_conform import EXCHANGES, counts, late_client, replayed
+from test_rates_conform import late_client as joined_late
 from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune import run_store
@@ -69,4 +70,6 @@ def test_rounds_are_taken_back_to_a_later_state_than_the_base(exchange, small_ru
     for stop in (3, 8, 14, 15, 16, 17, 23):
         with pytest.raises(KeyboardInterrupt):
             run(settings, MACHINE, tmp_path / "stopped", StopAfter(stop), replace_run=True)
+        stands = run_store.trajectory_of(tmp_path / "stopped").records[-1].digest.hex()
+        assert joined_late(settings, tmp_path / "stopped") == stands
         assert counts(resume(tmp_path / "stopped", MACHINE, NOTHING)) == counts(live), f"stopped after {stop}"

@@ -91,6 +91,12 @@ def test_a_backoff_halves_the_rate_and_looks_anew():
     assert guard.backed_off().rate_share == 0.25
 
 
+def test_a_surge_right_after_a_backoff_goes_back_to_the_same_state():
+    """The guard has seen nothing since that it could call better."""
+    again = after_losses([*FALLING, 9.0]).backed_off().after(Seen(7, nan, 0.5, 5e-5))
+    assert again.surge.good_state == 7
+
+
 TOO_FAST = {"local": {"learning_rate": 3.0}, "federation": {"num_rounds": 14}}
 GRADUAL = {"local": {"learning_rate": 0.1, "warmup_rounds": 12}, "federation": {"num_rounds": 16, "batch_size": 12}}
 """A rate that rises until the loss does: it is best after four rounds."""
