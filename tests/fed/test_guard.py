@@ -151,12 +151,14 @@ def test_a_calm_run_is_the_same_with_every_setting():
     assert digests["ignore"] == digests["stop"] == digests["backoff"]
 
 
-def test_a_run_that_keeps_surging_stops_after_ten_halvings():
-    state = server(site(recipe(run={"on_surge": "backoff"})))
-    guard = after_losses([3.0, nan], run={"on_surge": "backoff"})
-
-    assert not replace(state, guard=guard).must_stop
-    assert replace(state, guard=replace(guard, num_backoffs=MAX_BACKOFFS)).must_stop
+def test_a_run_that_keeps_surging_ends_after_ten_halvings_where_the_loss_was_best():
+    hopeless = {"local": {"learning_rate": 1e5}, "federation": {"num_rounds": 60}}
+    rounds = rounds_of(**hopeless, run={"on_surge": "backoff"})
+    state, last = rounds[-1]
+    undone = [result for _, result in rounds if result.record.back_to is not None]
+    assert len(undone) == MAX_BACKOFFS + 1 and len(rounds) < 60 and state.must_stop
+    assert last is undone[-1] and last.surge and last.rate == pytest.approx(1e5 / 2**MAX_BACKOFFS)
+    assert last.record.digest == site(recipe()).replica.digest and not rounds[-2][0].must_stop
 
 
 def test_backoff_without_a_way_back_is_refused():

@@ -16,7 +16,7 @@ import torch
 from ..config import Recipe
 
 MAX_BACKOFFS = 10
-"""After so many halvings of the learning rate the run ends."""
+"""After so many halvings of the learning rate the next surge ends the run, its rounds taken back as before."""
 
 _WINDOW, _REMEMBERED = 3, 50  # rounds
 _NOISE_FACTOR, _LEAST_RISE, _LEAP = 4.0, 0.1, 5.0

@@ -107,10 +107,8 @@ class Server:
     @property
     def must_stop(self) -> bool:
         """Whether a surge ends the run: by the recipe, or since halving the rate has not helped."""
-        wanted = self.recipe.run.on_surge
-        return self.guard.surge is not None and (
-            wanted == "stop" or (wanted == "backoff" and self.guard.num_backoffs >= MAX_BACKOFFS)
-        )
+        is_surge = self.guard.surge is not None
+        return (is_surge and self.recipe.run.on_surge == "stop") or self.guard.num_backoffs > MAX_BACKOFFS
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ def one_round(
     )  # fmt: skip
     ahead = after(server, result)
     result = replace(result, surge=ahead.guard.surge)
-    if result.surge and server.recipe.run.on_surge == "backoff" and not ahead.must_stop:
+    if result.surge and server.recipe.run.on_surge == "backoff":
         result = replace(result, record=_undone(server, result, put_back))
         ahead = after(server, result)
     return ahead, replace(result, seconds=time.perf_counter() - started)
