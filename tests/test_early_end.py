@@ -9,6 +9,7 @@ from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune import experiment, run_store
 from seedtune.experiment import resume, run
+from seedtune.fed import guard
 from seedtune.fed.rounds import Server, after
 from seedtune.inspection import exported
 from seedtune.metrics import History, result_of
@@ -162,19 +163,20 @@ def states_needed(folder):
     state = Server.at_start(settings, at.header, at.perturber.space, at.replica)
     for record, row in zip(records, rows[1:], strict=True):
         state = after(state, result_of(record, row))
-    return len(records), History.of(settings, rows).best_rounds, state.guard.good_state
+    return len(records), History.of(settings, rows).best_rounds, *state.guard.good_states
 
 
 @pytest.mark.parametrize("settings", [{"federation": SILENT}, BACK], ids=["silent", "back"])
 @pytest.mark.parametrize("losses", [range(99, 0, -1), [9, 8, 7, 6, 5, 4, *[9] * 99], [9, 8, *[9] * 99]])
-def test_few_weights_stay_and_those_that_are_needed(scripted, tmp_path, settings, losses):
+def test_few_weights_stay_and_those_that_are_needed(scripted, tmp_path, monkeypatch, settings, losses):
+    monkeypatch.setattr(guard, "_BLOCK", 3)
     settings = recipe(**{"run": {}, **settings} | {"run": {"eval_every": 1, **settings.get("run", {})}})
     scripted(settings, [float(loss) for loss in losses])
     folder, seen = tmp_path / "run", []
 
     def listen(num_rounds, result, evaluation):
         files = list((folder / "snapshots").glob("*"))
-        assert len(files) <= 4
+        assert len(files) <= 5
         for rounds in states_needed(folder):
             assert replayed(folder, rounds).hex() == ends(folder)[rounds]
         seen.append(len(files))

@@ -107,7 +107,7 @@ def _snapshot_bytes(experiment: Experiment) -> int:
     recipe = experiment.recipe
     if recipe.federation.upload != "weights":
         return 0
-    kept = 5 if recipe.run.keep_snapshots == "last" else recipe.federation.num_rounds
+    kept = 6 if recipe.run.keep_snapshots == "last" else recipe.federation.num_rounds
     return kept * sum(tensor.nbytes for tensor in experiment.site.replica.weights.values())
 
 
@@ -143,10 +143,10 @@ def _put_back(experiment: Experiment, store: RunStore, records: tuple[RoundRecor
 
 def _needed_snapshots(records: Sequence[RoundRecord], server: Server, history: History) -> set[int] | None:
     """The rounds whose weights must stay on disk once one more follows on `records`, None for all: where a run that is
-    killed now goes on, the best state, and the one to which a surge would lead back."""
+    killed now goes on, the best state, and those to which a surge would lead back, this round or later."""
     if server.recipe.run.keep_snapshots == "all":
         return None
-    states = (len(records), history.best_rounds, server.guard.good_state)
+    states = (len(records), history.best_rounds, *server.guard.good_states)
     return {record.round for state in states for record in _last_snapshot(records[:state])}
 
 

@@ -85,6 +85,42 @@ def test_the_likely_cause_is_named(settings, losses, scalar_rms, message):
     assert str(after_losses(losses, scalar_rms, **settings).surge) == message
 
 
+def noisy(seed, num_rounds, level=3.0, noise=0.3):
+    return level + noise * np.random.default_rng([8, seed]).standard_normal(num_rounds)
+
+
+def test_long_calm_runs_seldom_raise_an_alarm():
+    """Of these, eight do where the level is the best of the whole run, and 4 deviations above it are a surge."""
+    assert sum(bool(surges(noisy(seed, 500))) for seed in range(12)) <= 1
+
+
+@pytest.mark.parametrize("before", [30, 300])
+def test_a_rise_is_found_in_the_noise_however_late(before):
+    rising = noisy(1, before + 6) + np.r_[np.zeros(before), 0.8 * np.arange(1, 7)]
+    assert before + 1 <= surges(rising)[0] < before + 6
+
+
+def test_the_level_is_that_of_the_last_25_to_50_rounds():
+    lucky = [2.0] * 5 + [1.0] * 4
+    assert [after_losses(lucky + [2.0] * later).level for later in (0, 15, 16, 40, 41, 90)] == [1, 1, 1, 1, 2, 2]
+    assert after_losses(lucky + [2.0] * 41).good_state == 25
+
+
+def test_a_level_is_kept_where_a_whole_block_of_rounds_knows_of_none():
+    guard = after_losses([3.0, *[nan] * 80])
+    assert (guard.level, guard.good_state) == (3.0, 0) and after_losses([nan] * 80 + [3.0]).level == 3.0
+
+
+def test_a_surge_leads_back_to_a_state_that_was_named_before():
+    """Weights of other states need not be kept."""
+    guard = Guard(recipe())
+    for since, loss in enumerate(noisy(2, 150)):
+        ahead = guard.after(Seen(since, loss, 0.5, 1e-4))
+        assert ahead.good_states <= guard.good_states | {since} and ahead.good_state in ahead.good_states
+        guard = ahead
+    assert guard.good_state > 90
+
+
 def test_a_backoff_halves_the_rate_and_looks_anew():
     guard = after_losses([*FALLING, 9.0]).backed_off()
     assert (guard.rate_share, guard.surge, guard.level) == (0.5, None, inf)

@@ -4,6 +4,16 @@ With too large a learning rate the loss of FedMeZO falls, then rises sharply, ea
 arXiv 2402.05926). The guard looks for this rise and for losses that are not finite. It is a fold over finished rounds,
 so a resumed run's guard knows what the uninterrupted one would. What is done about a surge (`run.on_surge`) happens in
 `rounds`; the guard moves no weights and changes nothing while there is no surge.
+
+False alarms, measured on 200 synthetic runs each: the share with at least one in so many rounds.
+
+    training losses, with Gaussian noise                        100     500     2,000 rounds
+    3, noise 0.3                                               0.045   0.090   0.235
+    from 3 to 1 as 1 + 2 exp(-t / 500), noise 0.3              0.030   0.035   0.150
+    the same, noise 15 % of the loss                           0.040   0.070   0.165
+
+Most of those in the first hundred rounds come before the thirtieth, when the noise is known from few rounds. What it
+does not see: a rise no faster than its blocks forget, nor one within the noise.
 """
 
 from collections.abc import Sequence
@@ -18,8 +28,8 @@ from ..config import Recipe
 MAX_BACKOFFS = 10
 """After so many halvings of the learning rate the next surge ends the run, its rounds taken back as before."""
 
-_WINDOW, _REMEMBERED = 3, 50  # rounds
-_NOISE_FACTOR, _LEAST_RISE, _LEAP = 4.0, 0.1, 5.0
+_WINDOW, _BLOCK, _REMEMBERED = 3, 25, 50  # rounds
+_NOISE_FACTOR, _LEAST_RISE, _LEAP = 5.0, 0.1, 5.0
 
 
 @dataclass(frozen=True)
@@ -54,17 +64,28 @@ class Surge:
 
 
 @dataclass(frozen=True)
+class Level:
+    """A level of the loss, infinite where none is known, and the state (number of rounds) from which it was measured."""
+
+    loss: float = inf
+    state: int = 0
+
+
+@dataclass(frozen=True)
 class Guard:
     """What is known after some rounds.
 
-    seen: the last rounds, oldest first. level, good_state: the best level of the loss so far, and the state from which
-    it was measured. surge: set after the round in which a surge began. num_backoffs: how often the rate was halved.
+    seen: the last rounds, oldest first. earlier, recent: the best levels of the block of 25 rounds before and of the
+    one that began `age` rounds ago, of which the better is compared with: so old luck is forgotten, and no more than
+    two states are those to which a surge may lead back, this round or later. surge: set after the round in which a
+    surge began. num_backoffs: how often the rate was halved.
     """
 
     recipe: Recipe
     seen: tuple[Seen, ...] = ()
-    level: float = inf
-    good_state: int = 0
+    earlier: Level = Level()
+    recent: Level = Level()
+    age: int = 0
     is_surging: bool = False
     surge: Surge | None = None
     num_backoffs: int = 0
@@ -74,33 +95,55 @@ class Guard:
         """What the backoffs have left of the learning rate."""
         return 0.5**self.num_backoffs
 
+    @property
+    def level(self) -> float:
+        """The best of the last 25 to 50 rounds."""
+        return min(self.earlier.loss, self.recent.loss)
+
+    @property
+    def good_state(self) -> int:
+        """Where that was measured: the weights to which a surge leads back."""
+        return self.earlier.state if self.earlier.loss <= self.recent.loss else self.recent.state
+
+    @property
+    def good_states(self) -> frozenset[int]:
+        """Those that are, or may become, `good_state` without a round that is not there yet."""
+        return frozenset((self.earlier.state, self.recent.state))
+
     def after(self, seen: Seen) -> "Guard":
         """The guard after one more round.
 
         A surge is a loss that is not finite, two rounds in a row above the best level before, or one round five times
-        as far above it. The level is the median of three rounds; above it means by 4 standard deviations of one
-        round's loss, as the differences of the last rounds tell them robustly, and by a tenth of the level; in the
+        as far above it. The level is the median of three rounds; above it means by 5 standard deviations of one
+        round's loss, as the differences of the last 50 rounds tell them robustly, and by a tenth of the level; in the
         first rounds, whose noise is not known, by the whole level. Cost: that of a median of 50 numbers.
         """
         known = (*self.seen, seen)[-_REMEMBERED:]
         is_surging = not isfinite(seen.loss) or self._has_risen(known)
         surge = Surge(seen.loss, self.level, self.good_state, self._cause(known)) if is_surging else None
-        level, good = self._best(known)
-        return replace(self, seen=known, level=level, good_state=good, is_surging=is_surging,
+        return replace(self._measured(known), seen=known, is_surging=is_surging,
                        surge=None if self.is_surging else surge)  # fmt: skip
 
     def backed_off(self) -> "Guard":
         """The guard of a run that went back to the good state and goes on with half the rate: it looks anew."""
-        return Guard(self.recipe, good_state=self.good_state, num_backoffs=self.num_backoffs + 1)
+        good = Level(state=self.good_state)
+        return Guard(self.recipe, earlier=good, recent=good, num_backoffs=self.num_backoffs + 1)
 
-    def _best(self, known: Sequence[Seen]) -> tuple[float, int]:
+    def _measured(self, known: Sequence[Seen]) -> "Guard":
+        """With the level that the last round completes. A block that knows of none does not end."""
+        best = min(self.recent, self._last_level(known), key=lambda level: level.loss)
+        if self.age + 1 < _BLOCK or not isfinite(best.loss):
+            return replace(self, recent=best, age=self.age + 1)
+        return replace(self, earlier=best, recent=Level(state=best.state), age=0)
+
+    def _last_level(self, known: Sequence[Seen]) -> Level:
+        """The median of the last three rounds; the first loss alone, before there is any."""
         losses, since = [seen.loss for seen in known[-_WINDOW:]], known[-1].since
-        if not all(map(isfinite, losses)):
-            return self.level, self.good_state
         if not isfinite(self.level):
-            return losses[-1], since
-        full = len(losses) == _WINDOW and float(np.median(losses)) < self.level
-        return (float(np.median(losses)), since) if full else (self.level, self.good_state)
+            losses = losses[-1:]
+        elif len(losses) < _WINDOW:
+            return Level()
+        return Level(float(np.median(losses)), since) if all(map(isfinite, losses)) else Level()
 
     def _has_risen(self, known: Sequence[Seen]) -> bool:
         losses = np.array([seen.loss for seen in known if isfinite(seen.loss)])
