@@ -2,12 +2,15 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from small_federation import recipe, site, without_a_model
 from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune import experiment, run_store
+from seedtune.engines import in_process
 from seedtune.experiment import resume, run
 from seedtune.fed import guard
 from seedtune.fed.rounds import Server, after
@@ -136,6 +139,67 @@ def test_a_surge_that_ends_a_run_is_evaluated_and_told(tmp_path):
     assert (summary["rounds"], summary["stopped_by"]) == (2, "surge") and last["loss"] == summary["loss"] == 1.0
     assert summary["surges"] == {"2": last["surge"]} and last["surge"].startswith("the training loss rose from 82.")
     assert last["back_to"] is None
+
+
+# Runs of which nothing finite comes back any more.
+
+OVERFLOWING = {
+    "weights": {"federation": {"upload": "weights", "num_rounds": 9}, "local": {"order": "first"}},
+    "zeroth-order weights": {"federation": {"upload": "weights", "num_rounds": 9}},
+    "scalars": {"federation": {"num_rounds": 9}},
+    "shared keys": {"federation": {"num_rounds": 9, "keys": "shared"}},
+}
+
+
+def overflowing(monkeypatch, settings, since=4, rounds=()):
+    """Lets every client's loss be without bounds from a round on, or in some; the weights instead, where it moves them
+    by backpropagation."""
+    local_round = in_process.local_round
+
+    def round_(site, order):
+        bad = order.round in rounds if rounds else order.round >= since
+        if bad and site.recipe.local.order == "first":
+            return local_round(site, replace(order, rate=3e38))
+        return local_round(replace(site, loss=lambda batch: site.loss(batch) * (torch.inf if bad else 1)), order)
+
+    monkeypatch.setattr(in_process, "local_round", round_)
+    return recipe(**settings)
+
+
+@pytest.mark.parametrize("settings", OVERFLOWING.values(), ids=OVERFLOWING)
+def test_a_run_ends_where_nothing_finite_comes_back(monkeypatch, tmp_path, settings):
+    settings = overflowing(monkeypatch, settings)
+    summary = run(settings, MACHINE, tmp_path / "run", NOTHING)
+    assert (summary["rounds"], summary["stopped_by"]) == (7, "divergence") and list(summary["surges"]) == ["5"]
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == summary
+
+    rows = run_store.metrics_of(tmp_path / "run")
+    last_good, replied = rows[4]["state_digest"], 0 if settings.local.order == "first" else 4
+    assert [row["replied"] for row in rows[1:]] == [4] * 4 + [replied] * 3
+    assert summary["state_digest"] == last_good == replayed(tmp_path / "run", 7).hex()
+    for stop in (3, 5, 6, 7):
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, MACHINE, tmp_path / "stopped", StopAfter(stop), replace_run=True)
+        assert counts(resume(tmp_path / "stopped", MACHINE, NOTHING)) == counts(summary), f"stopped after {stop}"
+
+
+@pytest.mark.parametrize("settings", OVERFLOWING.values(), ids=OVERFLOWING)
+def test_two_such_rounds_in_a_row_do_not_end_a_run(monkeypatch, tmp_path, settings):
+    settings = overflowing(monkeypatch, settings, rounds=(2, 3, 5, 6))
+    summary = run(settings, MACHINE, tmp_path / "run", NOTHING)
+    assert (summary["rounds"], summary["stopped_by"]) == (9, None)
+
+
+@pytest.mark.parametrize("settings", OVERFLOWING.values(), ids=OVERFLOWING)
+def test_acting_on_a_surge_comes_before_that(monkeypatch, tmp_path, settings):
+    """The first such round ends the run, or is taken back and halves the rate."""
+    stopped = overflowing(monkeypatch, settings | {"run": {"on_surge": "stop"}})
+    summary = run(stopped, MACHINE, tmp_path / "stop", NOTHING)
+    assert (summary["rounds"], summary["stopped_by"]) == (5, "surge")
+    summary = run(recipe(**settings, run={"on_surge": "backoff"}), MACHINE, tmp_path / "back", NOTHING)
+    rows = run_store.metrics_of(tmp_path / "back")
+    assert (summary["rounds"], summary["stopped_by"]) == (9, None) and list(summary["surges"]) == list("56789")
+    assert [row["learning_rate"] for row in rows[5:]] == [0.01 * 0.5**n for n in range(5)]
 
 
 # Which weights stay on disk where clients upload theirs.

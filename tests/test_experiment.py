@@ -21,8 +21,8 @@ from seedtune.assembly import assemble, load_replayed
 from seedtune.errors import (
     DigestMismatch,
     EngineError,
-    MessageError,
     ModelError,
+    NotFinite,
     RunStoreError,
     SeedtuneError,
     TrajectoryError,
@@ -208,7 +208,7 @@ def test_backpropagation_gives_the_weights_back(tiny_recipe, monkeypatch):
     assert digest(made.site.replica.weights) == made.site.replica.digest == before
 
     def not_finite(*args):
-        raise MessageError("weights are finite")
+        raise NotFinite("weights are finite")
 
     monkeypatch.setattr(experiment, "unpack_weights", not_finite)
     assert math.isnan(experiment.backpropagation(made).loss)
@@ -218,7 +218,7 @@ def test_backpropagation_gives_the_weights_back(tiny_recipe, monkeypatch):
 def test_snapshots_need_room_too(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20 + 20_000))
     recipe = tiny_recipe(federation={"upload": "weights"})
-    with pytest.raises(RunStoreError, match="its disk has 1 MiB free, this run may need 1; make room"):
+    with pytest.raises(RunStoreError, match="its disk has 1 MiB free, this run may need 2; make room"):
         run(recipe, MACHINE, tmp_path / "run", NOTHING)
     assert list(tmp_path.iterdir()) == []
     run(tiny_recipe(), MACHINE, tmp_path / "run", NOTHING)

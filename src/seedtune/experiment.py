@@ -24,7 +24,7 @@ from .config import FederationConfig, Machine, Recipe
 from .data.batches import batch_of
 from .data.keyed import client_batch_indices
 from .engines.in_process import InProcess
-from .errors import MessageError, RunStoreError
+from .errors import NotFinite, RunStoreError
 from .fed.client import local_round
 from .fed.messages import Order, unpack_weights
 from .fed.rounds import RoundResult, Server, after, run_rounds
@@ -233,10 +233,13 @@ def _summary(experiment: Experiment, store: RunStore, history: History) -> dict[
 
 
 def _stopped_by(recipe: Recipe, rows: list[dict[str, Any]], history: History) -> str | None:
-    """What ended the run before its last round: "patience", "surge", or nothing."""
+    """What ended the run before its last round: "patience", "surge", "divergence", or nothing. Where a surge is acted
+    on, losses that are not finite end a run as a surge, before they could as a divergence."""
     if rows[-1]["rounds"] == recipe.federation.num_rounds:
         return None
-    return "patience" if history.is_out_of_patience else "surge"
+    if history.is_out_of_patience:
+        return "patience"
+    return "divergence" if recipe.run.on_surge == "ignore" else "surge"
 
 
 def backpropagation(experiment: Experiment) -> Evaluation:
@@ -259,7 +262,7 @@ def backpropagation(experiment: Experiment) -> Evaluation:
         reply = local_round(one, Order(0, 0, site.replica.digest, recipe.baseline.learning_rate))
         copy_into(site.replica.weights, unpack_weights(reply.weights, experiment.space))
         return experiment.evaluate()
-    except MessageError:  # weights that are not finite: the comparison diverged, the run did not
+    except NotFinite:  # weights that are not finite: the comparison diverged, the run did not
         return Evaluation(math.nan, None, len(experiment.test))
     finally:
         copy_into(site.replica.weights, tuned)

@@ -132,7 +132,10 @@ def events(summary: dict[str, Any]) -> list[str]:
     """What a reader of the results must know of the way there: surges, an early end, a better round before the last."""
     found = [f"loss surge in round {rounds}: {reason}" for rounds, reason in summary["surges"].items()]
     if summary["stopped_by"]:
-        reasons = {"patience": "no better evaluation for run.patience of them", "surge": "the loss surged"}
+        reasons = {
+            "patience": "no better evaluation for run.patience of them", "surge": "the loss surged",
+            "divergence": "nothing that clients sent was finite any more; these are the last weights that were",
+        }  # fmt: skip
         found.append(f"ended early, after {summary['rounds']} rounds: {reasons[summary['stopped_by']]}")
     if summary["best_rounds"] != summary["rounds"] and summary["best_loss"] is not None:
         best = _number(summary["best_loss"], ".3f")

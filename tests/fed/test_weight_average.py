@@ -54,7 +54,7 @@ def test_weights_that_cannot_be_averaged_are_left_out():
     }
     _, result = one_round(server(at), protocol(settings), Answers(answers))
     assert result.failed.keys() == {0, 1, 2} and result.record.clients == (3,)
-    assert result.failed[0] == "MessageError: a message breaks a rule: weights are finite"
+    assert result.failed[0] == "NotFinite: a message breaks a rule: weights are finite"
     assert result.failed[1] == "MessageError: a message breaks a rule: weights fill the tuned space"
     assert result.failed[2].startswith("MessageError: weights in a message are not readable: ")
     assert digest(at.replica.weights) == digest(good)

@@ -4,13 +4,11 @@ import os
 import signal
 
 import pytest
-import small_federation
 import tiny_runs
-import torch
 
 from seedtune import experiment, run_store
-from seedtune.errors import EngineError, MessageError
-from seedtune.fed.messages import pack_weights, unpack_weights
+from seedtune.engines import in_process
+from seedtune.errors import EngineError, NotFinite
 from seedtune.studies import folders
 from seedtune.studies.workers import Ended, Here, Processes, crew_of, perform
 
@@ -58,14 +56,22 @@ def failing_with(text: str):
     return run
 
 
-def test_weights_that_are_not_finite_are_divergence(tiny_recipe, tmp_path, monkeypatch):
-    """What the messages say of them, so that a change of those words shows here."""
-    site = small_federation.site(small_federation.recipe())
-    infinite = {name: torch.full_like(tensor, torch.inf) for name, tensor in site.replica.weights.items()}
-    with pytest.raises(MessageError) as refused:
-        unpack_weights(pack_weights(infinite), site.perturber.space)
-    monkeypatch.setattr(experiment, "run", failing_with(f"MessageError: {refused.value}"))
-    assert perform(tmp_path / "run", tiny_recipe(), lambda *_: None).diverged
+@pytest.mark.parametrize("before", [None, 2])
+def test_a_run_that_ends_in_divergence_is_no_result(tiny_recipe, tmp_path, monkeypatch, before):
+    """Neither at once nor when the study comes upon it again; whatever its last good weights are."""
+
+    def overflowing(site, order):
+        raise NotFinite("weights are finite")
+
+    recipe = tiny_recipe(federation={"upload": "weights", "num_rounds": 9}, local={"order": "first"})
+    monkeypatch.setattr(in_process, "local_round", overflowing)
+    if before is not None:
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(recipe, experiment.Machine(), tmp_path / "run", tiny_runs.StopAfter(before))
+    end = perform(tmp_path / "run", recipe, lambda *_: None)
+    assert end.diverged and end.error is None
+    run = folders.ended(tmp_path / "run")
+    assert run.loss == float("inf") and run.rounds == 3 and run.stopped_by == "divergence"
 
 
 def test_another_failure_of_the_engine_is_none(tiny_recipe, tmp_path, monkeypatch):

@@ -25,6 +25,9 @@ import torch
 
 from ..config import Recipe
 
+MAX_LOST = 3
+"""After so many rounds in a row of which nothing finite came back a run ends: others would not move it either."""
+
 MAX_BACKOFFS = 10
 """After so many halvings of the learning rate the next surge ends the run, its rounds taken back as before."""
 
@@ -37,7 +40,8 @@ class Seen:
     """What the guard reads of one finished round.
 
     since: number of rounds that had led to the weights on which it began. loss: mean training loss, NaN where every
-    step was skipped. scalar_rms: root mean square of the projected gradients, NaN for the first order.
+    step was skipped, or no client's weights came back finite. scalar_rms: root mean square of the projected gradients,
+    NaN where none was finite, and for the first order.
     rate: the round's learning rate.
     """
 
@@ -65,7 +69,7 @@ class Surge:
 
 @dataclass(frozen=True)
 class Level:
-    """A level of the loss, infinite where none is known, and the state (number of rounds) from which it was measured."""
+    """A level of the loss, infinite where none is known, and the state (number of rounds) where it was measured."""
 
     loss: float = inf
     state: int = 0
@@ -78,7 +82,8 @@ class Guard:
     seen: the last rounds, oldest first. earlier, recent: the best levels of the block of 25 rounds before and of the
     one that began `age` rounds ago, of which the better is compared with: so old luck is forgotten, and no more than
     two states are those to which a surge may lead back, this round or later. surge: set after the round in which a
-    surge began. num_backoffs: how often the rate was halved.
+    surge began. num_backoffs: how often the rate was halved. num_lost: rounds in a row, up to the last, of which
+    nothing finite came back.
     """
 
     recipe: Recipe
@@ -89,6 +94,12 @@ class Guard:
     is_surging: bool = False
     surge: Surge | None = None
     num_backoffs: int = 0
+    num_lost: int = 0
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether clients have nothing finite to send any more. Where a surge is acted on, that comes first."""
+        return self.num_lost >= MAX_LOST
 
     @property
     def rate_share(self) -> float:
@@ -122,12 +133,17 @@ class Guard:
         is_surging = not isfinite(seen.loss) or self._has_risen(known)
         surge = Surge(seen.loss, self.level, self.good_state, self._cause(known)) if is_surging else None
         return replace(self._measured(known), seen=known, is_surging=is_surging,
-                       surge=None if self.is_surging else surge)  # fmt: skip
+                       surge=None if self.is_surging else surge,
+                       num_lost=self.num_lost + 1 if self._is_lost(seen) else 0)  # fmt: skip
 
     def backed_off(self) -> "Guard":
         """The guard of a run that went back to the good state and goes on with half the rate: it looks anew."""
         good = Level(state=self.good_state)
         return Guard(self.recipe, earlier=good, recent=good, num_backoffs=self.num_backoffs + 1)
+
+    def _is_lost(self, seen: Seen) -> bool:
+        """Whether no step of the round had a gradient to go by."""
+        return not isfinite(seen.scalar_rms) and (self.recipe.local.order == "zeroth" or not isfinite(seen.loss))
 
     def _measured(self, known: Sequence[Seen]) -> "Guard":
         """With the level that the last round completes. A block that knows of none does not end."""

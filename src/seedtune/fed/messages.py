@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ..errors import MessageError
+from ..errors import MessageError, NotFinite
 from ..space import DIGEST_BYTES, Space, Weights
 from ..zo.trajectory import RoundRecord, broken_rule
 
@@ -153,7 +153,8 @@ def pack_weights(weights: Weights) -> bytes:
 def unpack_weights(data: bytes, space: Space) -> Weights:
     """
     Raises:
-        MessageError: not readable, other tensors, shapes or dtypes than `space` has, or numbers that are not finite.
+        MessageError: not readable, or other tensors, shapes or dtypes than `space` has.
+        NotFinite: numbers that are not finite.
     """
     try:
         weights = load_tensors(data)
@@ -161,7 +162,8 @@ def unpack_weights(data: bytes, space: Space) -> Weights:
         raise MessageError(f"weights in a message are not readable: {type(error).__name__}: {error}") from None
     sent = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in weights.items()}
     _check(sent == {spec.name: (spec.shape, spec.dtype) for spec in space.tensors}, "weights fill the tuned space")
-    _check(all(bool(t.isfinite().all()) for t in weights.values()), "weights are finite")
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise NotFinite("a message breaks a rule: weights are finite")
     return weights
 
 

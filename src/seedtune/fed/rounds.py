@@ -22,7 +22,7 @@ import numpy as np
 
 from ..config import Recipe
 from ..data.keyed import keyed_permutation
-from ..errors import EngineError, MessageError
+from ..errors import EngineError, MessageError, NotFinite
 from ..space import Space, digest
 from ..zo import noise
 from ..zo.trajectory import Header, RoundRecord, check_digest, path, taken_back
@@ -106,9 +106,11 @@ class Server:
 
     @property
     def must_stop(self) -> bool:
-        """Whether a surge ends the run: by the recipe, or since halving the rate has not helped."""
+        """Whether the run ends before its last round: for a surge, by the recipe or since halving the rate has not
+        helped, or since nothing finite comes back any more."""
         is_surge = self.guard.surge is not None
-        return (is_surge and self.recipe.run.on_surge == "stop") or self.guard.num_backoffs > MAX_BACKOFFS
+        ends_by_surge = (is_surge and self.recipe.run.on_surge == "stop") or self.guard.num_backoffs > MAX_BACKOFFS
+        return ends_by_surge or self.guard.has_diverged
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,13 @@ def one_round(
 def after(server: Server, result: RoundResult) -> Server:
     """The server once a finished round has moved its replica: a fold, the same in a run and in a resumed one.
 
-    Who took part stood at the round's beginning; where a client that failed stands is not known.
+    Who took part stood at the round's beginning; where a client that failed stands is not known. A round whose clients
+    all failed is one in which their weights were not finite (`_check_quorum`).
     """
     record, guard, rates, log = result.record, server.guard, server.rates, (*server.log, result.record)
     failed = {client: AHEAD if server.up_to_date.get(client) == AHEAD else LOST for client in result.failed}
     places = {**server.up_to_date, **failed, **dict.fromkeys(record.clients, len(server.log))}
-    if record.clients:
+    if record.clients or result.failed:
         since = server.log[-1].round + 1 if server.log else 0
         guard = guard.after(Seen(since, result.train_loss, result.scalar_rms, result.rate))
     else:
@@ -280,13 +283,14 @@ class _Heard:
     num_bytes: int = 0
     replies: list[Reply] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+    num_not_finite: int = 0
 
 
 def _usable(answers: Iterable[tuple[int, bytes | Exception]], orders: _Orders, heard: _Heard) -> Iterator[Reply]:
     """The replies that can be reduced, sorted by client; notes them, and what went wrong with the others.
 
     Raises:
-        EngineError: in the end, where clients failed and fewer than `min_replies` answered.
+        EngineError: in the end, as `_check_quorum` says.
     """
     server, protocol = orders.server, orders.protocol
     for client, answer in _sorted_by_client(answers, orders):
@@ -296,6 +300,7 @@ def _usable(answers: Iterable[tuple[int, bytes | Exception]], orders: _Orders, h
             protocol.check(server, reply)
         except Exception as error:  # whatever a client does, the round goes on with the others
             heard.failed[client] = " ".join(f"{type(error).__name__}: {error}".split())
+            heard.num_not_finite += isinstance(error, NotFinite)
         else:
             heard.replies.append(reply if heard.keeps_weights else replace(reply, weights=b""))
             yield reply
@@ -334,8 +339,13 @@ def _decoded(answer: bytes | Exception, client: int, server: Server) -> Reply:
 
 
 def _check_quorum(server: Server, heard: _Heard) -> None:
+    """
+    Raises:
+        EngineError: clients failed and fewer than `min_replies` answered; unless it is the weights of all of them that
+            are not finite, which is no failure but where such a rate leads.
+    """
     needed, failed = server.recipe.federation.min_replies, heard.failed
-    if failed and len(heard.replies) < needed:
+    if failed and len(heard.replies) < needed and heard.num_not_finite < len(failed) + len(heard.replies):
         client = min(failed)
         raise EngineError(
             f"round {server.round}: {len(heard.replies)} usable replies, federation.min_replies is {needed}; "

@@ -90,11 +90,13 @@ def ended(folder: Path) -> Run | None:
         RunStoreError: no run there, or a damaged one.
     """
     summary = run_store.summary_of(folder)
-    return None if summary is None else _run(folder, summary)
+    if summary is None:
+        return None
+    return diverged(folder) if summary["stopped_by"] == "divergence" else _run(folder, summary)
 
 
 def diverged(folder: Path) -> Run:
-    """A run that could not go on, since nothing that its clients sent was finite."""
+    """A run that could not go on, since nothing that its clients sent was finite; its last weights are no result."""
     return _run(folder, None)
 
 

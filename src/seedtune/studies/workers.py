@@ -16,10 +16,7 @@ from typing import Protocol, Self
 
 from .. import experiment, run_store
 from ..config import Machine, Recipe
-from ..errors import EngineError, SeedtuneError
-
-NOT_FINITE = "weights are finite"
-"""What `fed.messages` says of weights that diverged."""
+from ..errors import SeedtuneError
 
 Hear = Callable[[Path, int], None]
 """Hears (a run's folder, rounds done) as rounds end."""
@@ -27,7 +24,7 @@ Hear = Callable[[Path, int], None]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended. `error`: None where all went well; `diverged`: its clients sent nothing that is finite."""
+    """How a run ended. `error`: None where it came to a summary; `diverged`: its clients sent nothing finite."""
 
     folder: Path
     error: str | None = None
@@ -159,13 +156,13 @@ def perform(folder: Path, recipe: Recipe, hear: Hear) -> Ended:
 
     try:
         if run_store.is_run(folder):
-            experiment.resume(folder, Machine(), listen)
+            summary = experiment.resume(folder, Machine(), listen)
         else:
-            experiment.run(recipe, Machine(), folder, listen)
+            summary = experiment.run(recipe, Machine(), folder, listen)
     except ConnectionError:
         raise
     except SeedtuneError as error:
-        return Ended(folder, str(error), isinstance(error, EngineError) and NOT_FINITE in str(error))
+        return Ended(folder, str(error))
     except Exception as error:  # whatever a run does, the others go on
         return Ended(folder, f"{type(error).__name__}: {error}")
-    return Ended(folder)
+    return Ended(folder, diverged=summary["stopped_by"] == "divergence")
