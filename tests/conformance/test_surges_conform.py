@@ -59,7 +59,8 @@ GRADUAL = {
 
 @pytest.mark.parametrize("exchange", ["scalars-own", "scalars-shared", "weights"])
 def test_rounds_are_taken_back_to_a_later_state_than_the_base(exchange, small_runs, tmp_path):
-    settings = small_federation.recipe(**merged(GRADUAL, EXCHANGES[exchange]))
+    own_rates = {"personalise": {"policy": "five-round", "alpha": 0.1}} if exchange != "scalars-shared" else {}
+    settings = small_federation.recipe(**merged(merged(GRADUAL, EXCHANGES[exchange]), own_rates))
     live = run(settings, MACHINE, tmp_path / "live", NOTHING)
 
     records = run_store.trajectory_of(tmp_path / "live").records

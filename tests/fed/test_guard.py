@@ -165,6 +165,19 @@ def test_a_rollback_ends_at_an_earlier_digest_and_half_the_rate(settings, ways):
         assert all(at <= back_to for at in state.up_to_date.values())
 
 
+@pytest.mark.parametrize("settings", [TOO_FAST, GRADUAL], ids=["base", "later"])
+def test_clients_rates_are_taken_back_too(settings):
+    """What the loss was on weights that are no longer there says nothing."""
+    rounds = rounds_of(**settings, run={"on_surge": "backoff"}, personalise={"policy": "five-round", "alpha": 0.1})
+    start = server(site(recipe(**settings, personalise={"policy": "five-round", "alpha": 0.1}))).rates.signals
+    ends = [start, *(state.rates.signals for state, _ in rounds)]
+    found = [(n, result.record.back_to) for n, (_, result) in enumerate(rounds) if result.record.back_to is not None]
+    assert found
+    for n, back_to in found:
+        np.testing.assert_array_equal(ends[n + 1], ends[back_to])
+        assert back_to == n or not np.array_equal(ends[n], ends[back_to], equal_nan=True)
+
+
 def test_a_client_whose_rounds_were_taken_back_is_sent_the_weights():
     state, _ = rounds_of(run={"on_surge": "backoff"})[-1]
     order = SeedScalar().order(replace(state, up_to_date={1: AHEAD}), 1)

@@ -73,7 +73,8 @@ class Server:
 
     round: the next round's number. log: the records that lead from the base to the weights. up_to_date: for each
     client that ever was asked, the number of these that its weights stand at, `AHEAD` or `LOST`. rates: what the
-    clients' own learning rates follow from. guard: what it knows of the loss.
+    clients' own learning rates follow from. guard: what it knows of the loss. rates_at: the rates as they were at each
+    of the guard's good states, a number of rounds.
     """
 
     recipe: Recipe
@@ -85,10 +86,12 @@ class Server:
     up_to_date: Mapping[int, int]
     rates: Rates
     guard: Guard
+    rates_at: Mapping[int, Rates]
 
     @classmethod
     def at_start(cls, recipe: Recipe, header: Header, space: Space, replica: Replica) -> "Server":
-        return cls(recipe, header, space, replica, 0, (), {}, Rates.of(recipe), Guard(recipe))
+        rates = Rates.of(recipe)
+        return cls(recipe, header, space, replica, 0, (), {}, rates, Guard(recipe), {0: rates})
 
     @cached_property
     def packed_weights(self) -> bytes:
@@ -196,19 +199,23 @@ def after(server: Server, result: RoundResult) -> Server:
     all failed is one in which their weights were not finite (`_check_quorum`).
     """
     record, guard, rates, log = result.record, server.guard, server.rates, (*server.log, result.record)
+    since = server.log[-1].round + 1 if server.log else 0
+    rates_at = {**server.rates_at, since: rates}
     failed = {client: AHEAD if server.up_to_date.get(client) == AHEAD else LOST for client in result.failed}
     places = {**server.up_to_date, **failed, **dict.fromkeys(record.clients, len(server.log))}
     if record.clients or result.failed:
-        since = server.log[-1].round + 1 if server.log else 0
         guard = guard.after(Seen(since, result.train_loss, result.scalar_rms, result.rate))
     else:
         guard = replace(guard, surge=None)
     if record.back_to is not None:
-        guard, log = guard.backed_off(), path(log)
+        guard, log, rates = guard.backed_off(), path(log), rates_at[record.back_to]
         places = {client: at if 0 <= at <= len(log) else AHEAD for client, at in places.items()}
     else:
         rates = rates.after(result.signals)
-    return replace(server, round=record.round + 1, log=log, up_to_date=places, rates=rates, guard=guard)
+    rates_at = {state: rates_at[state] for state in guard.good_states}
+    return replace(
+        server, round=record.round + 1, log=log, up_to_date=places, rates=rates, guard=guard, rates_at=rates_at
+    )
 
 
 def _undone(server: Server, result: RoundResult, put_back: PutBack | None) -> RoundRecord:
