@@ -7,6 +7,7 @@ from tiny_runs import MACHINE, NOTHING
 
 from seedtune import assembly, experiment, run_store
 from seedtune.assembly import assemble
+from seedtune.errors import DataError
 from seedtune.experiment import backpropagation, run
 from seedtune.fed.client import local_round
 from seedtune.fed.messages import Order
@@ -95,9 +96,17 @@ def test_clients_are_evaluated_at_the_servers_weights(tiny_recipe):
 
 
 def test_a_client_too_small_to_hold_out_is_left_out(tiny_recipe):
-    """46 examples of 23 clients, two each: a quarter of two is none."""
-    made = assemble(tiny_recipe(partition={**QUARTER, "num_clients": 23}), MACHINE)
-    assert made.evaluate_clients() == {} and all(len(own) == 2 for own in made.clients)
+    """46 examples of 12 clients, four each or three: a quarter of three is none."""
+    made = assemble(tiny_recipe(partition={**QUARTER, "num_clients": 12}), MACHINE)
+    assert [len(own) for own in made.heldout] == [1] * 10 + [0] * 2 and list(made.evaluate_clients()) == list(range(10))
+
+
+def test_a_run_of_which_nobody_can_hold_out_is_refused(tiny_recipe, tmp_path):
+    """46 examples of 23 clients, two each. Its patience would watch test examples."""
+    settings = tiny_recipe(partition={**QUARTER, "num_clients": 23}, run={"patience": 2})
+    with pytest.raises(DataError, match=r"partition.heldout_fraction = 0.25: the largest of 23 clients has 2 training"):
+        run(settings, MACHINE, tmp_path / "run", NOTHING)
+    assert not (tmp_path / "run").exists()
 
 
 def test_rows_and_summary_hold_every_clients_evaluation(tiny_recipe, tmp_path):

@@ -29,6 +29,7 @@ COMPARED = (
     "seconds", "peak_memory_bytes", "state_digest",
 )  # fmt: skip
 ANSWER_TOKENS = 32
+_ONE_PLACE = {"kind": "iid", "num_clients": 1, "heldout_fraction": 0.0}
 _ONE_CLIENT = {"cohort_size": 0, "min_replies": 1}
 KNOWN_NOISE = {
     Distribution.RADEMACHER: "14ba06512066c6e59719742b5004cc32",
@@ -69,7 +70,7 @@ def _put(values: dict[str, Any], task: str | None, overrides: Sequence[dict[str,
     """A recipe to evaluate: nobody trains, so all training examples may lie in one place."""
     if task and values.get("task", {}).get("name") != task:
         values = {**values, "task": {"name": task}}
-    for over in ({"partition": {"kind": "iid", "num_clients": 1}, "federation": _ONE_CLIENT}, *overrides):
+    for over in ({"partition": _ONE_PLACE, "federation": _ONE_CLIENT}, *overrides):
         values = merged(values, over)
     return build(values, source)
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from seedtune.config import PartitionConfig
@@ -136,6 +136,7 @@ fractions = st.floats(0, 1, exclude_max=True)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=9), fractions, st.integers(0, 2**64 - 1))
 def test_held_out_examples_are_a_clients_own_and_never_trained_on(sizes, fraction, key):
     clients = np.split(np.arange(sum(sizes)) * 3 + 1, np.cumsum(sizes)[:-1])
+    assume(fraction == 0 or (max(sizes) > 1 and fraction * max(sizes) >= 1))
     kept, held = held_out(clients, PartitionConfig(heldout_fraction=fraction), key)
     assert len(kept) == len(held) == len(sizes)
     for dealt, train, test in zip(clients, kept, held, strict=True):
@@ -145,11 +146,28 @@ def test_held_out_examples_are_a_clients_own_and_never_trained_on(sizes, fractio
         assert len(train) == 1 or len(test) > fraction * len(dealt) - 1
 
 
-@pytest.mark.parametrize("fraction, count", [(0.0, 0), (0.1, 10), (0.29, 29), (0.57, 57), (0.999, 99), (0.005, 0)])
+@pytest.mark.parametrize("fraction, count", [(0.0, 0), (0.1, 10), (0.29, 29), (0.57, 57), (0.999, 99), (0.01, 1)])
 def test_a_share_is_held_out_rounded_down(fraction, count):
     """0.29 * 100 is 28.999999999999996 in floating point."""
     kept, held = held_out([np.arange(100)], PartitionConfig(heldout_fraction=fraction), 1)
     assert (len(kept[0]), len(held[0])) == (100 - count, count)
+
+
+@pytest.mark.parametrize(
+    "sizes, fraction, advice",
+    [([3, 9, 2], 0.1, "raise it to 0.112 or more, lower"), ([2, 2], 0.49, "raise it to 0.5 or more, lower"),
+     ([1, 1], 0.9, "lower")],
+)  # fmt: skip
+def test_a_share_that_holds_nothing_out_is_refused(sizes, fraction, advice):
+    """Who asks for held-out examples would else be evaluated on others."""
+    clients, config = [np.arange(size) for size in sizes], PartitionConfig(num_clients=3, heldout_fraction=fraction)
+    with pytest.raises(DataError) as error:
+        held_out(clients, config, 1)
+    assert str(error.value) == (
+        f"partition.heldout_fraction = {fraction:g}: the largest of 3 clients has {max(sizes)} training examples, of "
+        f"which that share, rounded down and with one left to train on, is none: {advice} partition.num_clients, or "
+        f"set it to 0 to evaluate on test examples alone"
+    )
 
 
 def test_what_is_held_out_depends_on_the_key_and_the_clients_number_alone():

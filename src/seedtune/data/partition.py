@@ -5,6 +5,7 @@ Only indices are dealt; no example is copied, and nothing here knows what a clie
 
 import heapq
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 
@@ -57,9 +58,23 @@ def held_out(
     Guarantees: the two parts of a client are what it was dealt, without overlap; `heldout_fraction` of it, rounded
     down, is held out, and one example at least is left to train on; a client's choice depends on the key and on its
     number alone.
+
+    Raises:
+        DataError: a fraction above 0, and yet no client is large enough to hold anything out.
     """
     parts = [_parted(indices, config.heldout_fraction, sub_key(key, str(i))) for i, indices in enumerate(clients)]
+    if config.heldout_fraction and not any(len(held) for _, held in parts):
+        raise DataError(_too_few_to_hold_out(max(map(len, clients)), config))
     return tuple(kept for kept, _ in parts), tuple(held for _, held in parts)
+
+
+def _too_few_to_hold_out(largest: int, config: PartitionConfig) -> str:
+    raised = f"raise it to {ceil(1000 / largest) / 1000:g} or more, " if largest > 1 else ""
+    return (
+        f"partition.heldout_fraction = {config.heldout_fraction:g}: the largest of {config.num_clients} clients has "
+        f"{largest} training examples, of which that share, rounded down and with one left to train on, is none: "
+        f"{raised}lower partition.num_clients, or set it to 0 to evaluate on test examples alone"
+    )
 
 
 def _parted(indices: np.ndarray, fraction: float, key: int) -> tuple[np.ndarray, np.ndarray]:
