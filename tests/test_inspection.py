@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from tiny_runs import MACHINE, NOTHING, StopAfter, save_task
@@ -9,6 +10,9 @@ from seedtune.errors import ConfigError, DataError, RunStoreError, TrajectoryErr
 from seedtune.experiment import run
 from seedtune.inspection import COMPARED, compared, compared_at, described, evaluated, exported, health, to_target
 from seedtune.models.evaluation import Evaluation
+from seedtune.zo.expansion import Split
+from seedtune.zo.noise import Distribution
+from seedtune.zo.trajectory import Header, header_frame
 
 
 @pytest.fixture
@@ -64,6 +68,22 @@ def test_a_run_and_its_trajectory_are_described_alike(ended):
     assert file["bytes"] == (ended / "trajectory.seedtune").stat().st_size and file["base"] == "llama"
 
 
+def test_a_trajectory_says_how_its_steps_are_split(tmp_path):
+    header = Header(
+        "base", "00" * 16, "space", 0, "own", Distribution.GAUSSIAN, {}, key_pool=64,
+        split=Split("nested", 2, 4, "leave-one-out", 0.5, "1d"),
+    )  # fmt: skip
+    (tmp_path / "split").write_bytes(header_frame(header))
+    (tmp_path / "whole").write_bytes(header_frame(replace(header, split=None, key_pool=0)))
+    split, whole = described(tmp_path / "split"), described(tmp_path / "whole")
+    told = {
+        "split": "nested", "num_prefix": 2, "num_suffix": 4, "baseline": "leave-one-out", "rate_ratio": 0.5,
+        "block1_tensors": 4, "key_pool": 64,
+    }  # fmt: skip
+    assert split.items() >= told.items() and (whole["split"], whole["key_pool"]) == (None, 0)
+    assert split.keys() - whole.keys() == told.keys() - {"split", "key_pool"}
+
+
 def test_a_run_that_goes_on_is_described_but_not_compared(tiny_recipe, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tiny_recipe(federation={"upload": "weights"}), MACHINE, tmp_path / "run", StopAfter(2))
@@ -77,7 +97,13 @@ def test_a_run_that_goes_on_is_described_but_not_compared(tiny_recipe, tmp_path)
 
 def test_runs_are_compared_by_their_summaries(ended):
     (row,) = compared([ended])
-    assert row == {"run": str(ended)} | {name: summary_of(ended)[name] for name in COMPARED}
+    assert row == {"run": str(ended)} | {name: summary_of(ended)[name] for name in COMPARED} and row["flops"] > 0
+
+
+def test_a_run_of_which_no_operations_were_counted_is_compared_all_the_same(ended):
+    summary = {name: value for name, value in summary_of(ended).items() if name != "flops"}
+    (ended / "summary.json").write_text(json.dumps(summary))
+    assert compared([ended])[0]["flops"] is None and described(ended)["flops"] is None
 
 
 COST = {"flops": 10**15, "forwards": 8, "bytes_up": 30, "bytes_down": 20}

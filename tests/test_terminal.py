@@ -165,10 +165,11 @@ def test_a_target_of_loss_and_rounds_that_were_not_metered():
 
 def test_no_value_of_a_table_is_cut():
     long = "/a/path/" + "x" * 200
-    counts = {"rounds": 10, "bytes_up": 10**9, "bytes_down": 1, "forwards": 7, "seconds": 1.25}
+    counts = {"rounds": 10, "bytes_up": 10**9, "bytes_down": 1, "forwards": 7, "flops": None, "seconds": 1.25}
     row = {"run": long, "method": "seedtune", "loss": None, "accuracy": 0.5, **counts}
-    printed = table(terminal.side_by_side([row, row]))
+    printed = table(terminal.side_by_side([row, row | {"flops": 2.5e9}]))
     assert printed[1].split()[:4] == [long, "seedtune", "10", "not"] and len(printed) == 3
+    assert printed[1].split()[-3:] == ["not", "counted", "1.2"] and printed[2].split()[-3:] == ["2.50", "G", "1.2"]
     assert table(terminal.pairs({"digest": "f" * 300}))[0].split() == ["digest", "f" * 300]
     narrow = Console(file=io.StringIO(), width=40)
     narrow.print(terminal.pairs({"digest": "f" * 300}))

@@ -22,11 +22,11 @@ from .models.generate import generate
 from .space import Weights, bound_weights, digest
 from .zo import kernels, noise, trajectory
 from .zo.noise import Distribution
-from .zo.trajectory import Trajectory
+from .zo.trajectory import Header, Trajectory
 
 COMPARED = (
     "method", "model", "task", "rounds", "loss", "accuracy", "perplexity", "bytes_up", "bytes_down", "forwards",
-    "seconds", "peak_memory_bytes", "state_digest",
+    "flops", "seconds", "peak_memory_bytes", "state_digest",
 )  # fmt: skip
 ANSWER_TOKENS = 32
 _ONE_PLACE = {"kind": "iid", "num_clients": 1, "heldout_fraction": 0.0}
@@ -119,7 +119,7 @@ def described(path: Path) -> dict[str, Any]:
     found = {
         "base": header.base, "base_digest": header.base_digest, "space": header.space, "seed": header.seed,
         "keys": header.keys, "key_pool": header.key_pool, "distribution": str(header.distribution),
-        "noise_version": header.noise_version, "rounds": len(records),
+        "noise_version": header.noise_version, **_split_of(header), "rounds": len(records),
         "snapshots": sum(record.is_snapshot for record in records),
         "scalars": sum(record.scalars.size for record in records),
         "skipped_scalars": sum(int(np.isnan(record.scalars).sum()) for record in records),
@@ -128,8 +128,19 @@ def described(path: Path) -> dict[str, Any]:
     }  # fmt: skip
     if path.is_dir():
         summary = run_store.summary_of(path)
-        found |= {"finished": summary is not None, **({name: summary[name] for name in COMPARED} if summary else {})}
+        found |= {"finished": summary is not None, **(_compared(summary) if summary else {})}
     return found
+
+
+def _split_of(header: Header) -> dict[str, Any]:
+    """How steps of two blocks are told; block1_tensors: how many of the tuned tensors are the first block's."""
+    split = header.split
+    if split is None:
+        return {"split": None}
+    return {
+        "split": split.reading, "num_prefix": split.num_prefix, "num_suffix": split.num_suffix,
+        "baseline": split.baseline, "rate_ratio": split.rate_ratio, "block1_tensors": int(split.block1, 16).bit_count(),
+    }  # fmt: skip
 
 
 def compared(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -144,8 +155,13 @@ def compared(folders: Sequence[Path]) -> list[dict[str, Any]]:
         summary = run_store.summary_of(folder)
         if summary is None:
             raise RunStoreError(f"run {folder}: has not ended; continue it with 'seedtune resume {folder}'")
-        rows.append({"run": str(folder), **{name: summary[name] for name in COMPARED}})
+        rows.append({"run": str(folder), **_compared(summary)})
     return rows
+
+
+def _compared(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """None where an earlier seedtune did not count."""
+    return {name: summary.get(name) for name in COMPARED}
 
 
 def compared_at(

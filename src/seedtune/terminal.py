@@ -149,13 +149,13 @@ def _number(value: float | None, form: str) -> str:
 
 def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
     """Runs compared, one a row."""
-    table = _table("run", "method", "rounds", "loss", "accuracy", "up", "down", "forwards", "seconds")
+    table = _table("run", "method", "rounds", "loss", "accuracy", "up", "down", "forwards", "FLOPs", "seconds")
     for row in rows:
         quality_ = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
         loss = _number(row["loss"], ".4f")
         sent = (amount(row["bytes_up"]), amount(row["bytes_down"]))
         table.add_row(row["run"], row["method"], str(row["rounds"]), loss, quality_, *sent,
-                      str(row["forwards"]), f"{row['seconds']:.1f}")  # fmt: skip
+                      str(row["forwards"]), _counted(row["flops"]), f"{row['seconds']:.1f}")  # fmt: skip
     return table
 
 
@@ -169,11 +169,15 @@ def at_target(rows: Sequence[dict[str, Any]]) -> Table:
         if (needed := row["reached"]) is None:
             table.add_row(row["run"], row["method"], f"not reached, best {_number(row['best'], form)}")
             continue
-        flops = "not counted" if needed["flops"] is None else operations(needed["flops"])
         sent = (amount(needed["bytes_up"]), amount(needed["bytes_down"]))
-        table.add_row(row["run"], row["method"], format(needed[measure], form), str(needed["rounds"]), flops,
+        reached, flops = format(needed[measure], form), _counted(needed["flops"])
+        table.add_row(row["run"], row["method"], reached, str(needed["rounds"]), flops,
                       str(needed["forwards"]), f"{needed['seconds']:.1f}", *sent)  # fmt: skip
     return table
+
+
+def _counted(flops: int | None) -> str:
+    return "not counted" if flops is None else operations(flops)
 
 
 def operations(count: float) -> str:
