@@ -7,7 +7,7 @@ from small_studies import measured, result, run
 
 from seedtune.studies import findings
 from seedtune.studies.catalogue import STUDIES
-from seedtune.studies.findings import against, pairs, trend
+from seedtune.studies.findings import against, computation, pairs, trend
 from seedtune.studies.measured import Measured, Result
 
 CLOSE = (-0.01, 0.0, 0.01)
@@ -97,6 +97,26 @@ def test_costs_whose_bands_overlap_are_within_the_band():
     fast = Result("zo", "", None, (run(3.0, 1.0), run(3.0, 1.0)))
     uneven = Result("sgd", "", None, (run(3.0, 1.0), run(3.0, 2.0, 1.0)))
     assert pairs(("zo", "sgd"))(measured(fast, uneven)).endswith(", zo takes 0.67 x the FLOPs, within the band.")
+
+
+def test_computation_is_compared_seed_by_seed_at_the_lowest_loss_of_both():
+    """Twice the cost a round; two rounds against four on one seed, one against three on the other."""
+    split = Result("split", "", None, tuple(run(3.0, *rest, cost=2.0) for rest in ((2.0, 1.0), (1.0, 0.9))))
+    whole = Result("whole", "", None, tuple(run(3.0, *rest) for rest in ((2.5, 2.0, 1.5, 1.0), (2.0, 1.5, 1.0))))
+    found = computation("split")(measured(split, whole))
+    assert found == (
+        "Over 2 seeds, to the lowest test loss that all runs of both reach, split (0.950 ± 0.316) takes 0.833 ± 1.052 "
+        "x the FLOPs of whole (1.000 ± 0.000) (to 1.000)."
+    )
+
+
+def test_computation_against_a_case_that_never_moved_or_diverged_is_not_told():
+    others = result("still", 3.0), result("lost", math.inf)
+    still = Result("still", "", None, (run(3.0, 3.1, 3.2),))
+    found = computation("split")(measured(result("split", 1.0), still, others[1]))
+    assert (
+        "takes a share that cannot be told of still (3.200), a share that cannot be told of lost (diverged)." in found
+    )
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_told():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_studies import STUDY, run
 
-from seedtune.studies.jobs import chosen_rate, key, wanted
+from seedtune.studies.jobs import chosen_rate, key, num_expected, wanted
 from seedtune.studies.measured import Run
 from seedtune.studies.plan import planned, slug
 from seedtune.studies.study import Case
@@ -30,7 +30,8 @@ def test_without_a_grid_all_runs_are_known_at_once(request_of):
     assert [str(job.folder) for job in every] == [
         "runs/h-1/seed-7", "runs/h-1/seed-8", "runs/h-2/seed-7", "runs/h-2/seed-8",
     ]  # fmt: skip
-    assert len(every) == plan.num_runs and {job.role for job in every} == {"result"}
+    assert num_expected(plan, {}) == num_expected(plan, ended(first)) == len(every) == 4
+    assert {job.role for job in every} == {"result"}
 
 
 def test_a_grid_is_run_on_the_first_seed_and_the_best_on_the_others(request_of):
@@ -42,8 +43,27 @@ def test_a_grid_is_run_on_the_first_seed_and_the_best_on_the_others(request_of):
     assert first[0].name == "a, seed 7, rate 0.03"
     done = ended(first, loss=lambda recipe: {0.03: 2.0, 0.1: float("inf"), 0.3: 1.0}[recipe.local.learning_rate])
     every = wanted(plan, done)
-    assert every[3].recipe.local.learning_rate == 0.3 and every[3].recipe.run.seed == 8 and len(every) == plan.num_runs
+    assert every[3].recipe.local.learning_rate == 0.3 and every[3].recipe.run.seed == 8
+    assert num_expected(plan, {}) == num_expected(plan, done) == 6 == len(wanted(plan, done | ended(every)))
     assert chosen_rate(first[:3], done) == 0.3
+
+
+def test_a_grid_goes_on_while_its_best_rate_is_at_an_edge_and_it_may(request_of):
+    study = replace(STUDY, cases=(Case("a", rates=(1.0, 2.0, 4.0), most_rates=5), Case("b")), axis=None)
+    plan = planned(request_of(study, local={"learning_rate": 1.0}))
+
+    def rates_and_expected(best: float) -> tuple[list[float], int]:
+        done: dict[str, Run] = {}
+        while missing := [job for job in wanted(plan, done) if key(job.recipe) not in done]:
+            done |= ended(missing, loss=lambda recipe: abs(recipe.local.learning_rate - best))
+        tried = [job.recipe.local.learning_rate for job in wanted(plan, done) if job.role == "rate"]
+        return tried, num_expected(plan, done)
+
+    assert rates_and_expected(best=2.0) == ([1.0, 2.0, 4.0], 4)
+    assert rates_and_expected(best=8.0) == ([1.0, 2.0, 4.0, 8.0, 16.0], 6)
+    assert rates_and_expected(best=0.5) == ([0.25, 0.5, 1.0, 2.0, 4.0], 6)
+    assert rates_and_expected(best=100.0) == ([1.0, 2.0, 4.0, 8.0, 16.0], 6)  # as many rates as it may have
+    assert num_expected(plan, {}) == 4
 
 
 def test_a_case_may_have_fewer_seeds(request_of):
@@ -51,7 +71,8 @@ def test_a_case_may_have_fewer_seeds(request_of):
     plan = planned(request_of(study, num_seeds=3))
     first = wanted(plan, {})
     every = wanted(plan, ended(first))
-    assert [job.recipe.run.seed for job in every] == [7, 8, 9, 7, 7] and plan.num_runs == 5
+    assert [job.recipe.run.seed for job in every] == [7, 8, 9, 7, 7]
+    assert num_expected(plan, {}) == num_expected(plan, ended(every)) == 5
 
 
 def test_divergence_is_the_worst_and_of_equals_the_first_wins(request_of):
@@ -72,7 +93,7 @@ def test_at_equal_flops_rounds_follow_from_what_a_round_costs(request_of):
     jobs = [job for job in wanted(plan, done) if job.role == "result"]
     assert [job.recipe.federation.num_rounds for job in jobs] == [30, 15]
     assert [job.recipe.run.eval_every for job in jobs] == [6, 3]
-    assert len(wanted(plan, done | ended(jobs))) == plan.num_runs == 6
+    assert len(wanted(plan, done | ended(jobs))) == num_expected(plan, {}) == num_expected(plan, done) == 6
 
 
 @pytest.mark.parametrize(

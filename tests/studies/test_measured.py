@@ -63,3 +63,11 @@ def test_cases_are_found_by_label():
     both = measured(result("a", 1.0), result("b", 2.0))
     assert both["b"].loss.mean == 2.0 and both["b"].final("accuracy").mean == 0.5
     assert both["b"].final("perplexity") is None
+
+
+def test_what_was_spent_until_a_loss_is_linear_between_evaluations():
+    """1,000 FLOPs a round; from 3 to 2 in the first, to 1 in the second."""
+    one = run(3.0, 2.0, 1.0)
+    assert [one.spent(loss, "flops") for loss in (3.5, 3.0, 2.75, 2.0, 1.25)] == [0, 0, 250, 1000, 1750]
+    assert one.spent(0.5, "flops") is None
+    assert run(3.0, math.inf, 1.0).spent(1.5, "flops") == 2000

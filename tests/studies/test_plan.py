@@ -67,6 +67,13 @@ def test_a_method_is_laid_under_a_case(request_of):
     assert second.recipe.local.estimator == "one-sided" and second.recipe.federation.weighting == "equal"
 
 
+def test_a_method_leaves_the_studys_model_as_it_is(request_of):
+    """FedMeZO's preset is of LoRA: a study compares methods on the same tensors."""
+    plan = planned(request_of(varied(Case("fedmezo", method="fedmezo"), Case("other"))))
+    assert [case.recipe.model for case in plan.cases] == [plan.base.model] * 2
+    assert plan.cases[0].recipe.federation.local_steps == 30
+
+
 def test_multiples_that_come_to_one_value_are_one_case(request_of):
     thirds = varied(*(Case("H = {x}", times={"federation.local_steps": factor}) for factor in (1 / 3, 1, 3)))
     study = replace(thirds, axis=STUDY.axis)

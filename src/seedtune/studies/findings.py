@@ -96,6 +96,27 @@ def _cost(one: Result, other: Result) -> str:
     return f"; to a test loss of {level:.3f}, which all their runs reach, {one.label} takes {factor}{unsure}"
 
 
+def computation(label: str) -> Finding:
+    """What one case takes of each other's FLOPs to the lowest test loss that all runs of both come to."""
+
+    def sentence(measured: Measured) -> str:
+        one, others = measured[label], [result for result in measured.results if result.label != label]
+        told = ", ".join(_factor(one, other) for other in others)
+        return f"{seeds(measured)}, to the lowest test loss that all runs of both reach, {named(one)} takes {told}."
+
+    return sentence
+
+
+def _factor(one: Result, other: Result) -> str:
+    """Seed by seed, since both have the same data: the mean of the ratios and its band."""
+    level = common_loss((one, other))
+    spent = [[run.spent(level, "flops") for run in runs] for runs in zip(one.runs, other.runs, strict=True)]
+    if not all(map(all, spent)):
+        return f"a share that cannot be told of {named(other)}"
+    factor = estimate([own / others for own, others in spent])
+    return f"{amount(factor)} x the FLOPs of {named(other)} (to {level:.3f})"
+
+
 def named(result: Result) -> str:
     """A case with its final loss, and its rate where that was chosen out of a grid.
 

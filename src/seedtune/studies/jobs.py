@@ -1,7 +1,7 @@
 """Which runs a plan comes to, given those that have ended.
 
 `wanted` is a pure function of both: a case's learning rate, or its number of rounds, may follow from earlier runs, so
-the list grows as they end; how long it is in the end, `Plan.num_runs`, is known from the outset. Nothing is run here.
+the list grows as they end; `num_expected` says how long it will be, if no grid of rates goes on. Nothing is run here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,13 +40,24 @@ def wanted(plan: Plan, ended: Mapping[str, Run]) -> list[Job]:
     return [job for case in plan.cases for job in _wanted_of(plan, case, ended)]
 
 
+def num_expected(plan: Plan, ended: Mapping[str, Run]) -> int:
+    """How many runs the plan comes to, as far as is known: more only where a grid of rates goes on."""
+    return sum(_num_expected_of(plan, case, ended) for case in plan.cases)
+
+
+def _num_expected_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> int:
+    known = [job.role for job in _wanted_of(plan, case, ended)]
+    num_costs, num_rates = known.count("cost"), max(known.count("rate"), len(case.rates))
+    return num_costs + num_rates + len(case.seeds) - (1 if num_rates else 0)
+
+
 def _wanted_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> Iterator[Job]:
     if plan.study.budget == "flops":
         yield cost_job(case)
     recipe = _with_rounds(plan, case, ended)
     if recipe is None:
         return
-    tried = list(_tried(case, recipe))
+    tried = _tried(case, recipe, ended)
     yield from tried
     if all(key(job.recipe) in ended for job in tried):
         yield from _others(case, recipe, chosen_rate(tried, ended))
@@ -71,15 +82,34 @@ def _with_rounds(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> Rec
     return _changed(case.recipe, over)
 
 
-def _tried(case: PlannedCase, recipe: Recipe) -> Iterator[Job]:
-    """The first seed, at each rate of the case's grid."""
-    seed = case.seeds[0]
-    for rate in case.rates:
-        over = {"local": {"learning_rate": rate}, "run": {"seed": seed}}
-        folder = Path("runs", slug(case.label), f"rate-{slug(f'{rate:g}')}", f"seed-{seed}")
-        yield Job(case, "rate", _changed(recipe, over), folder)
+def _tried(case: PlannedCase, recipe: Recipe, ended: Mapping[str, Run]) -> list[Job]:
+    """The first seed, at each rate of the case's grid and of its continuation."""
+    first = _changed(recipe, {"run": {"seed": case.seeds[0]}})
     if not case.rates:
-        yield _result(case, _changed(recipe, {"run": {"seed": seed}}))
+        return [_result(case, first)]
+    rates = case.rates
+    while True:
+        jobs = [_at_rate(case, first, rate) for rate in rates]
+        beyond = _beyond(jobs, ended) if len(rates) < case.most_rates else None
+        if beyond is None:
+            return jobs
+        rates = tuple(sorted((*rates, beyond)))
+
+
+def _at_rate(case: PlannedCase, recipe: Recipe, rate: float) -> Job:
+    folder = Path("runs", slug(case.label), f"rate-{slug(f'{rate:g}')}", f"seed-{recipe.run.seed}")
+    return Job(case, "rate", _changed(recipe, {"local": {"learning_rate": rate}}), folder)
+
+
+def _beyond(tried: list[Job], ended: Mapping[str, Run]) -> float | None:
+    """The next rate of a grid whose best lies at an edge; None where it does not, or is not known yet."""
+    if not all(key(job.recipe) in ended for job in tried):
+        return None
+    rates, best = [job.recipe.local.learning_rate for job in tried], chosen_rate(tried, ended)
+    for edge, inner in ((rates[0], rates[1]), (rates[-1], rates[-2])):
+        if best == edge:
+            return multiple(edge, edge / inner)
+    return None
 
 
 def chosen_rate(tried: list[Job], ended: Mapping[str, Run]) -> float:

@@ -77,6 +77,19 @@ class Run:
         """The first evaluated row whose loss is at most `loss`."""
         return next((row for row in self.evaluated if _loss(row) <= loss), None)
 
+    def spent(self, loss: float, counted: str) -> float | None:
+        """Rounds, seconds, forwards, FLOPs or bytes until `loss` was reached, the loss taken as linear between two
+        evaluations; None where it never was."""
+        row = self.reached(loss)
+        if row is None:
+            return None
+        earlier = [one for one in self.evaluated if one["rounds"] < row["rounds"]]
+        if not earlier or math.isinf(_loss(earlier[-1])):
+            return self.until(row, counted)
+        share = (_loss(earlier[-1]) - loss) / (_loss(earlier[-1]) - _loss(row))
+        start = self.until(earlier[-1], counted)
+        return start + share * (self.until(row, counted) - start)
+
 
 def _loss(row: Mapping[str, Any]) -> float:
     return _finite(row.get("loss"))

@@ -40,13 +40,15 @@ class Request:
 @dataclass(frozen=True)
 class PlannedCase:
     """A case with its recipe (first seed, its own learning rate, as many rounds as the base has); `x` is its place on
-    the study's axis, `rates` the learning rates to choose from, `seeds` its share of the plan's."""
+    the study's axis, `rates` the learning rates to choose from, `most_rates` how many these may become, `seeds` its
+    share of the plan's."""
 
     label: str
     series: str
     x: float | None
     recipe: Recipe
     rates: tuple[float, ...]
+    most_rates: int
     seeds: tuple[int, ...]
 
 
@@ -60,11 +62,6 @@ class Plan:
     seeds: tuple[int, ...]
     left_out: Mapping[str, str]
     notes: tuple[str, ...] = ()
-
-    @property
-    def num_runs(self) -> int:
-        costs = len(self.cases) if self.study.budget == "flops" else 0
-        return costs + sum(max(1, len(case.rates)) + len(case.seeds) - 1 for case in self.cases)
 
 
 def planned(request: Request) -> Plan:
@@ -133,7 +130,8 @@ def _names(values: Mapping[str, Any]) -> set[str]:
 def _planned_case(study: Study, case: Case, base: Recipe, seeds: tuple[int, ...]) -> PlannedCase:
     values = base.model_dump()
     if case.method:
-        values = merged(merged(values, presets.read("methods", case.method)), {"run": {"method": case.method}})
+        method = {name: keys for name, keys in presets.read("methods", case.method).items() if name != "model"}
+        values = merged(merged(values, method), {"run": {"method": case.method}})
     values = merged(values, case.over)
     for name, factor in case.times.items():
         values = merged(values, nested(name, multiple(setting(base, name), factor)))
@@ -141,7 +139,8 @@ def _planned_case(study: Study, case: Case, base: Recipe, seeds: tuple[int, ...]
     x = setting(recipe, study.axis.setting) if study.axis else None
     rates = tuple(multiple(recipe.local.learning_rate, factor) for factor in case.rates)
     label = case.label.format(x="" if x is None else f"{x:g}")
-    return PlannedCase(label, case.series, None if x is None else float(x), recipe, rates, seeds[: case.most_seeds])
+    own_seeds = seeds[: case.most_seeds]
+    return PlannedCase(label, case.series, None if x is None else float(x), recipe, rates, case.most_rates, own_seeds)
 
 
 def multiple(value: float, factor: float) -> float:

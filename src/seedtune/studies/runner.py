@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import SeedtuneError
 from ..report import figure
 from . import folders, outcomes
-from .jobs import Job, chosen_rate, key, wanted
+from .jobs import Job, chosen_rate, key, num_expected, wanted
 from .measured import Measured, Result, Run
 from .plan import Plan, Request, planned
 from .workers import Crew, Ended, crew_of
@@ -61,8 +61,8 @@ def carry_out(plan: Plan, folder: Path, num_jobs: int | None, listen: Listener) 
         state = _found(plan, folder)
         if state.startable():
             folders.remove_outcomes(folder)
-        listen(News(state.num_done(), plan.num_runs))
-        with crew_of(num_jobs or max(1, min(_num_cores(), plan.num_runs - state.num_done()))) as crew:
+        listen(News(state.num_done(), state.num_expected()))
+        with crew_of(num_jobs or max(1, min(_num_cores(), state.num_expected() - state.num_done()))) as crew:
             _run_all(state, crew, listen)
         _check_failed(state)
         return outcomes.write(plan, folder, measured(plan, state.ended))
@@ -99,6 +99,9 @@ class _State:
     def num_done(self) -> int:
         return sum(key(job.recipe) in self.ended for job in wanted(self.plan, self.ended))
 
+    def num_expected(self) -> int:
+        return num_expected(self.plan, self.ended)
+
 
 def _found(plan: Plan, folder: Path) -> _State:
     places = folders.held(folder)
@@ -111,7 +114,7 @@ def _found(plan: Plan, folder: Path) -> _State:
 
 def _run_all(state: _State, crew: Crew, listen: Listener) -> None:
     def hear(place: Path, rounds: int) -> None:
-        listen(News(state.num_done(), state.plan.num_runs, state.running[place], rounds))
+        listen(News(state.num_done(), state.num_expected(), state.running[place], rounds))
 
     while True:
         for job in state.startable():
@@ -132,14 +135,14 @@ def _noted(state: _State, end: Ended) -> News:
     else:
         state.failed[key(job.recipe)] = job, end.error
     error = None if run else end.error
-    return News(state.num_done(), state.plan.num_runs, job, run.rounds if run else 0, run, error)
+    return News(state.num_done(), state.num_expected(), job, run.rounds if run else 0, run, error)
 
 
 def _check_failed(state: _State) -> None:
     if state.failed:
         job, error = next(iter(state.failed.values()))
         raise SeedtuneError(
-            f"study {state.plan.study.name}: {len(state.failed)} of {state.plan.num_runs} runs failed, first "
+            f"study {state.plan.study.name}: {len(state.failed)} of {state.num_expected()} runs failed, first "
             f"{job.name}: {error}; the others are kept, and the same command goes on with what is missing"
         )
 

@@ -25,6 +25,8 @@ class Case:
     times: numbers ("section.key") as multiples of the base's; whole numbers are rounded, and stay at least 1.
     rates: a grid of learning rates, as multiples of the case's own: each is run on the first seed, and the one that
     ends with the lowest loss is the case's. Empty: it keeps its own.
+    most_rates: while the best rate lies at an edge of the grid, the grid goes on there by its own ratio, up to so many
+    rates in all; 0: the grid is as it stands.
     series: cases of one series are one line where final values are drawn over the axis.
     most_seeds: as many seeds at most, for what seeds do not change, such as bytes; None: as many as the study has.
     """
@@ -36,6 +38,7 @@ class Case:
     method: str | None = None
     series: str = ""
     most_seeds: int | None = None
+    most_rates: int = 0
 
 
 @dataclass(frozen=True)
