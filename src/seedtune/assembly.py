@@ -19,6 +19,7 @@ from .data.tasks import load_task
 from .errors import ModelError, TrajectoryError
 from .fed.client import Replica, Site
 from .fed.split_steps import split_of
+from .fed.suffixes import ONE_BY_ONE, suffixes_of
 from .models import heads
 from .models.blocks import Cut, cut_before, default_cut
 from .models.evaluation import Evaluation, evaluate
@@ -144,10 +145,11 @@ def _site(
         own = clients[client][keyed_permutation(key, len(clients[client]))]
         return (batch_of(train, own[first : first + size]) for first in range(0, len(own), size))
 
+    perturber = Perturber(model.module, space, machine.scratch_bytes)
     return Site(
-        recipe, header, model.module, Perturber(model.module, space, machine.scratch_bytes),
-        Replica(weights, digest(weights)), {}, batch, epoch, lambda examples: loss(model, examples),
-        shape_of, lambda client: len(clients[client]), Meter(), cut,
+        recipe, header, model.module, perturber, Replica(weights, digest(weights)), {}, batch, epoch,
+        lambda examples: loss(model, examples), shape_of, lambda client: len(clients[client]), Meter(), cut,
+        suffixes_of(recipe.split, cut, perturber) if cut else ONE_BY_ONE,
     )  # fmt: skip
 
 

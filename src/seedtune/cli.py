@@ -108,7 +108,7 @@ def run(
     from . import experiment
 
     with _progress(composed.federation.num_rounds, folder) as listen:
-        summary = experiment.run(composed, machine, folder, listen, replace)
+        summary = experiment.run(composed, machine, folder, listen, replace, _say)
     _print_summary(summary, folder)
 
 
@@ -120,7 +120,7 @@ def resume(folder: Annotated[Path, typer.Argument(help="a run folder")], kernel:
     recipe, machine = run_store.recipe_of(folder), _machine(kernel)
     sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in run_store.metrics_of(folder))
     with _progress(recipe.federation.num_rounds, folder, sent) as listen:
-        summary = experiment.resume(folder, machine, listen)
+        summary = experiment.resume(folder, machine, listen, _say)
     _print_summary(summary, folder)
 
 
@@ -293,6 +293,10 @@ def _machine(kernel: str) -> Machine:
     if kernel not in ("auto", "numba", "torch"):
         raise ConfigError(f"--kernel {kernel!r}: must be auto, numba or torch")
     return Machine(kernel=kernel)
+
+
+def _say(note: str) -> None:
+    out.print(note, soft_wrap=True)
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -154,6 +154,9 @@ class SplitConfig(_Section):
         "none", description="nested: what is taken from a scalar for block 2, nothing or the mean of its siblings"
     )
     rate_ratio: float = Field(1.0, gt=0, le=1e6, description="learning rate of block 2 as a multiple of block 1's")
+    suffixes: Literal["auto", "one-by-one", "batched"] = Field(
+        "auto", description="block 2's directions in one forward (changes a loss's last bits): by a rule, one, or all"
+    )
 
     @property
     def num_scalars(self) -> int:

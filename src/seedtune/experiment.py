@@ -42,9 +42,17 @@ PROTOCOLS = {"scalars": SeedScalar, "weights": WeightAverage}
 
 Listener = Callable[[int, RoundResult | None, Evaluated | None], None]
 """Hears (rounds done, the round that ended or None before the first, the evaluation if there was one)."""
+Say = Callable[[str], None]
+"""Is told in a line, before the rounds, what was decided for a run that its recipe leaves open."""
 
 
-def run(recipe: Recipe, machine: Machine, folder: Path, listen: Listener, replace_run: bool = False) -> dict[str, Any]:
+def unsaid(note: str) -> None:
+    """Tells nobody."""
+
+
+def run(
+    recipe: Recipe, machine: Machine, folder: Path, listen: Listener, replace_run: bool = False, say: Say = unsaid
+) -> dict[str, Any]:
     """A new run in `folder`, from the first round to its summary, which is returned.
 
     Raises:
@@ -54,12 +62,12 @@ def run(recipe: Recipe, machine: Machine, folder: Path, listen: Listener, replac
     recipe = resolved(recipe)
     claimed = run_store.create(folder, replace_run, run_store.log_bytes(recipe))
     with kernels.using(machine.kernel), claimed as store:
-        experiment = assemble(recipe, machine)
+        experiment = _told(assemble(recipe, machine), say)
         check_room(folder, _snapshot_bytes(experiment))
         return _rounds(experiment, _begin(experiment, store, listen), (), store, listen)
 
 
-def resume(folder: Path, machine: Machine, listen: Listener) -> dict[str, Any]:
+def resume(folder: Path, machine: Machine, listen: Listener, say: Say = unsaid) -> dict[str, Any]:
     """Goes on with a run after its last whole round. Ends as the uninterrupted run would have, by digest, on the same
     machine with the same number of threads.
 
@@ -73,12 +81,23 @@ def resume(folder: Path, machine: Machine, listen: Listener) -> dict[str, Any]:
             raise RunStoreError(f"run {folder}: has ended ({summary['rounds']} rounds); there is nothing to resume")
         recipe = run_store.recipe_of(folder)
         if store.recover() is None:
-            experiment = assemble(recipe, machine)
+            experiment = _told(assemble(recipe, machine), say)
             return _rounds(experiment, _begin(experiment, store, listen), (), store, listen)
         trajectory = run_store.trajectory_of(folder)
-        experiment = assemble(recipe, machine, trajectory.header.initial)
+        experiment = _told(assemble(recipe, machine, trajectory.header.initial), say)
         start = _continue(experiment, trajectory, store, listen)
         return _rounds(experiment, start, trajectory.records, store, listen)
+
+
+def _told(experiment: Experiment, say: Say) -> Experiment:
+    if note := _suffixes(experiment):
+        say(note)
+    return experiment
+
+
+def _suffixes(experiment: Experiment) -> str | None:
+    """Where steps are split: which evaluations of block 2 share a forward, in a line."""
+    return experiment.site.suffixes.note if experiment.recipe.is_split else None
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -219,7 +238,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History) -> dict[
         **zero_shot, **{name: rows[-1][name] for name in ("loss", "accuracy", "perplexity")},
         "heldout_loss": rows[-1].get("heldout_loss"), "heldout_accuracy": rows[-1].get("heldout_accuracy"),
         "best_rounds": history.best_rounds, "best_loss": history.best_loss, "best_accuracy": history.best_accuracy,
-        "stopped_by": _stopped_by(recipe, rows, history),
+        "suffixes": _suffixes(experiment), "stopped_by": _stopped_by(recipe, rows, history),
         "surges": {str(row["rounds"]): row["surge"] for row in rows if row.get("surge")},
         "backprop_steps": recipe.baseline.num_steps,
         **scores_of(backpropagation(experiment) if recipe.baseline.num_steps else None, "backprop_"),
@@ -228,7 +247,8 @@ def _summary(experiment: Experiment, store: RunStore, history: History) -> dict[
         "trajectory_bytes": (store.folder / run_store.TRAJECTORY).stat().st_size,
         "round_seconds": round(sum(row.get("seconds", 0) for row in rows), 2), "seconds": rows[-1]["elapsed_seconds"],
         "peak_memory_bytes": peak, "state_digest": experiment.site.replica.digest.hex(),
-        "truncated_examples": experiment.train.num_truncated + experiment.test.num_truncated, "versions": versions(),
+        "truncated_examples": experiment.train.num_truncated + experiment.test.num_truncated,
+        "versions": versions(recipe),
     }  # fmt: skip
 
 
@@ -290,7 +310,9 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = ("seedtune", "torch", "transformers", "peft", "numba", "numpy")
+def versions(recipe: Recipe | None = None) -> dict[str, str]:
+    """Versions of what a result depends on; of what packs the base too, where the recipe has it packed."""
+    names = ["seedtune", "torch", "transformers", "peft", "numba", "numpy"]
+    if recipe and recipe.model.quantisation != "none":
+        names.append("bitsandbytes")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -47,15 +47,18 @@ class Toy:
     """A loss of (x, y) around 0 in two blocks, which notes what was asked of it."""
 
     def __init__(self, function):
-        self.function, self.prefixes, self.losses = function, [], []
+        self.function, self.prefixes, self.evaluated = function, [], []
 
     def prefix(self, first):
         self.prefixes.append(first)
         return first, along(first, 0)
 
-    def loss(self, first, second, kept):
+    def losses(self, first, seconds, kept):
         assert kept[0] == first, "block 1 was evaluated elsewhere"
-        self.losses.append((first, second))
+        return [self.loss(first, second, kept) for second in seconds]
+
+    def loss(self, first, second, kept):
+        self.evaluated.append((first, second))
         return self.function(np.concatenate([kept[1], along(second, 1)]))
 
 
@@ -92,7 +95,7 @@ def test_nested_looks_at_both_blocks_at_once():
     toy, split, keys = Toy(quadratic), READINGS["nested"], keys_of(READINGS["nested"])
     found = probe(toy, split, True, keys, 0.25, GAUSSIAN)
     assert toy.prefixes == [at(keys[p * P2], mu) for mu in (0.25, -0.25) for p in range(P1)]
-    assert toy.losses == [
+    assert toy.evaluated == [
         (at(keys[p * P2], mu), at(keys[p * P2 + q], mu)) for mu in (0.25, -0.25) for p in range(P1) for q in range(P2)
     ]
     assert found.num_forwards == 2 * P1 * P2 and found.keys == keys
@@ -102,7 +105,7 @@ def test_nested_one_sided_looks_at_theta_once():
     toy, split, keys = Toy(quadratic), READINGS["nested"], keys_of(READINGS["nested"])
     found = probe(toy, split, False, keys, 0.25, GAUSSIAN)
     assert toy.prefixes == [None, at(keys[0], 0.25), at(keys[P2], 0.25)]
-    assert toy.losses[0] == (None, None) and len(toy.losses) == found.num_forwards == P1 * P2 + 1
+    assert toy.evaluated[0] == (None, None) and len(toy.evaluated) == found.num_forwards == P1 * P2 + 1
     assert found.loss == quadratic(np.zeros(sum(SIZES)))
 
 
@@ -115,7 +118,7 @@ def test_clean_prefix_looks_at_one_block_at_a_time(is_central):
     first = [(at(key, mu), None) for mu in scales for key in keys[:P1]]
     second = [(None, at(key, mu)) for mu in scales for key in keys[P1:]]
     expected = first + second + ([] if is_central else [(None, None)])
-    assert sorted(toy.losses, key=repr) == sorted(expected, key=repr)
+    assert sorted(toy.evaluated, key=repr) == sorted(expected, key=repr)
     assert found.num_forwards == len(expected) and found.keys == keys
 
 
@@ -244,7 +247,7 @@ def test_leave_one_out_pays_where_block_1_is_steeper_than_its_share():
 def test_one_loss_that_is_not_finite_makes_no_half_step(split, is_central, broken):
     num_losses = probe(Toy(linear), split, is_central, keys_of(split), 1e-3, GAUSSIAN).num_forwards
     for place in range(num_losses):
-        toy = Toy(lambda x, place=place: broken if len(toy.losses) == place + 1 else linear(x))  # noqa: B023
+        toy = Toy(lambda x, place=place: broken if len(toy.evaluated) == place + 1 else linear(x))  # noqa: B023
         found = probe(toy, split, is_central, keys_of(split), 1e-3, GAUSSIAN)
         assert np.isnan(found.scalars).all() and found.scalars.shape == (split.num_scalars,)
         assert all(np.isnan(move.coefficients).all() for move in moves(split, found.keys, found.scalars))

@@ -27,6 +27,7 @@ from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, ro
 from ..zo.update import apply
 from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
 from .split_steps import CutLosses
+from .suffixes import ONE_BY_ONE, Suffixes
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Site:
     loss(batch): mean loss of the bound model, a float32 scalar; builds a graph exactly if gradients are enabled.
     shape(batch): what its forward's cost depends on.
     num_examples(client): its training examples.
-    cut: of the model in two blocks, where steps are split (`Header.split`).
+    cut: of the model in two blocks, where steps are split (`Header.split`). suffixes: which of them share a forward.
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class Site:
     num_examples: Callable[[int], int]
     meter: Meter
     cut: Cut | None = None
+    suffixes: Suffixes = ONE_BY_ONE
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,8 @@ def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
         if site.cut is None:
             estimate = partial(ESTIMATORS[local.estimator], tally.metered(loss_at))
         else:
-            blocks = CutLosses(site.cut, site.perturber, whole, tally)
+            suffixes, most = site.suffixes.batched, site.suffixes.most(site.shape(batch))
+            blocks = CutLosses(site.cut, site.perturber, whole, tally, suffixes, most)
             estimate = partial(split.probe, blocks, site.header.split, site.recipe.split.difference == "central")
         probe = estimate(keys, local.perturbation_scale, distribution)
     return probe, tally

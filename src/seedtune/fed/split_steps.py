@@ -2,23 +2,26 @@
 
 `split_of` says how a recipe's split goes over a model's tuned tensors, `CutLosses` evaluates one batch. What is
 evaluated where is `seedtune.zo.split`, what is made of it `seedtune.zo.expansion`, how a model is cut
-`seedtune.models.blocks`. No step is made and nothing is moved here.
+`seedtune.models.blocks`, which suffixes share a forward `seedtune.fed.suffixes`. No step is made and nothing is moved
+here.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from ..config import SplitConfig
 from ..errors import ConfigError
+from ..models.batched_suffix import BatchedSuffix
 from ..models.blocks import Activations, Cut
 from ..space import Space
 from ..zo.expansion import Split
 from ..zo.meter import Tally
 from ..zo.perturb import Perturber
 from ..zo.split import Point
+from .suffixes import evaluated, of_block
 
 
 def split_of(config: SplitConfig, cut: Cut, space: Space) -> Split:
@@ -44,25 +47,26 @@ class CutLosses:
     """The `Blocks` of one batch, to be used within `Perturber.one_batch`.
 
     whole: the loss by the whole model, a float32 scalar. tally: counts each block's runs, as the parts ("prefix", k)
-    and ("suffix", k).
+    and ("suffix", k). batched: the suffix for several directions in one forward. most: of them; None: all that are
+    asked for together.
     """
 
     cut: Cut
     perturber: Perturber
     whole: Callable[[], torch.Tensor]
     tally: Tally
+    batched: BatchedSuffix | None = None
+    most: int | None = 1
 
     def prefix(self, first: Point) -> Activations:
-        with self.perturber.at(_of(first, self.cut.block1)):
+        with self.perturber.at(of_block(first, self.cut.block1)):
             return self.tally.counted(("prefix", self.cut.k), partial(self.cut.prefix, self.whole))
 
-    def loss(self, first: Point, second: Point, kept: Activations) -> float:
-        points = _of(first, self.cut.shared), _of(second, self.cut.block2)
-        with self.perturber.at(*points):
-            run = partial(self.cut.suffix, self.whole, kept)
-            return float(self.tally.counted(("suffix", self.cut.k), run))
+    def losses(self, first: Point, seconds: Sequence[Point], kept: Activations) -> list[float]:
+        most = self.most or len(seconds)
+        groups = [seconds[start : start + most] for start in range(0, len(seconds), most)]
+        return [float(loss) for group in groups for loss in self._of_group(first, group, kept)]
 
-
-def _of(point: Point, names: frozenset[str]) -> Point:
-    """The point for the tensors of one block."""
-    return point and replace(point, names=names)
+    def _of_group(self, first: Point, seconds: Sequence[Point], kept: Activations) -> list[torch.Tensor]:
+        run = partial(evaluated, self.cut, self.perturber, self.whole, first, seconds, kept, self.batched)
+        return self.tally.counted(("suffix", self.cut.k), run, len(seconds))

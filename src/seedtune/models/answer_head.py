@@ -33,6 +33,7 @@ class Selection:
 
 
 _selection: ContextVar[Selection | None] = ContextVar("selection", default=None)
+_directions: ContextVar[int | None] = ContextVar("directions", default=None)
 
 
 @contextmanager
@@ -45,6 +46,19 @@ def answering_at(selection: Selection) -> Iterator[None]:
         _selection.reset(token)
 
 
+@contextmanager
+def directions(num: int) -> Iterator[None]:
+    """Within it (and this thread), sequences come Q times over, and heads select the same positions in each: [Q, n, C].
+
+    Candidates are then looked up for each direction, so that all that a head's weight meets has rows for it.
+    """
+    token = _directions.set(num)
+    try:
+        yield
+    finally:
+        _directions.reset(token)
+
+
 class AnswerHead(torch.nn.Linear):
     """A linear output head, [S, T, d] -> [S, T, vocabulary]; within `answering_at`: [S, T, d] -> [1, n, C]."""
 
@@ -52,11 +66,21 @@ class AnswerHead(torch.nn.Linear):
         selection = _selection.get()
         if selection is None:
             return linear(hidden, self.weight, self.bias)
+        if (num := _directions.get()) is not None:
+            return self._of_each(hidden.unflatten(0, (num, -1))[:, selection.rows, selection.columns], selection)
         hidden = hidden[selection.rows, selection.columns].unsqueeze(0)
         if selection.candidates is None:
             return linear(hidden, self.weight, self.bias)
         bias = None if self.bias is None else self.bias[selection.candidates]
         return linear(hidden, embedding(selection.candidates, self.weight), bias)
+
+    def _of_each(self, hidden: torch.Tensor, selection: Selection) -> torch.Tensor:
+        """[Q, n, d] -> [Q, n, C]."""
+        if selection.candidates is None:
+            return linear(hidden, self.weight, self.bias)
+        candidates = selection.candidates.expand(len(hidden), -1)
+        logits = hidden @ embedding(candidates, self.weight).transpose(1, 2)
+        return logits if self.bias is None else logits + embedding(candidates, self.bias.unsqueeze(1)).transpose(1, 2)
 
 
 def install(module: torch.nn.Module) -> None:

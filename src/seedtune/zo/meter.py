@@ -125,14 +125,15 @@ class Tally:
     def flops(self) -> int:
         return self.flops_of.total()
 
-    def counted(self, part: Hashable, call: Callable[[], Value]) -> Value:
-        """What `call` returns, which runs `part` of the model.
+    def counted(self, part: Hashable, call: Callable[[], Value], num: int = 1) -> Value:
+        """What `call` returns, which runs `part` of the model `num` times, in one forward or in several.
 
         The first evaluation of a step computes the frozen prefix and later ones reuse it, so they are counted apart.
         """
         num_reused = self._prefix.num_reused
-        value, flops = self._meter.counted(self._shape, (part, num_reused) if num_reused else part, call)
-        self.runs[part] += 1
+        known = part if (num_reused, num) == (0, 1) else (part, num_reused, num)
+        value, flops = self._meter.counted(self._shape, known, call)
+        self.runs[part] += num
         self.flops_of[part] += flops
         return value
 

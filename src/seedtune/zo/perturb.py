@@ -10,11 +10,10 @@ It does not choose directions (estimators) and does not move weights (update). A
 parameter from outside that module's forward is not seen; `Perturber` then names the tensors that no forward used.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
@@ -62,7 +61,7 @@ class Perturber:
         self._module = module
         self._specs = {id(p): specs[name] for name, p in module.named_parameters() if name in specs}
         self._owners = [m for m in module.modules() if any(id(p) in self._specs for p in m._parameters.values())]
-        self._scratch_bytes = scratch_bytes
+        self.scratch_bytes = scratch_bytes
 
     def one_batch(self) -> AbstractContextManager[Prefix]:
         """Within it all evaluations are of one batch at unmoved weights: the frozen prefix is computed once."""
@@ -83,21 +82,34 @@ class Perturber:
             with torch.no_grad():
                 yield
             return
-        mode = _AtUse(moved, self._scratch_bytes)
-        wraps = [(owner, partial(_within, mode)) for owner in self._owners]
-        with wrapped_forwards(wraps), torch.no_grad():
+        with self.running(_AtUse(moved, self.scratch_bytes), [spec for spec, _ in moved.values()]):
             yield
-        unused = {spec.name for spec, _ in moved.values()} - mode.used
+
+    @contextmanager
+    def running(self, mode: "Mode", specs: Iterable[TensorSpec]) -> Iterator[None]:
+        """Within it, the forwards of modules that own tuned tensors run in `mode`, which is to use all `specs`.
+
+        Raises:
+            ModelError: it did not.
+        """
+        running = _Running(mode)
+        with wrapped_forwards([(owner, running.wrap) for owner in self._owners]), torch.no_grad():
+            yield
+        unused = {spec.name for spec in specs} - mode.used
         if unused:
             raise ModelError(
                 f"tensor {min(unused)!r} ({len(unused)} in all) is tuned but no forward pass of its module used it: "
                 f"leave it out with model.trainable"
             )
 
+    def moved_by(self, point: Perturbation) -> dict[int, TensorSpec]:
+        """The tuned tensors that a point moves, by the identity of the parameter."""
+        return {ident: spec for ident, spec in self._specs.items() if point.moves(spec)}
+
     def _moved(self, perturbations: Sequence[Perturbation]) -> _Moved:
         moved: _Moved = {}
         for point in perturbations:
-            own = {ident: (spec, point) for ident, spec in self._specs.items() if point.moves(spec)}
+            own = {ident: (spec, point) for ident, spec in self.moved_by(point).items()}
             if twice := own.keys() & moved.keys():
                 names = sorted(self._specs[ident].name for ident in twice)
                 raise ValueError(f"tensor {names[0]!r} ({len(names)} in all) is moved by two perturbations: give one")
@@ -105,18 +117,34 @@ class Perturber:
         return moved
 
 
-def _within(mode: "_AtUse", forward: Callable) -> Callable:
-    def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
-        if mode.is_active:  # called by another owner: entered twice, it would perturb twice
-            return forward(*args, **kwargs)
-        mode.is_active = True
-        try:
-            with mode:
-                return forward(*args, **kwargs)
-        finally:
-            mode.is_active = False
+class Mode(Protocol):
+    """A way to run torch functions, which notes the names of the tensors that it used."""
 
-    return perturbed_forward
+    used: set[str]
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *raised: Any) -> None: ...
+
+
+class _Running:
+    """Forwards within a mode, which is entered once: called by another owner, it would perturb twice."""
+
+    def __init__(self, mode: Mode):
+        self._mode, self._is_active = mode, False
+
+    def wrap(self, forward: Callable) -> Callable:
+        def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
+            if self._is_active:
+                return forward(*args, **kwargs)
+            self._is_active = True
+            try:
+                with self._mode:
+                    return forward(*args, **kwargs)
+            finally:
+                self._is_active = False
+
+        return perturbed_forward
 
 
 class _AtUse(TorchFunctionMode):
@@ -127,7 +155,6 @@ class _AtUse(TorchFunctionMode):
         self._moved, self._scratch_bytes = moved, scratch_bytes
         self._scratch: dict[torch.dtype, torch.Tensor] = {}
         self.used: set[str] = set()
-        self.is_active = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

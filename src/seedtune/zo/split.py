@@ -43,8 +43,11 @@ class Blocks(Protocol[Kept]):
         """What block 1 computes at `first`. Cost: F1."""
         ...
 
-    def loss(self, first: Point, second: Point, kept: Kept) -> float:
-        """The loss with block 1 at `first`, where `kept` was made, and block 2 at `second`. Cost: F2."""
+    def losses(self, first: Point, seconds: Sequence[Point], kept: Kept) -> Sequence[float]:
+        """The loss with block 1 at `first`, where `kept` was made, and block 2 at each of `seconds`. Cost: F2 each.
+
+        One by one or several in one forward, which changes their last bits and nothing else.
+        """
         ...
 
 
@@ -57,13 +60,14 @@ def probe(
     Args:
         keys: of the step's S directions.
 
-    Cost: as above; 2 S losses (central) or S + 1, one by one. Memory: what one prefix kept, clean-prefix: two.
+    Cost: as above; 2 S losses (central) or S + 1, those of one prefix asked for together. Memory: what one prefix kept,
+    clean-prefix: two.
     """
     losses_at, clean = (_nested if split.reading == "nested" else _clean_prefix)(blocks, split, keys, distribution)
     if is_central:
         above, below = losses_at(mu), losses_at(-mu)
         return Probe.of(keys, (above - below) / (2 * mu), float(np.mean([above, below])), 2 * len(keys))
-    here = blocks.loss(None, None, clean())
+    (here,) = blocks.losses(None, [None], clean())
     return Probe.of(keys, (losses_at(mu) - here) / mu, here, len(keys) + 1)
 
 
@@ -77,7 +81,7 @@ def _nested(blocks: Blocks[Kept], split: Split, keys: Sequence[int], distributio
         for start in range(0, len(keys), split.num_suffix):
             points = [Perturbation(key, mu, distribution) for key in keys[start : start + split.num_suffix]]
             kept = blocks.prefix(points[0])
-            losses += [blocks.loss(points[0], point, kept) for point in points]
+            losses += blocks.losses(points[0], points, kept)
         return np.array(losses)
 
     return losses_at, lambda: blocks.prefix(None)
@@ -89,7 +93,7 @@ def _clean_prefix(blocks: Blocks[Kept], split: Split, keys: Sequence[int], distr
     def losses_at(mu: float) -> np.ndarray:
         points = [Perturbation(key, mu, distribution) for key in keys]
         first, second = (points[own] for own in split.directions)
-        whole = [blocks.loss(point, None, blocks.prefix(point)) for point in first]
-        return np.array([*whole, *(blocks.loss(None, point, clean) for point in second)])
+        whole = [loss for point in first for loss in blocks.losses(point, [None], blocks.prefix(point))]
+        return np.array([*whole, *blocks.losses(None, second, clean)])
 
     return losses_at, lambda: clean

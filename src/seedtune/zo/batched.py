@@ -1,0 +1,186 @@
+"""A model's forward at several points at once: Q times the rows, each direction's with weights of its own.
+
+Rows q R to (q + 1) R of whatever flows through the model belong to direction q, and meet theta + mu z_q; tensors that
+do not move meet all rows in one call, which is the gain: a frozen weight under LoRA is read once for all directions. A
+function that is given a moved tensor runs once a direction on that direction's rows, with the values that an evaluation
+at that point alone would give it; linear layers chunk by chunk in one scratch as there, small ones in one product.
+So memory is that of a forward of Q times the rows, and the scratch.
+
+What is batched must be a function of rows: each row of the result from the same row of what is given. Where that does
+not hold, the function is refused by name, or, where its sizes happen to fit, gives something else. So whoever batches a
+model compares it once with single evaluations, as `seedtune.fed.split_steps` does. Losses differ from theirs in the
+last bits, since matrix products of other shapes add in another order.
+
+Not here: where the rows come from (`seedtune.models.batched_suffix`), which evaluations are batched (`zo.split`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ..errors import ModelError
+from ..space import TensorSpec
+from . import noise
+from .perturb import Perturbation, Perturber
+
+
+class NotBatched(ModelError):
+    """A function was given a moved tensor, and what else it was given has no rows for each direction."""
+
+
+@contextmanager
+def each_at(perturber: Perturber, points: Sequence[Perturbation]) -> Iterator[None]:
+    """Within it, the module computes rows q R to (q + 1) R at theta + mu z of `points[q]`. No autograd graph is built.
+
+    It may stand within `Perturber.at` of tensors that move alike for all rows.
+
+    Raises:
+        NotBatched: names the function that cannot be run by rows.
+        ModelError: a forward ended without having used every tensor that was to move.
+        ValueError: points of unlike tensors, or none.
+    """
+    if len({point.names for point in points}) != 1:
+        raise ValueError(f"{len(points)} points move unlike tensors, or are none: give some that move the same ones")
+    moved = perturber.moved_by(points[0])
+    with perturber.running(_ByRows(moved, tuple(points), perturber.scratch_bytes), moved.values()):
+        yield
+
+
+class _ByRows(TorchFunctionMode):
+    """Runs torch functions that are given moved tensors once a direction, on its rows.
+
+    _derived: what functions of moved tensors alone gave, such as a norm's 1 + weight: by the identity of the first
+    direction's value, which stands for all, everyone's.
+    """
+
+    def __init__(self, moved: dict[int, TensorSpec], points: tuple[Perturbation, ...], scratch_bytes: int):
+        super().__init__()
+        self._moved, self._points, self._scratch_bytes = moved, points, scratch_bytes
+        self._scratch: dict[torch.dtype, torch.Tensor] = {}
+        self._derived: dict[int, list[torch.Tensor]] = {}
+        self.used: set[str] = set()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._derived.clear()
+        super().__exit__(*raised)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not any(self._is_moved(value) for value in tree_leaves((args, kwargs))):
+            return func(*args, **kwargs)
+        if func is functional.linear and id(args[1]) in self._moved and args[1].dim() == 2:
+            return self._linear(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__get__" and not isinstance(value := func(*args), torch.Tensor):
+            return value  # shape, dtype, device and their like: no value is read
+        return self._one_by_one(func, args, kwargs)
+
+    def _is_moved(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and (id(value) in self._moved or id(value) in self._derived)
+
+    # Any function
+
+    def _one_by_one(self, func: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        rows = [value for value in tensors if not self._is_moved(value) and _has_rows(value)]
+        if any(len(value) % len(self._points) for value in rows):
+            raise self._refused(func, rows)
+        results = []
+        for q in range(len(self._points)):
+            own_args, own_kwargs = tree_map_only(torch.Tensor, lambda value, q=q: self._own(value, q), (args, kwargs))
+            results.append(func(*own_args, **own_kwargs))
+        if not self._fits(results, rows):
+            raise self._refused(func, rows)
+        if rows:
+            return torch.cat(results)
+        self._derived[id(results[0])] = results
+        return results[0]
+
+    def _fits(self, results: Sequence[Any], rows: Sequence[torch.Tensor]) -> bool:
+        """Whether each direction's result has its rows or, made of moved tensors alone, is small."""
+        if not all(isinstance(result, torch.Tensor) for result in results):
+            return False
+        if not rows:
+            return sum(result.nbytes for result in results) <= self._scratch_bytes
+        return all(result.dim() and len(result) * len(self._points) == len(rows[0]) for result in results)
+
+    def _own(self, value: torch.Tensor, q: int) -> torch.Tensor:
+        """What direction q has of an argument."""
+        if id(value) in self._derived:
+            return self._derived[id(value)][q]
+        if id(value) in self._moved:
+            out = torch.empty_like(value.data, memory_format=torch.contiguous_format)
+            self._write(out, value, q, 0)
+            return out
+        if not _has_rows(value):
+            return value
+        return value.unflatten(0, (len(self._points), -1))[q]
+
+    def _write(self, out: torch.Tensor, parameter: torch.Tensor, q: int, first: int) -> None:
+        """Rows from `first` on of theta + mu z_q."""
+        spec, point = self._moved[id(parameter)], self._points[q]
+        self.used.add(spec.name)
+        weights = parameter.data[first : first + len(out)]
+        start = spec.start + first * (parameter.numel() // max(1, len(parameter)))
+        noise.perturb(out.view(-1), weights.reshape(-1), point.key, start, point.mu, point.distribution)
+
+    def _refused(self, func: Callable, rows: Sequence[torch.Tensor]) -> NotBatched:
+        name = getattr(func, "__name__", str(func))
+        shapes = ", ".join(str(list(value.shape)) for value in rows) or "nothing else"
+        return NotBatched(
+            f"{name} was given a tuned tensor with {shapes}: not rows of {len(self._points)} directions, each of which "
+            "has weights of its own"
+        )
+
+    # Linear layers
+
+    def _linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        num = len(self._points)
+        if not _has_rows(input) or len(input) % num or self._is_moved(input):
+            raise self._refused(functional.linear, [input])
+        rows = input.reshape(num, -1, input.shape[-1])
+        biases = None if bias is None else [self._own(bias, q) for q in range(num)]
+        if num * weight.nbytes <= self._scratch_bytes:
+            out = self._in_one(rows, weight, biases)
+        else:
+            out = self._in_chunks(rows, weight, biases)
+        return out.view(*input.shape[:-1], len(weight))
+
+    def _in_one(self, rows, weight, biases) -> torch.Tensor:
+        stack = self._chunks(weight, len(weight), len(self._points))
+        for q, own in enumerate(stack):
+            self._write(own, weight, q, 0)
+        if biases is None:
+            return torch.bmm(rows, stack.transpose(1, 2))
+        return torch.baddbmm(torch.stack(biases).unsqueeze(1), rows, stack.transpose(1, 2))
+
+    def _in_chunks(self, rows, weight, biases) -> torch.Tensor:
+        num_rows, row = weight.shape
+        step = max(1, self._scratch_bytes // (row * weight.element_size()))
+        step = -(-num_rows // -(-num_rows // step))  # chunks of about equal size
+        out = rows.new_empty(*rows.shape[:2], num_rows)
+        for first in range(0, num_rows, step):
+            last = min(first + step, num_rows)
+            (chunk,) = self._chunks(weight, last - first, 1)
+            for q, own in enumerate(rows):
+                self._write(chunk, weight, q, first)
+                part = None if biases is None else biases[q][first:last]
+                out[q, :, first:last] = functional.linear(own, chunk, part)
+        return out
+
+    def _chunks(self, weight: torch.Tensor, num_rows: int, num: int) -> torch.Tensor:
+        """Room for `num` pieces of a weight, [num, num_rows, row], which the next call overwrites."""
+        size = num * num_rows * weight.shape[1]
+        held = self._scratch.get(weight.dtype)
+        if held is None or held.numel() < size:
+            held = self._scratch[weight.dtype] = torch.empty(size, dtype=weight.dtype, device=weight.device)
+        return held[:size].view(num, num_rows, weight.shape[1])
+
+
+def _has_rows(value: torch.Tensor) -> bool:
+    """Whether it has a part for each direction: parameters and single numbers are the same for all."""
+    return value.dim() > 0 and not isinstance(value, torch.nn.Parameter)
