@@ -12,7 +12,7 @@ from tiny_runs import MACHINE, NOTHING
 
 from seedtune import assembly, cli, experiment, presets, run_store
 from seedtune.models.evaluation import Evaluation
-from seedtune.zo.trajectory import header_frame
+from seedtune.zo.trajectory_file import header_frame
 
 
 @pytest.fixture

@@ -392,6 +392,6 @@ def test_a_second_process_is_refused_and_ctrl_c_says_how_to_go_on(long_recipe, t
 
 def test_versions_name_what_packs_the_base(monkeypatch):
     monkeypatch.setattr(experiment, "version", lambda name: f"{name} 1")
-    packed = small_federation.recipe(model={"name": "a", "lora_rank": 8, "quantisation": "4bit"})
+    packed = small_federation.recipe(model={"name": "a", "adapter": "lora", "quantisation": "4bit"})
     assert experiment.versions(packed) == experiment.versions() | {"bitsandbytes": "bitsandbytes 1"}
     assert experiment.versions(small_federation.recipe()) == experiment.versions()

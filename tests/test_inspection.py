@@ -12,7 +12,8 @@ from seedtune.inspection import COMPARED, compared, compared_at, described, eval
 from seedtune.models.evaluation import Evaluation
 from seedtune.zo.expansion import Split
 from seedtune.zo.noise import Distribution
-from seedtune.zo.trajectory import Header, header_frame
+from seedtune.zo.trajectory import Header
+from seedtune.zo.trajectory_file import header_frame
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from .metrics import scores_of
 from .models.export import export
 from .models.generate import generate
 from .space import Weights, bound_weights, digest
-from .zo import kernels, noise, trajectory
+from .zo import kernels, noise, trajectory, trajectory_file
 from .zo.noise import Distribution
 from .zo.trajectory import Header, Trajectory
 
@@ -94,7 +94,7 @@ def opened(path: Path) -> tuple[Trajectory, Callable[[int], Weights] | None]:
     """The trajectory of a run folder or a file, and where its snapshots are found."""
     if path.is_dir():
         return run_store.trajectory_of(path), lambda round_: run_store.snapshot_of(path, round_)
-    return trajectory.read(path), None
+    return trajectory_file.read(path), None
 
 
 def exported(path: Path, folder: Path, base: str | None, num_rounds: int | None, merge: bool) -> dict[str, Any]:

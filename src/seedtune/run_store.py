@@ -1,7 +1,7 @@
 """A run's folder: it can be killed at any moment and goes on from its last whole round.
 
     recipe.json            every setting, resolved
-    trajectory.seedtune    what the weights went through (`zo.trajectory`)
+    trajectory.seedtune    what the weights went through (`zo.trajectory`, `zo.trajectory_file`)
     metrics.jsonl          one line a round, and one before the first
     snapshots/             weights after a round, where clients upload weights
     manifest.json          how much of the files above counts; written last, replaced in one rename
@@ -29,7 +29,8 @@ from .config import Recipe, build
 from .errors import RunStoreError
 from .run_folder import LOCK, PROBE, check_room, claimed, replace_text, sync, writing
 from .space import DIGEST_BYTES, Weights
-from .zo.trajectory import Header, RoundRecord, Trajectory, header_frame, parse, round_frame
+from .zo.trajectory import Header, RoundRecord, Trajectory
+from .zo.trajectory_file import header_frame, parse, round_frame
 
 TRAJECTORY, METRICS, MANIFEST, SUMMARY, RECIPE = (
     "trajectory.seedtune", "metrics.jsonl", "manifest.json", "summary.json", "recipe.json",

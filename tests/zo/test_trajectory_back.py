@@ -11,8 +11,9 @@ from tiny_trajectories import HEADER, SHARED, SPACE, START, assert_same, lived, 
 
 from seedtune.errors import TrajectoryError
 from seedtune.space import copied, digest
-from seedtune.zo import trajectory
-from seedtune.zo.trajectory import Trajectory, parse, path, replay, round_updates, taken_back
+from seedtune.zo import trajectory, trajectory_file
+from seedtune.zo.trajectory import Trajectory, path, replay, round_updates, taken_back
+from seedtune.zo.trajectory_file import parse
 from seedtune.zo.update import apply
 
 
@@ -157,7 +158,7 @@ def test_a_round_that_was_taken_back_holds_no_scalars(header):
 def test_a_way_back_that_is_no_number_is_not_readable(number):
     arrays = {"clients": np.zeros(0, np.int32), "scalars": np.zeros((0, 0, 0), np.float32), "factors": np.zeros(0),
               "digest": np.zeros(16, np.uint8)}  # fmt: skip
-    head = trajectory.header_frame(HEADER)
-    frame = trajectory._frame(head[-16:], save(arrays, {"round": "0", "back_to": number}))
+    head = trajectory_file.header_frame(HEADER)
+    frame = trajectory_file._frame(head[-16:], save(arrays, {"round": "0", "back_to": number}))
     with pytest.raises(TrajectoryError, match=r"^mine: the record of round 0 is not readable: ValueError\("):
         parse(head + frame, "mine")

@@ -4,13 +4,14 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from test_trajectory_damage import fails, header_payload, sealed
+from test_trajectory_file import fails, header_payload, sealed
 from tiny_trajectories import HEADER, SHARED, SPACE, START, assert_same, lived, record, written
 
 from seedtune.errors import TrajectoryError
 from seedtune.space import copied, digest
 from seedtune.zo.expansion import Split
-from seedtune.zo.trajectory import check_base, direction_key, header_frame, parse, replay, round_updates
+from seedtune.zo.trajectory import check_base, direction_key, replay, round_updates
+from seedtune.zo.trajectory_file import header_frame, parse
 from seedtune.zo.update import apply
 
 NESTED = Split("nested", 1, 2, "leave-one-out", 0.5, "1")  # block 1 is the bias

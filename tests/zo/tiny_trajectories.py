@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from seedtune.space import copied, digest, space_of
-from seedtune.zo import trajectory
+from seedtune.zo import trajectory_file
 from seedtune.zo.noise import Distribution, values
 from seedtune.zo.trajectory import Header, RoundRecord, Trajectory, round_updates
 from seedtune.zo.update import apply
@@ -56,9 +56,9 @@ def lived(header: Header) -> tuple[list[RoundRecord], list[dict[str, torch.Tenso
 
 
 def written(header: Header, records) -> bytes:
-    data = trajectory.header_frame(header)
+    data = trajectory_file.header_frame(header)
     for one in records:
-        data += trajectory.round_frame(data[-16:], one)
+        data += trajectory_file.round_frame(data[-16:], one)
     return data
 
 

@@ -1,4 +1,5 @@
-"""A damaged, foreign or crafted trajectory is told as what it is, and nothing but a TrajectoryError comes out."""
+"""A trajectory is read back whole; a damaged, foreign or crafted one is told as what it is, and nothing but a
+TrajectoryError comes out."""
 
 import json
 from dataclasses import replace
@@ -9,18 +10,65 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from tiny_trajectories import HEADER, INF, NAN, assert_same, frames, int32, lived, record, written
+from tiny_trajectories import HEADER, INF, NAN, SHARED, assert_same, frames, int32, lived, record, written
 
 from seedtune.errors import TrajectoryError
-from seedtune.zo import trajectory
-from seedtune.zo.trajectory import parse
+from seedtune.zo import trajectory_file
+from seedtune.zo.noise import Distribution, values
+from seedtune.zo.trajectory import Header
+from seedtune.zo.trajectory_file import parse
+
+
+@pytest.mark.parametrize("header", [HEADER, SHARED])
+def test_what_was_written_is_read(header, tmp_path):
+    records, _, _ = lived(header)
+    assert_same(parse(written(header, records)), header, records)
+    path = tmp_path / "trajectory.seedtune"
+    path.write_bytes(written(header, records))
+    assert_same(trajectory_file.read(path), header, records)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=4), st.data())
+def test_any_rounds_are_read_as_written(shapes, data):
+    number = st.floats(width=32, allow_infinity=False)
+    records = []
+    for i, shape in enumerate(shapes):
+        count = int(np.prod(shape))
+        scalars = data.draw(st.lists(number, min_size=count, max_size=count))
+        records.append(record(i, range(0, 3 * shape[0], 3), np.array(scalars, np.float32).reshape(shape)))
+    assert_same(parse(written(HEADER, records)), HEADER, records)
+
+
+def test_tensors_that_the_base_lacks_travel_in_the_header():
+    initial = {"head.weight": values(1, 0, 6, Distribution.GAUSSIAN).view(2, 3), "head.bias": torch.ones(2).half()}
+    header = replace(HEADER, initial=initial)
+    assert_same(parse(written(header, [])), header, [])
+
+
+def test_a_round_costs_little():
+    sizes = np.diff(frames(written(HEADER, [record(i, [1, 4], np.zeros((2, 10, 1))) for i in range(3)])))
+    assert sizes.max() <= 400 + 2 * (4 + 40 + 8)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(TrajectoryError) as caught:
+        trajectory_file.read(tmp_path / "none")
+    assert str(caught.value) == f"trajectory {tmp_path / 'none'}: cannot be read: No such file or directory"
+
+
+def test_headers_from_before_pools_have_none():
+    payload = trajectory_file.header_frame(HEADER)
+    assert b"key_pool" in payload and parse(payload).header.key_pool == 0
+    fields = {name: value for name, value in vars(HEADER).items() if name not in ("initial", "key_pool")}
+    assert Header(**fields) == HEADER
 
 
 def sealed(*payloads: bytes) -> bytes:
     """A file whose chain is right whatever its payloads are."""
     data = b""
     for payload in payloads:
-        data += trajectory._frame(data[-16:], payload)
+        data += trajectory_file._frame(data[-16:], payload)
     return data
 
 
