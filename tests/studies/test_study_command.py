@@ -125,7 +125,7 @@ def test_ctrl_c_ends_the_processes_and_the_command_goes_on(tiny, tmp_path):
     assert child.exitcode == 130 and "stopped; every whole round is kept: go on" in (tmp_path / "stderr").read_text()
     before = len(run_store.metrics_of(metrics.parent))
     with run_store.open_run(metrics.parent):  # no process holds it any more
-        assert 3 <= before <= 41
+        assert 2 <= before <= 41  # three rows were there, the last perhaps without its record
     again = tiny_runs.child([*arguments, "--jobs", "1"], tmp_path, tmp_path)
     again.join(120)
     assert again.exitcode == 0 and (metrics.parents[3] / "figure.svg").exists()
