@@ -25,7 +25,12 @@ EXCHANGES = {
     "split-own": {
         "federation": {"upload": "scalars", "keys": "own"},
         "local": {"estimator": "split", "num_directions": 1},
-        "split": {"num_prefix_directions": 2, "num_suffix_directions": 2, "baseline": "leave-one-out"},
+        "split": {
+            "num_prefix_directions": 2,
+            "num_suffix_directions": 2,
+            "baseline": "leave-one-out",
+            "suffixes": "batched",
+        },
         "personalise": {"policy": "model-diff"},
     },
     "split-shared": {
