@@ -7,7 +7,7 @@
     ├── TrajectoryError    a trajectory that is damaged, foreign or from the future
     │   └── DigestMismatch   weights that are not the ones the record speaks of
     ├── MessageError       an order or a reply that fails validation
-    │   └── NotFinite        weights that overflowed, or are no numbers
+    │   └── NotFinite        weights that overflowed, or would
     ├── EngineError        too few clients answered, or one failed: names client, round and step
     └── RunStoreError      a run folder that cannot be written, resumed or is in use
 

@@ -2,9 +2,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from small_federation import Answers, protocol, recipe, reply, server, site
 
-from seedtune.errors import MessageError
+from seedtune.errors import MessageError, NotFinite
 from seedtune.fed.messages import unpack_weights
 from seedtune.fed.rounds import one_round
 from seedtune.fed.seed_scalar import SeedScalar
@@ -145,12 +146,37 @@ def test_a_scalar_beyond_the_clip_is_refused():
 
 
 @pytest.mark.parametrize("keys", ["own", "shared"])
-def test_a_scalar_that_a_clients_own_rate_takes_beyond_float32_is_refused(keys):
-    """With Phi 1 a client's rate is 1.9 times the round's: 2e38 is a float32, 3.8e38 is not."""
+def test_a_scalar_that_a_clients_own_rate_takes_too_far_is_refused(keys):
+    """With Phi 1 a client's rate is 1.9 times the round's."""
     settings = recipe(federation={"keys": keys}, personalise={"policy": "round-wise", "alpha": 0.9})
     state = server(site(settings))
     state = dataclasses.replace(state, round=1, rates=state.rates.after({0: 1.0, 1: 2.0, 2: 6.0, 3: 3.0}))
-    large = np.full((1, 2), 2e38, np.float32)
+    large = np.full((1, 2), 2e20, np.float32)
     SeedScalar().check(state, reply(0, 1, scalars=large))
-    with pytest.raises(MessageError, match="client 2 sent a scalar that would move weights beyond float32"):
+    with pytest.raises(NotFinite) as error:
         SeedScalar().check(state, reply(2, 1, scalars=large))
+    assert str(error.value) == (
+        "client 2 sent a scalar of 2e+20, which at its rate could move a weight by 2.53e+19 in one round, beyond "
+        "1.84e+19, the square root of what the weights' type holds: lower local.learning_rate, or set local.clip"
+    )
+
+
+@pytest.mark.parametrize("rate", [1e-30, 0.01, 1e6])
+@pytest.mark.parametrize("keys", ["own", "shared"])
+def test_whatever_a_client_sends_the_weights_stay_finite(keys, rate):
+    """Its reply is left out, and the round goes on; or it moves weights no further than they can go."""
+    settings = recipe(federation={"keys": keys}, local={"learning_rate": rate}, personalise={"policy": "random"})
+    for exponent in range(0, 39, 2):
+        at = site(settings)
+        answers = {2: reply(2, scalars=np.array([[3 * 10.0**exponent, -1.0]], np.float32))}
+        _, result = one_round(server(at), protocol(settings), Answers(answers))
+        assert len(result.record.clients) == 3 + (2 in result.record.clients)
+        assert all(bool((tensor * tensor).isfinite().all()) for tensor in at.replica.weights.values())
+    assert rate < 1e-20 or result.failed[2].startswith("NotFinite: client 2 sent a scalar of 3e+38, which at its rate")
+
+
+def test_half_precision_weights_have_less_room():
+    state = server(site(recipe(local={"learning_rate": 1.0}), torch.float16))
+    SeedScalar().check(state, reply(0, scalars=np.array([[38.0, -38.0]], np.float32)))
+    with pytest.raises(NotFinite, match="could move a weight by 260 in one round, beyond 256, the square root of what"):
+        SeedScalar().check(state, reply(0, scalars=np.array([[39.0, -1.0]], np.float32)))

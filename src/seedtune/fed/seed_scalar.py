@@ -9,11 +9,13 @@ clients see, which costs a bit a direction in place of 4 bytes: FeedSign.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 
 import numpy as np
+import torch
 
 from ..config import Recipe
-from ..errors import MessageError
+from ..errors import MessageError, NotFinite
 from ..space import digest
 from ..zo.expansion import moves
 from ..zo.trajectory import RoundRecord, round_keys, round_updates
@@ -21,6 +23,8 @@ from ..zo.update import apply
 from .distances import from_scalars
 from .messages import Order, Reply, pack_record
 from .rounds import AHEAD, Server, share_of
+
+_LARGEST_VALUE = 6.66  # of a direction (`zo.noise`)
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,7 @@ class SeedScalar:
         if reply.scalars.shape != asked:
             raise MessageError(f"client {reply.client} sent scalars of shape {reply.scalars.shape}, asked were {asked}")
         _check_told(recipe, reply)
-        ratio = server.header.split.rate_ratio if server.header.split else 1.0
-        furthest = max(server.rate * max(1.0, ratio), 1.0) * max(server.rate_factor(reply.client), 1.0)
-        if float(np.nanmax(np.abs(reply.scalars), initial=0.0)) * furthest > float(np.finfo(np.float32).max):
-            raise MessageError(f"client {reply.client} sent a scalar that would move weights beyond float32")
+        _check_reach(server, reply)
 
     def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:
         """theta <- theta - sum_i eta_i w_i / P sum_hp g_ihp z_ihp, clients in sorted order.
@@ -84,6 +85,25 @@ def _check_told(recipe: Recipe, reply: Reply) -> None:
     clip = np.float32(recipe.local.clip)
     if clip and np.nanmax(sizes, initial=0.0) > clip:
         raise MessageError(f"client {reply.client} sent a scalar beyond local.clip = {recipe.local.clip:g}")
+
+
+def _check_reach(server: Server, reply: Reply) -> None:
+    """
+    Raises:
+        NotFinite: a scalar that could move a weight, in this round, so far that its square is no number of its dtype;
+            or one that is none itself once the client's own rate scales it. Weights so large compute nothing any more.
+    """
+    largest, factor = float(np.nanmax(np.abs(reply.scalars), initial=0.0)), server.rate_factor(reply.client)
+    split, dtypes = server.header.split, {getattr(torch, tensor.dtype) for tensor in server.space.tensors}
+    ratio = split.rate_ratio * (2 if split.baseline == "leave-one-out" else 1) if split else 1.0
+    rate = server.rate * factor * max(1.0, ratio)
+    far, limit = rate * len(reply.scalars) * _LARGEST_VALUE * largest, sqrt(min(torch.finfo(d).max for d in dtypes))
+    if far > limit or largest * factor > torch.finfo(torch.float32).max:
+        raise NotFinite(
+            f"client {reply.client} sent a scalar of {largest:.3g}, which at its rate could move a weight by {far:.3g} "
+            f"in one round, beyond {limit:.3g}, the square root of what the weights' type holds: lower "
+            f"local.learning_rate, or set local.clip"
+        )
 
 
 def _record(server: Server, replies: list[Reply]) -> RoundRecord:
