@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from small_federation import Answers, protocol, recipe, reply, server, site
 
 from seedtune.engines.in_process import InProcess
 from seedtune.errors import EngineError
+from seedtune.fed import rounds
 from seedtune.fed.messages import decode_order, encode_reply
 from seedtune.fed.rounds import LOST, drops_out, one_round, run_rounds, sample_cohort, share_of
 from seedtune.space import copied, digest
@@ -186,3 +188,15 @@ def test_skipped_steps_and_losses_that_are_not_finite_are_counted():
 def test_shares_of_the_mean(weighting, shares):
     replies = [reply(0, num_examples=3), reply(1, num_examples=9)]
     assert [share_of(recipe(federation={"weighting": weighting}), reply) for reply in replies] == shares
+
+
+@pytest.mark.parametrize("upload, packs", [("scalars", "pack_record"), ("weights", "pack_weights")])
+def test_what_goes_to_all_clients_is_packed_once_a_round(upload, packs, monkeypatch):
+    settings = recipe(federation={"upload": upload, "num_rounds": 3})
+    at, calls, whole = site(settings), [], getattr(rounds, packs)
+    monkeypatch.setattr(rounds, packs, lambda what: calls.append(what) or whole(what))
+    state, counts = server(at), []
+    while state.round < 3:
+        state, _ = one_round(replace(state, up_to_date={}), protocol(settings), InProcess(at))
+        counts.append(len(calls))
+    assert counts == ([0, 1, 3] if upload == "scalars" else [1, 2, 3])

@@ -28,7 +28,7 @@ from ..zo import noise
 from ..zo.trajectory import Header, RoundRecord, check_digest, path, taken_back
 from .client import Replica, root_mean_square
 from .guard import MAX_BACKOFFS, Guard, Seen, Surge
-from .messages import Order, Reply, decode_reply, encode_order, pack_weights
+from .messages import Order, Reply, decode_reply, encode_order, pack_record, pack_weights
 from .personalise import Rates
 from .schedule import learning_rate_at
 
@@ -97,6 +97,17 @@ class Server:
     def packed_weights(self) -> bytes:
         """The weights as they travel, packed once a round."""
         return pack_weights(self.replica.weights)
+
+    def packed_since(self, place: int) -> tuple[bytes, ...]:
+        """The records of the log from `place` on as they travel, each packed once a round."""
+        wanted = self.log[place:]
+        self._packed.update({each.round: pack_record(each) for each in wanted if each.round not in self._packed})
+        return tuple(self._packed[record.round] for record in wanted)
+
+    @cached_property
+    def _packed(self) -> dict[int, bytes]:
+        """By round, what `packed_since` has packed so far."""
+        return {}
 
     @property
     def rate(self) -> float:

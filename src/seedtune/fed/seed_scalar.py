@@ -21,7 +21,7 @@ from ..zo.expansion import moves
 from ..zo.trajectory import RoundRecord, round_keys, round_updates
 from ..zo.update import apply
 from .distances import from_scalars
-from .messages import Order, Reply, pack_record
+from .messages import Order, Reply
 from .rounds import AHEAD, Server, share_of
 
 _LARGEST_VALUE = 6.66  # of a direction (`zo.noise`)
@@ -33,7 +33,7 @@ class SeedScalar:
 
     def order(self, server: Server, client: int) -> Order:
         stands_at = server.up_to_date.get(client, 0)
-        missed = tuple(pack_record(record) for record in server.log[max(stands_at, 0) :])
+        missed = server.packed_since(max(stands_at, 0))
         rate = server.rate * server.rate_factor(client)
         order = Order(server.round, client, server.replica.digest, rate, missed)
         is_short = sum(map(len, missed)) <= sum(t.nbytes for t in server.replica.weights.values())
