@@ -7,7 +7,7 @@ from small_studies import measured, result, run
 
 from seedtune.studies import findings
 from seedtune.studies.catalogue import STUDIES
-from seedtune.studies.findings import against, computation, pairs, trend
+from seedtune.studies.findings import against, computation, pairs, savings, trend
 from seedtune.studies.measured import Measured, Result
 
 CLOSE = (-0.01, 0.0, 0.01)
@@ -106,17 +106,18 @@ def test_computation_is_compared_seed_by_seed_at_the_lowest_loss_of_both():
     found = computation("split")(measured(split, whole))
     assert found == (
         "Over 2 seeds, to the lowest test loss that all runs of both reach, split (0.950 ± 0.316) takes 0.833 ± 1.052 "
-        "x the FLOPs of whole (1.000 ± 0.000) (to 1.000)."
+        "x the FLOPs (to 1.000) of whole (1.000 ± 0.000)."
+    )
+    assert savings("whole")(measured(split, whole)) == (
+        "Over 2 seeds, beside whole (1.000 ± 0.000), to the lowest test loss that all runs of both reach, split (0.950 "
+        "± 0.316) takes 0.833 ± 1.052 x the FLOPs (to 1.000) of it."
     )
 
 
 def test_computation_against_a_case_that_never_moved_or_diverged_is_not_told():
-    others = result("still", 3.0), result("lost", math.inf)
-    still = Result("still", "", None, (run(3.0, 3.1, 3.2),))
-    found = computation("split")(measured(result("split", 1.0), still, others[1]))
-    assert (
-        "takes a share that cannot be told of still (3.200), a share that cannot be told of lost (diverged)." in found
-    )
+    still, lost = Result("still", "", None, (run(3.0, 3.1, 3.2),)), result("lost", math.inf)
+    found = computation("split")(measured(result("split", 1.0), still, lost))
+    assert found.endswith("takes an unknown share of still (3.200), an unknown share of lost (diverged).")
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_told():

@@ -152,3 +152,12 @@ def test_first_and_zeroth_order_differ_in_the_gradient_only():
 
 def test_the_recipe_of_studies_stands_in_the_presets():
     assert presets.composed("study", None).federation.keys == "own"
+
+
+def test_a_cut_behind_the_last_layer_is_no_case_of_the_sweep_and_left_out_elsewhere():
+    """The starter has four layers."""
+    placed = planned(Request(STUDIES["split-placement"]))
+    assert [case.x for case in placed.cases[1:]] == [1, 2, 3] and not placed.left_out
+    family = planned(Request(STUDIES["zo-family"], settings={"split": {"cut": 4}}))
+    assert set(family.left_out) == {"FedSPZO, as set", "FedSPZO, preset"}
+    assert set(family.left_out.values()) == {"split.cut = 4: the model has 4 layers"}

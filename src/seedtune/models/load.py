@@ -126,6 +126,15 @@ def kind_of(config: ModelConfig) -> Kind:
     return _kind(config.kind, read_config(source), source)
 
 
+def num_layers_of(config: ModelConfig) -> int | None:
+    """What the configuration file of the model that `config` names says; None where it says nothing.
+
+    Raises:
+        ModelError: not found.
+    """
+    return getattr(read_config(find(config.name)), "num_hidden_layers", None)
+
+
 def _kind(asked: str, config: PretrainedConfig, source: Source) -> Kind:
     if asked != "auto":
         return asked

@@ -1,10 +1,10 @@
 """Every study by name. The studies of one paper are in a file of their own; nothing here loads torch."""
 
 from ..errors import ConfigError, unknown
-from . import fedmezo
+from . import fedmezo, fedspzo
 from .study import Study
 
-STUDIES = {study.name: study for study in fedmezo.STUDIES}
+STUDIES = {study.name: study for study in (*fedmezo.STUDIES, *fedspzo.STUDIES)}
 
 
 def study_of(name: str) -> Study:

@@ -101,20 +101,35 @@ def computation(label: str) -> Finding:
 
     def sentence(measured: Measured) -> str:
         one, others = measured[label], [result for result in measured.results if result.label != label]
-        told = ", ".join(_factor(one, other) for other in others)
+        told = ", ".join(f"{_times(_factor(one, other))} {named(other)}" for other in others)
         return f"{seeds(measured)}, to the lowest test loss that all runs of both reach, {named(one)} takes {told}."
 
     return sentence
 
 
-def _factor(one: Result, other: Result) -> str:
-    """Seed by seed, since both have the same data: the mean of the ratios and its band."""
+def savings(reference: str) -> Finding:
+    """What each case takes of the FLOPs of one to the lowest test loss that all runs of both come to."""
+
+    def sentence(measured: Measured) -> str:
+        base, others = measured[reference], [one for one in measured.results if one.label != reference]
+        told = ", ".join(f"{named(one)} takes {_times(_factor(one, base))} it" for one in others)
+        return f"{seeds(measured)}, beside {named(base)}, to the lowest test loss that all runs of both reach, {told}."
+
+    return sentence
+
+
+def _factor(one: Result, other: Result) -> tuple[Estimate, float] | None:
+    """FLOPs of one as a multiple of the other's, and the loss to which they were spent. Seed by seed, since both have
+    the same data: the mean of the ratios and its band. None where either diverged or never came below its start."""
     level = common_loss((one, other))
     spent = [[run.spent(level, "flops") for run in runs] for runs in zip(one.runs, other.runs, strict=True)]
     if not all(map(all, spent)):
-        return f"a share that cannot be told of {named(other)}"
-    factor = estimate([own / others for own, others in spent])
-    return f"{amount(factor)} x the FLOPs of {named(other)} (to {level:.3f})"
+        return None
+    return estimate([own / others for own, others in spent]), level
+
+
+def _times(factor: tuple[Estimate, float] | None) -> str:
+    return "an unknown share of" if factor is None else f"{amount(factor[0])} x the FLOPs (to {factor[1]:.3f}) of"
 
 
 def named(result: Result) -> str:

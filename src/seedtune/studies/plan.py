@@ -15,7 +15,7 @@ from ..data.partition import partition
 from ..data.tasks import load_task
 from ..errors import ConfigError, DataError
 from ..experiment import resolved
-from ..models.load import kind_of
+from ..models.load import kind_of, num_layers_of
 from ..zo.noise import derive_key
 from .study import Case, Study
 
@@ -78,7 +78,8 @@ def planned(request: Request) -> Plan:
     base = base_of(request)
     num_seeds = request.num_seeds or (1 if request.quick else study.num_seeds)
     seeds = tuple(base.run.seed + k for k in range(num_seeds))
-    cases, left_out = _possible(_distinct([_planned_case(study, case, base, seeds) for case in study.cases]))
+    every = _distinct([_planned_case(study, case, base, seeds) for case in study.cases])
+    cases, left_out = _possible([case for case in every if not _is_behind(study, case)])
     if len(cases) < 2:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in left_out.items())
         raise ConfigError(
@@ -176,6 +177,9 @@ def _possible(cases: list[PlannedCase]) -> tuple[tuple[PlannedCase, ...], dict[s
     tasks, left_out = {}, {}
     for case in cases:
         recipe, kind = case.recipe, kind_of(case.recipe.model)
+        if reason := _uncuttable(recipe):
+            left_out[case.label] = reason
+            continue
         at = (recipe.task.model_dump_json(), kind)
         if at not in tasks:
             tasks[at] = load_task(recipe.task, TASK_KEY, kind)
@@ -184,6 +188,19 @@ def _possible(cases: list[PlannedCase]) -> tuple[tuple[PlannedCase, ...], dict[s
         except DataError as error:
             left_out[case.label] = str(error)
     return tuple(case for case in cases if case.label not in left_out), left_out
+
+
+def _is_behind(study: Study, case: PlannedCase) -> bool:
+    """Whether a case of a sweep over the layers is of a layer that the model does not have."""
+    return bool(study.axis) and study.axis.setting == "split.cut" and _uncuttable(case.recipe) is not None
+
+
+def _uncuttable(recipe: Recipe) -> str | None:
+    """Why a model cannot be cut where the recipe says, as far as its configuration tells."""
+    depth = num_layers_of(recipe.model) if recipe.is_split else None
+    if depth is None or recipe.split.cut < depth:
+        return None
+    return f"split.cut = {recipe.split.cut}: the model has {depth} layers"
 
 
 def _notes(request: Request, base: Recipe) -> Iterator[str]:
