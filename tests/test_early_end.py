@@ -190,6 +190,13 @@ def test_two_such_rounds_in_a_row_do_not_end_a_run(monkeypatch, tmp_path, settin
     assert (summary["rounds"], summary["stopped_by"]) == (9, None)
 
 
+@pytest.mark.parametrize("num_rounds, since, reason", [(7, 4, "divergence"), (6, 4, None), (2, 0, "divergence")])
+def test_a_run_may_diverge_with_its_last_round(monkeypatch, tmp_path, num_rounds, since, reason):
+    settings = overflowing(monkeypatch, {"federation": {"num_rounds": num_rounds}}, since)
+    summary = run(settings, MACHINE, tmp_path / "run", NOTHING)
+    assert (summary["rounds"], summary["stopped_by"]) == (num_rounds, reason)
+
+
 @pytest.mark.parametrize("settings", OVERFLOWING.values(), ids=OVERFLOWING)
 def test_acting_on_a_surge_comes_before_that(monkeypatch, tmp_path, settings):
     """The first such round ends the run, or is taken back and halves the rate."""

@@ -93,7 +93,7 @@ EVENTLESS = {"rounds": 100, "surges": {}, "stopped_by": None, "best_rounds": 100
         ({"best_rounds": 0}, ["best evaluation: test loss 1.250 after 0 rounds (replay --round)"]),
         ({"stopped_by": "surge"}, ["ended early, after 100 rounds: the loss surged"]),
         ({"stopped_by": "divergence", "rounds": 7, "best_rounds": 7},
-         ["ended early, after 7 rounds: nothing that clients sent was finite any more; these are the last weights that "
+         ["diverged, after 7 rounds: nothing that clients sent was finite any more; these are the last weights that "
           "were"]),
         ({"stopped_by": "patience", "rounds": 60, "best_rounds": 40},
          ["ended early, after 60 rounds: no better evaluation for run.patience of them",

@@ -139,6 +139,7 @@ def _rounds(
     engine, protocol = InProcess(experiment.site), PROTOCOLS[recipe.federation.upload]()
     history = History.of(recipe, run_store.metrics_of(store.folder))
     rounds = run_rounds(start, protocol, engine, partial(_put_back, experiment, store))
+    server = start
     for server, result in () if history.is_out_of_patience else rounds:
         evaluation = _evaluated(experiment) if _is_evaluated(server) else None
         row = round_row(server.round, clock.seconds(), result, evaluation)
@@ -151,7 +152,7 @@ def _rounds(
         listen(server.round, result, evaluation)
         if history.is_out_of_patience:
             break
-    summary = _summary(experiment, store, history)
+    summary = _summary(experiment, store, history, server)
     store.finish(summary)
     return summary
 
@@ -226,7 +227,7 @@ def _evaluated(experiment: Experiment) -> Evaluated:
     return Evaluated(experiment.evaluate(), experiment.evaluate_clients())
 
 
-def _summary(experiment: Experiment, store: RunStore, history: History) -> dict[str, Any]:
+def _summary(experiment: Experiment, store: RunStore, history: History, server: Server) -> dict[str, Any]:
     recipe, rows, peak = experiment.recipe, run_store.metrics_of(store.folder), peak_memory_bytes()
     zero_shot = {f"zero_shot_{name}": rows[0][name] for name in ("loss", "accuracy", "perplexity")}
     blocks = ("flops_prefix", "flops_suffix") if recipe.is_split else ()
@@ -238,7 +239,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History) -> dict[
         **zero_shot, **{name: rows[-1][name] for name in ("loss", "accuracy", "perplexity")},
         "heldout_loss": rows[-1].get("heldout_loss"), "heldout_accuracy": rows[-1].get("heldout_accuracy"),
         "best_rounds": history.best_rounds, "best_loss": history.best_loss, "best_accuracy": history.best_accuracy,
-        "suffixes": _suffixes(experiment), "stopped_by": _stopped_by(recipe, rows, history),
+        "suffixes": _suffixes(experiment), "stopped_by": _stopped_by(server, history),
         "surges": {str(row["rounds"]): row["surge"] for row in rows if row.get("surge")},
         "backprop_steps": recipe.baseline.num_steps,
         **scores_of(backpropagation(experiment) if recipe.baseline.num_steps else None, "backprop_"),
@@ -252,14 +253,13 @@ def _summary(experiment: Experiment, store: RunStore, history: History) -> dict[
     }  # fmt: skip
 
 
-def _stopped_by(recipe: Recipe, rows: list[dict[str, Any]], history: History) -> str | None:
-    """What ended the run before its last round: "patience", "surge", "divergence", or nothing. Where a surge is acted
-    on, losses that are not finite end a run as a surge, before they could as a divergence."""
-    if rows[-1]["rounds"] == recipe.federation.num_rounds:
+def _stopped_by(server: Server, history: History) -> str | None:
+    """What ended the run before its last round ("patience", "surge"), or with it too ("divergence"); None: nothing."""
+    if server.guard.has_diverged:
+        return "divergence"
+    if server.round == server.recipe.federation.num_rounds:
         return None
-    if history.is_out_of_patience:
-        return "patience"
-    return "divergence" if recipe.run.on_surge == "ignore" else "surge"
+    return "patience" if history.is_out_of_patience else "surge"
 
 
 def backpropagation(experiment: Experiment) -> Evaluation:

@@ -136,7 +136,8 @@ def events(summary: dict[str, Any]) -> list[str]:
             "patience": "no better evaluation for run.patience of them", "surge": "the loss surged",
             "divergence": "nothing that clients sent was finite any more; these are the last weights that were",
         }  # fmt: skip
-        found.append(f"ended early, after {summary['rounds']} rounds: {reasons[summary['stopped_by']]}")
+        ended = "diverged" if summary["stopped_by"] == "divergence" else "ended early"
+        found.append(f"{ended}, after {summary['rounds']} rounds: {reasons[summary['stopped_by']]}")
     if summary["best_rounds"] != summary["rounds"] and summary["best_loss"] is not None:
         best = _number(summary["best_loss"], ".3f")
         found.append(f"best evaluation: test loss {best} after {summary['best_rounds']} rounds (replay --round)")

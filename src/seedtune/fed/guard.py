@@ -98,8 +98,9 @@ class Guard:
 
     @property
     def has_diverged(self) -> bool:
-        """Whether clients have nothing finite to send any more. Where a surge is acted on, that comes first."""
-        return self.num_lost >= MAX_LOST
+        """Whether clients have nothing finite to send any more, or never had in a run of fewer rounds. Where a surge is
+        acted on, that comes first."""
+        return self.num_lost >= min(MAX_LOST, self.recipe.federation.num_rounds)
 
     @property
     def rate_share(self) -> float:
