@@ -114,10 +114,10 @@ def test_computation_is_compared_seed_by_seed_at_the_lowest_loss_of_both():
     )
 
 
-def test_computation_against_a_case_that_never_moved_or_diverged_is_not_told():
+def test_computation_against_a_case_that_never_moved_is_not_told_and_to_where_one_diverged_it_is():
     still, lost = Result("still", "", None, (run(3.0, 3.1, 3.2),)), result("lost", math.inf)
     found = computation("split")(measured(result("split", 1.0), still, lost))
-    assert found.endswith("takes an unknown share of still (3.200), an unknown share of lost (diverged).")
+    assert found.endswith("takes an unknown share of still (3.200), 1.000 x the FLOPs (to 2.500) of lost (diverged).")
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_told():

@@ -45,7 +45,7 @@ def test_a_grid_is_run_on_the_first_seed_and_the_best_on_the_others(request_of):
     every = wanted(plan, done)
     assert every[3].recipe.local.learning_rate == 0.3 and every[3].recipe.run.seed == 8
     assert num_expected(plan, {}) == num_expected(plan, done) == 6 == len(wanted(plan, done | ended(every)))
-    assert chosen_rate(first[:3], done) == 0.3
+    assert chosen_rate(plan, first[:3], done) == 0.3
 
 
 def test_a_grid_goes_on_while_its_best_rate_is_at_an_edge_and_it_may(request_of):
@@ -66,6 +66,18 @@ def test_a_grid_goes_on_while_its_best_rate_is_at_an_edge_and_it_may(request_of)
     assert num_expected(plan, {}) == 4
 
 
+def test_a_study_may_go_by_the_lowest_loss(request_of):
+    """At the first rate the loss falls to 1 and rises to 2, at the second it ends at 1.5."""
+    study = replace(STUDY, cases=(Case("a", rates=(1.0, 2.0)), Case("b")), axis=None)
+    plan = planned(request_of(study))
+    tried = wanted(plan, {})[:2]
+    runs = [run(3.0, 1.0, 2.0), run(3.0, 2.0, 1.5)]
+    done = {key(job.recipe): replace(one, recipe=job.recipe) for job, one in zip(tried, runs, strict=True)}
+    rates = [job.recipe.local.learning_rate for job in tried]
+    assert chosen_rate(plan, tried, done) == rates[1]
+    assert chosen_rate(replace(plan, study=replace(study, judged_by="best")), tried, done) == rates[0]
+
+
 def test_a_case_may_have_fewer_seeds(request_of):
     study = replace(STUDY, cases=(Case("a"), Case("b", rates=(1.0, 2.0), most_seeds=1)), axis=None)
     plan = planned(request_of(study, num_seeds=3))
@@ -77,10 +89,11 @@ def test_a_case_may_have_fewer_seeds(request_of):
 
 def test_divergence_is_the_worst_and_of_equals_the_first_wins(request_of):
     study = replace(STUDY, cases=(Case("a", rates=(1.0, 2.0)), Case("b")), axis=None)
-    tried = wanted(planned(request_of(study)), {})[:2]
-    assert chosen_rate(tried, ended(tried)) == tried[0].recipe.local.learning_rate
+    plan = planned(request_of(study))
+    tried = wanted(plan, {})[:2]
+    assert chosen_rate(plan, tried, ended(tried)) == tried[0].recipe.local.learning_rate
     diverged = ended(tried, loss=lambda recipe: float("inf") if recipe == tried[0].recipe else 9.0)
-    assert chosen_rate(tried, diverged) == tried[1].recipe.local.learning_rate
+    assert chosen_rate(plan, tried, diverged) == tried[1].recipe.local.learning_rate
 
 
 def test_at_equal_flops_rounds_follow_from_what_a_round_costs(request_of):

@@ -71,3 +71,10 @@ def test_what_was_spent_until_a_loss_is_linear_between_evaluations():
     assert [one.spent(loss, "flops") for loss in (3.5, 3.0, 2.75, 2.0, 1.25)] == [0, 0, 250, 1000, 1750]
     assert one.spent(0.5, "flops") is None
     assert run(3.0, math.inf, 1.0).spent(1.5, "flops") == 2000
+
+
+def test_a_case_goes_by_its_last_loss_or_by_its_lowest():
+    runs = run(3.0, 1.0, 2.0), run(3.0, 1.0, math.inf)
+    last, best = Result("a", "", None, runs), Result("a", "", None, runs, judged_by="best")
+    assert last.loss is None and last.num_diverged == 1
+    assert best.loss.mean == 1.0 and best.num_diverged == 0

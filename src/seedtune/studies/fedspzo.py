@@ -21,14 +21,14 @@ GRID: Mapping[str, Any] = {"rates": (0.5, 1.0, 2.0), "most_rates": 9}
 
 BASE: Mapping[str, Any] = {
     "model": {"trainable": ()},
-    "federation": {"num_rounds": 12, "local_steps": 5},
-    "local": {"perturbation_scale": 1e-3, "learning_rate": 5e-4, "schedule": "linear"},
+    "federation": {"num_rounds": 10, "local_steps": 5},
+    "local": {"perturbation_scale": 1e-3, "learning_rate": 5e-4},
     "split": {
-        "num_suffix_directions": 8, "difference": "one-sided", "baseline": "leave-one-out", "rate_ratio": 16.0,
+        "num_suffix_directions": 8, "difference": "one-sided", "baseline": "leave-one-out", "rate_ratio": 64.0,
     },
     "run": {"eval_every": 1},
 }  # fmt: skip
-"""The reference takes eight forwards a step, so twelve rounds of it are 480 steps of two forwards, a client's each."""
+"""The reference takes eight forwards a step, so ten rounds of it are 1,600 forwards."""
 
 RATE = "local.learning_rate"
 
@@ -71,6 +71,7 @@ LEVERS = Study(
     (View("flops"), View("cases")),
     base=BASE,
     budget="flops",
+    judged_by="best",
 )
 
 CUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28)
@@ -87,6 +88,7 @@ PLACEMENT = Study(
     base=BASE,
     axis=Axis("split.cut", "the cut", "layers before the cut", log=False),
     budget="flops",
+    judged_by="best",
 )
 
 
@@ -105,6 +107,7 @@ BUDGET = Study(
     (View("flops"), View("cases")),
     base=BASE,
     budget="flops",
+    judged_by="best",
 )
 
 
@@ -121,11 +124,12 @@ FAMILY = Study(
         REFERENCE,
         Case(AS_SET, split(), times=SMALL_STEP, **GRID),
         _method("fedspzo", PRESET, 0.5),
-        _method("decomfl", "DeComFL"),
+        Case("two-point, P = 8", two_point(8), **GRID),
+        _method("decomfl", "DeComFL, P = 5"),
         _method("fedmezo-full", "FedMeZO, H = 10", local_steps=10),
         _method("fedkseed", "FedKSeed, H = 10", local_steps=10),
         Case("FedZO, P = 4", local(num_directions=4), {RATE: 1.0}, method="fedzo", **GRID),
-        _method("baffle", "BAFFLE", 8.0),
+        _method("baffle", "BAFFLE, P = 100", 8.0),
         _method("feedsign", "FeedSign"),
         _method("fedavg", "FedAvg, backpropagation", 32.0),
     ),
@@ -133,6 +137,7 @@ FAMILY = Study(
     (View("flops"), View("cases")),
     base=BASE,
     budget="flops",
+    judged_by="best",
 )
 
 ADAMW = {"order": "first", "optimizer": "adamw"}
@@ -150,6 +155,7 @@ VERSUS_ADAMW = Study(
     (View("flops"), View("rounds")),
     base=BASE,
     budget="flops",
+    judged_by="best",
 )
 
 QLORA = Study(

@@ -120,8 +120,8 @@ def savings(reference: str) -> Finding:
 
 def _factor(one: Result, other: Result) -> tuple[Estimate, float] | None:
     """FLOPs of one as a multiple of the other's, and the loss to which they were spent. Seed by seed, since both have
-    the same data: the mean of the ratios and its band. None where either diverged or never came below its start."""
-    level = common_loss((one, other))
+    the same data: the mean of the ratios and its band. None where a run never came below its start."""
+    level = max(run.lowest_loss for run in (*one.runs, *other.runs))
     spent = [[run.spent(level, "flops") for run in runs] for runs in zip(one.runs, other.runs, strict=True)]
     if not all(map(all, spent)):
         return None

@@ -57,10 +57,10 @@ def _wanted_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> Itera
     recipe = _with_rounds(plan, case, ended)
     if recipe is None:
         return
-    tried = _tried(case, recipe, ended)
+    tried = _tried(plan, case, recipe, ended)
     yield from tried
     if all(key(job.recipe) in ended for job in tried):
-        yield from _others(case, recipe, chosen_rate(tried, ended))
+        yield from _others(case, recipe, chosen_rate(plan, tried, ended))
 
 
 def cost_job(case: PlannedCase) -> Job:
@@ -82,7 +82,7 @@ def _with_rounds(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> Rec
     return _changed(case.recipe, over)
 
 
-def _tried(case: PlannedCase, recipe: Recipe, ended: Mapping[str, Run]) -> list[Job]:
+def _tried(plan: Plan, case: PlannedCase, recipe: Recipe, ended: Mapping[str, Run]) -> list[Job]:
     """The first seed, at each rate of the case's grid and of its continuation."""
     first = _changed(recipe, {"run": {"seed": case.seeds[0]}})
     if not case.rates:
@@ -90,7 +90,7 @@ def _tried(case: PlannedCase, recipe: Recipe, ended: Mapping[str, Run]) -> list[
     rates = case.rates
     while True:
         jobs = [_at_rate(case, first, rate) for rate in rates]
-        beyond = _beyond(jobs, ended) if len(rates) < case.most_rates else None
+        beyond = _beyond(plan, jobs, ended) if len(rates) < case.most_rates else None
         if beyond is None:
             return jobs
         rates = tuple(sorted((*rates, beyond)))
@@ -101,20 +101,21 @@ def _at_rate(case: PlannedCase, recipe: Recipe, rate: float) -> Job:
     return Job(case, "rate", _changed(recipe, {"local": {"learning_rate": rate}}), folder)
 
 
-def _beyond(tried: list[Job], ended: Mapping[str, Run]) -> float | None:
+def _beyond(plan: Plan, tried: list[Job], ended: Mapping[str, Run]) -> float | None:
     """The next rate of a grid whose best lies at an edge; None where it does not, or is not known yet."""
     if not all(key(job.recipe) in ended for job in tried):
         return None
-    rates, best = [job.recipe.local.learning_rate for job in tried], chosen_rate(tried, ended)
+    rates, best = [job.recipe.local.learning_rate for job in tried], chosen_rate(plan, tried, ended)
     for edge, inner in ((rates[0], rates[1]), (rates[-1], rates[-2])):
         if best == edge:
             return multiple(edge, edge / inner)
     return None
 
 
-def chosen_rate(tried: list[Job], ended: Mapping[str, Run]) -> float:
-    """The rate whose run ended with the lowest loss; divergence counts as worst, and of equals the first wins."""
-    return min(tried, key=lambda job: ended[key(job.recipe)].loss).recipe.local.learning_rate
+def chosen_rate(plan: Plan, tried: list[Job], ended: Mapping[str, Run]) -> float:
+    """The rate of the run with the lowest loss; divergence counts as worst, and of equals the first wins."""
+    by = plan.study.judged_by
+    return min(tried, key=lambda job: ended[key(job.recipe)].judged(by)).recipe.local.learning_rate
 
 
 def _others(case: PlannedCase, recipe: Recipe, rate: float) -> Iterator[Job]:

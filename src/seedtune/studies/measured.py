@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import Recipe
 from .estimates import Estimate, estimate
-from .study import Study
+from .study import JudgedBy, Study
 
 COUNTED = ("forwards", "flops", "bytes_up", "bytes_down")
 """What each row of a run's metrics counts for its own round."""
@@ -51,6 +51,10 @@ class Run:
     @property
     def lowest_loss(self) -> float:
         return min(map(_loss, self.evaluated))
+
+    def judged(self, by: JudgedBy) -> float:
+        """The loss that a study goes by."""
+        return self.loss if by == "last" else self.lowest_loss
 
     @property
     def stopped_by(self) -> str | None:
@@ -102,13 +106,15 @@ def _finite(value: float | None) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """A case's runs, one a seed, at its learning rate; `tried`: the runs of its grid, the chosen rate's included."""
+    """A case's runs, one a seed, at its learning rate; `tried`: the runs of its grid, the chosen rate's included;
+    `judged_by`: as the study's."""
 
     label: str
     series: str
     x: float | None
     runs: tuple[Run, ...]
     tried: tuple[Run, ...] = ()
+    judged_by: JudgedBy = "last"
 
     @property
     def rate(self) -> float:
@@ -116,8 +122,8 @@ class Result:
 
     @cached_property
     def loss(self) -> Estimate | None:
-        """At the end; None where a seed diverged."""
-        return estimate([run.loss for run in self.runs])
+        """None where a seed diverged."""
+        return estimate([run.judged(self.judged_by) for run in self.runs])
 
     def final(self, name: str) -> Estimate | None:
         """A quality or a cost ("loss", "accuracy", "bytes_up" ...) at the end; None where a run has none."""
@@ -130,7 +136,7 @@ class Result:
 
     @property
     def num_diverged(self) -> int:
-        return sum(math.isinf(run.loss) for run in self.runs)
+        return sum(math.isinf(run.judged(self.judged_by)) for run in self.runs)
 
     @property
     def is_edge(self) -> bool:

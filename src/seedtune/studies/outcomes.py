@@ -175,17 +175,18 @@ def _over_axis(measured: Measured, view: View) -> figure.Panel:
         _line(name, [(one.x, one.final(view.y)) for one in measured.results if one.series == name]) for name in series
     ]
     ticks = [(x, f"{x:g}") for x in sorted({result.x for result in measured.results})]
-    return figure.Panel(axis.label, _at_the_end(view.y), lines, axis.log, view.log_y, ticks)
+    return figure.Panel(axis.label, _at_the_end(measured, view.y), lines, axis.log, view.log_y, ticks)
 
 
 def _side_by_side(measured: Measured, view: View) -> figure.Panel:
     line = _line("", [(i, result.final(view.y)) for i, result in enumerate(measured.results)])
     ticks = [(i, result.label) for i, result in enumerate(measured.results)]
-    return figure.Panel("", _at_the_end(view.y), [line], log_y=view.log_y, ticks=ticks, joined=False)
+    return figure.Panel("", _at_the_end(measured, view.y), [line], log_y=view.log_y, ticks=ticks, joined=False)
 
 
-def _at_the_end(name: str) -> str:
-    return f"{LABELS[name]}, {'last round' if name in QUALITY else 'whole run'}"
+def _at_the_end(measured: Measured, name: str) -> str:
+    row = "best" if name == "loss" and measured.study.judged_by == "best" else "last"
+    return f"{LABELS[name]}, {f'{row} round' if name in QUALITY else 'whole run'}"
 
 
 def described(outcome: Outcome) -> dict[str, Any]:

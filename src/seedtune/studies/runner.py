@@ -154,11 +154,11 @@ def measured(plan: Plan, ended: dict[str, Run]) -> Measured:
     for case in plan.cases:
         own = [job for job in jobs if job.case is case]
         tried = [job for job in own if job.role == "rate"]
-        rate = chosen_rate(tried, ended) if tried else None
+        rate = chosen_rate(plan, tried, ended) if tried else None
         chosen = [job for job in tried if job.recipe.local.learning_rate == rate]
         runs = [ended[key(job.recipe)] for job in (*chosen, *(job for job in own if job.role == "result"))]
         grid = tuple(ended[key(job.recipe)] for job in tried)
-        results.append(Result(case.label, case.series, case.x, tuple(runs), grid))
+        results.append(Result(case.label, case.series, case.x, tuple(runs), grid, plan.study.judged_by))
     return Measured(plan.study, tuple(results), len(plan.seeds))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from .measured import Measured
 
+JudgedBy = Literal["last", "best"]
 Finding = Callable[["Measured"], str]
 """One sentence, computed from what was measured."""
 
@@ -23,8 +24,8 @@ class Case:
     label: its name in tables and, as a slug, its folder; "{x}" stands for the value of the study's axis.
     method: a method preset laid over the base. over: settings laid over that, section by section.
     times: numbers ("section.key") as multiples of the base's; whole numbers are rounded, and stay at least 1.
-    rates: a grid of learning rates, as multiples of the case's own: each is run on the first seed, and the one that
-    ends with the lowest loss is the case's. Empty: it keeps its own.
+    rates: a grid of learning rates, as multiples of the case's own: each is run on the first seed, and the one with
+    the lowest loss (`Study.judged_by`) is the case's. Empty: it keeps its own.
     most_rates: while the best rate lies at an edge of the grid, the grid goes on there by its own ratio, up to so many
     rates in all; 0: the grid is as it stands.
     series: cases of one series are one line where final values are drawn over the axis.
@@ -73,6 +74,8 @@ class Study:
     quick: share of the rounds that `--quick` keeps, on one seed.
     budget: "rounds": all cases have as many rounds; "flops": all spend what the first case spends, as nearly as whole
     rounds allow; what a round costs is measured on a run of one round.
+    judged_by: a run's loss on the test examples: after the last round, or the lowest that was evaluated, which is what
+    a user keeps of a run that went on too long.
     """
 
     name: str
@@ -87,3 +90,4 @@ class Study:
     num_seeds: int = 3
     quick: float = 0.25
     budget: Literal["rounds", "flops"] = "rounds"
+    judged_by: JudgedBy = "last"
