@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("noise", "step", "memory")
+NAMES = ("noise", "step", "split", "memory")
 
 
 def main() -> None:

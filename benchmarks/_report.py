@@ -19,6 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+Clock = Callable[[], float]
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -39,14 +41,17 @@ def spread(numbers: Sequence[float]) -> Spread:
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]], num_turns: int, seconds: float = 0.02
+    calls: Mapping[str, Callable[[], object]], num_turns: int, seconds: float = 0.02, clock: Clock = perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds a call of each, turn by turn: in every turn each runs, one after the other, for about `seconds`."""
+    """Seconds a call of each, turn by turn: in every turn each runs, one after the other, for about `seconds`.
+
+    `clock`: `process_time` leaves out the time that other processes have the core, and counts all threads' time.
+    """
     repeats = {name: _repeats(call, seconds) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(num_turns):
         for name, call in calls.items():
-            times[name].append(_seconds(call, repeats[name]))
+            times[name].append(_seconds(call, repeats[name], clock))
     return times
 
 
@@ -62,11 +67,11 @@ def _repeats(call: Callable[[], object], seconds: float) -> int:
     return max(1, round(seconds / min(_seconds(call, 1) for _ in range(3))))
 
 
-def _seconds(call: Callable[[], object], num: int) -> float:
-    start = perf_counter()
+def _seconds(call: Callable[[], object], num: int, clock: Clock = perf_counter) -> float:
+    start = clock()
     for _ in range(num):
         call()
-    return (perf_counter() - start) / num
+    return (clock() - start) / num
 
 
 def options(description: str) -> argparse.ArgumentParser:

@@ -14,12 +14,21 @@ from pathlib import Path
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+)
 
 from seedtune.config import ModelConfig
 from seedtune.data.batches import Batch
 from seedtune.errors import ModelError, unknown
 from seedtune.models import answer_head, lora
+from seedtune.models.encoder import EncoderWithHead
 from seedtune.models.load import Tuned
 from seedtune.models.objective import loss
 from seedtune.space import Space, Weights, bound_weights, space_of
@@ -41,6 +50,9 @@ _llama_3 = partial(
 
 # Published config.json files, as far as they change sizes.
 SHAPES: dict[str, Callable[[], PretrainedConfig]] = {
+    "minilm-l6": partial(
+        BertConfig, hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12
+    ),
     "opt-125m": partial(OPTConfig, max_position_embeddings=2048),
     "opt-1.3b": partial(
         OPTConfig, hidden_size=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32,
@@ -118,6 +130,21 @@ def random_model(config: PretrainedConfig, dtype: torch.dtype, adapter: ModelCon
     return Tuned(module, None, "causal", names, "random", adapter="lora" if adapter else "none")
 
 
+def random_classifier(config: PretrainedConfig, adapter: ModelConfig | None = None) -> Tuned:
+    """An encoder under a head of two labels with random weights in float32, all of them tuned, or its LoRA and head."""
+    normal = _Tiles()
+    with torch.random.fork_rng(devices=[]):  # starts that are overwritten
+        module = EncoderWithHead(AutoModel.from_config(config), 2)
+        if adapter:
+            module.encoder = lora.attach(module.encoder, adapter, "FEATURE_EXTRACTION")
+    _give_storage(module, normal)
+    lora.initialise(module, lambda name, shape: normal.fill(torch.empty(shape), 1.0))
+    module.eval().requires_grad_(False)
+    names = [name for name, _ in module.named_parameters()]
+    tuned = [name for name in names if lora.is_adapter(name) or name.startswith("head.")] if adapter else names
+    return Tuned(module, None, "classifier", tuple(tuned), "random", adapter="lora" if adapter else "none")
+
+
 def _give_storage(module: torch.nn.Module, normal: "_Tiles") -> None:
     """Norms begin at one, biases at zero, all else at normal values with a standard deviation of 0.02."""
     made = {}
@@ -149,6 +176,15 @@ def text_batch(vocabulary: int, num_tokens: int, num_scored: int) -> Batch:
     columns = torch.arange(num_tokens - 1 - num_scored, num_tokens - 1)
     rows = torch.zeros_like(columns)
     return Batch(ids, torch.ones_like(ids), rows, columns, ids[0, columns + 1], None, None, 1)
+
+
+def choice_batch(vocabulary: int, num_sequences: int, num_tokens: int, is_causal: bool) -> Batch:
+    """Sequences of one length with one of two answers each: the next token, or a label."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, vocabulary, (num_sequences, num_tokens), generator=generator)
+    rows, candidates = torch.arange(num_sequences), torch.tensor([5, 6]) if is_causal else None
+    columns = torch.full_like(rows, num_tokens - 1 if is_causal else 0)
+    return Batch(ids, torch.ones_like(ids), rows, columns, None, candidates, rows % 2, num_sequences)
 
 
 def on_device(batch: Batch, device: str) -> Batch:

@@ -76,7 +76,7 @@ def test_as_many_directions_as_tokens_allow(most_tokens, tokens, most):
             {}, {"num_suffix_directions": 3},
             "one by one (100% of block 2 is tuned, and fewer than 4 directions save nothing then)",
         ),
-        ({}, {}, "up to 4 directions in one forward of at most 256 tokens, one by one where 4 have more "
+        ({}, {}, "up to 4 directions in one forward of at most 512 tokens, one by one where 4 have more "
                  "(100.0% of block 2 is tuned)"),
         (
             LORA, {"num_suffix_directions": 2},

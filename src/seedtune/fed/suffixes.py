@@ -1,10 +1,10 @@
 """How many directions of block 2 go through one forward: a rule of the recipe, the model and a batch's shape.
 
 Several at once pay where a single one's matrix products have few rows. What does not move is then read once for all of
-them, which under LoRA is almost everything; where all of block 2 moves, its directions are made and multiplied one by
-one all the same, and what is saved is the rest. With more tokens the products are as fast alone, and activations
-outgrow the processor's caches. The limits are `benchmarks.split`'s, measured on a CPU. They are limits of memory too:
-a forward of several directions never has more than `MOST_TOKENS` of its kind.
+them, which under LoRA is almost everything; where all of block 2 moves, each direction is made and multiplied by itself
+all the same, and what is saved is the rest. With more tokens products are as fast alone, and activations outgrow the
+processor's caches. The limits are what `benchmarks.split` showed on a CPU. They bound memory too: a forward of several
+directions has at most `MOST_TOKENS` tokens, a longer batch its own.
 
 Nothing is timed, so that a run has the same digest again. A model is asked once, on a few tokens, whether its functions
 can be batched. Which evaluations there are is `seedtune.zo.split`'s.
@@ -29,12 +29,13 @@ from ..zo.split import Point
 
 Value = TypeVar("Value")
 
-FEW = 1 / 8
-"""A share of block 2's parameters up to which it counts as mostly frozen: a guess between LoRA's 0.01 and 1."""
-MOST_TOKENS = {"few": 512, "many": 256}
-"""Of one forward of several directions, by how much of block 2 moves."""
+MOST_TOKENS = 512
+"""Of one forward of several directions."""
 LEAST = 4
-"""Directions that must fit; where many parameters move also those that there must be."""
+"""Directions that must fit into one forward, so that a batch has at most 128 tokens."""
+FEW = 1 / 8
+"""A share of block 2's parameters up to which it counts as mostly frozen: a guess between LoRA's 0.01 and 1. With more,
+`LEAST` directions must be there too: two or three save nothing."""
 _TRIAL_SCALE = 0.02
 
 
@@ -84,9 +85,8 @@ def suffixes_of(config: SplitConfig, cut: Cut, perturber: Perturber) -> Suffixes
         ) from error
     if config.suffixes == "batched":
         return Suffixes(batched, 0, f"suffixes: {num} directions in one forward (as the recipe says)")
-    most = MOST_TOKENS["few" if share <= FEW else "many"]
-    rule = f"up to {num} directions in one forward of at most {most} tokens, one by one where {LEAST} have more"
-    return Suffixes(batched, most, f"suffixes: {rule} ({share:.1%} of block 2 is tuned)")
+    rule = f"up to {num} directions in one forward of at most {MOST_TOKENS} tokens, one by one where {LEAST} have more"
+    return Suffixes(batched, MOST_TOKENS, f"suffixes: {rule} ({share:.1%} of block 2 is tuned)")
 
 
 def _why_not(config: SplitConfig, share: float) -> str | None:
