@@ -6,7 +6,7 @@ import itertools
 import pytest
 from tiny_runs import MACHINE, NOTHING, StopAfter
 
-from seedtune import run_store
+from seedtune import presets, run_store
 from seedtune.assembly import assemble, load_replayed, restore
 from seedtune.config import merged
 from seedtune.experiment import PROTOCOLS, resume, run
@@ -53,6 +53,20 @@ def recipe(request, tiny_recipe):
 
 
 def test_live_replayed_resumed_and_late_weights_are_the_same(recipe, tmp_path):
+    check(recipe, tmp_path)
+
+
+@pytest.mark.parametrize("method", presets.names("methods"))
+def test_every_preset_conforms(method, tiny_recipe, tmp_path):
+    """With fewer steps and directions than its own, and clients that come and go."""
+    values = presets.read("methods", method)
+    few = {"federation": {**PARTICIPATION["some"], "local_steps": 2}}
+    if "num_directions" in values["local"]:
+        few["local"] = {"num_directions": min(values["local"]["num_directions"], 3)}
+    check(tiny_recipe(**merged(values, few)), tmp_path)
+
+
+def check(recipe, tmp_path):
     live = run(recipe, MACHINE, tmp_path / "live", NOTHING)
 
     assert live["state_digest"] != run_store.trajectory_of(tmp_path / "live").header.base_digest
