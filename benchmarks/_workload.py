@@ -14,15 +14,7 @@ from pathlib import Path
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    BertConfig,
-    LlamaConfig,
-    OPTConfig,
-    PretrainedConfig,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
 
 from seedtune.config import ModelConfig
 from seedtune.data.batches import Batch
@@ -50,9 +42,6 @@ _llama_3 = partial(
 
 # Published config.json files, as far as they change sizes.
 SHAPES: dict[str, Callable[[], PretrainedConfig]] = {
-    "minilm-l6": partial(
-        BertConfig, hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12
-    ),
     "opt-125m": partial(OPTConfig, max_position_embeddings=2048),
     "opt-1.3b": partial(
         OPTConfig, hidden_size=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32,

@@ -18,7 +18,7 @@ from seedtune.models.load import Tuned
 from seedtune.models.objective import loss
 from seedtune.space import bound_weights, digest, space_of
 from seedtune.zo import noise
-from seedtune.zo.batched import NotBatched, each_at
+from seedtune.zo.batched import each_at
 from seedtune.zo.noise import Distribution
 from seedtune.zo.perturb import Perturbation, Perturber
 
@@ -198,7 +198,7 @@ def test_functions_that_are_not_of_rows_are_refused_by_name(name):
     function, shape = REFUSED[name]
     module, perturber, rows = calling(function)
     before = digest(bound_weights(module, perturber.space))
-    with pytest.raises(NotBatched) as caught, each_at(perturber, POINTS):
+    with pytest.raises(ModelError) as caught, each_at(perturber, POINTS):
         module(rows.repeat(Q, 1, 1))
     assert str(caught.value) == (
         f"{name} was given a tuned tensor with {shape}: not rows of 4 directions, each of which has weights of its own"
@@ -210,7 +210,7 @@ def test_what_is_made_of_a_large_tensor_alone_is_refused():
     """It would be held once for each direction."""
     module, _, rows = calling(lambda m, x: x * m.scale @ m.weight.T)
     perturber = Perturber(module, space_of(module, ["weight", "scale"]), scratch_bytes=400)
-    with pytest.raises(NotBatched, match="was given a tuned tensor with nothing else"), each_at(perturber, POINTS):
+    with pytest.raises(ModelError, match="was given a tuned tensor with nothing else"), each_at(perturber, POINTS):
         module(rows.repeat(Q, 1, 1))
 
 

@@ -8,7 +8,7 @@ So memory is that of a forward of Q times the rows, and the scratch.
 
 What is batched must be a function of rows: each row of the result from the same row of what is given. Where that does
 not hold, the function is refused by name, or, where its sizes happen to fit, gives something else. So whoever batches a
-model compares it once with single evaluations, as `seedtune.fed.split_steps` does. Losses differ from theirs in the
+model compares it once with single evaluations, as `seedtune.fed.suffixes` does. Losses differ from theirs in the
 last bits, since matrix products of other shapes add in another order.
 
 Not here: where the rows come from (`seedtune.models.batched_suffix`), which evaluations are batched (`zo.split`).
@@ -29,10 +29,6 @@ from . import noise
 from .perturb import Perturbation, Perturber
 
 
-class NotBatched(ModelError):
-    """A function was given a moved tensor, and what else it was given has no rows for each direction."""
-
-
 @contextmanager
 def each_at(perturber: Perturber, points: Sequence[Perturbation]) -> Iterator[None]:
     """Within it, the module computes rows q R to (q + 1) R at theta + mu z of `points[q]`. No autograd graph is built.
@@ -40,8 +36,8 @@ def each_at(perturber: Perturber, points: Sequence[Perturbation]) -> Iterator[No
     It may stand within `Perturber.at` of tensors that move alike for all rows.
 
     Raises:
-        NotBatched: names the function that cannot be run by rows.
-        ModelError: a forward ended without having used every tensor that was to move.
+        ModelError: names the function that cannot be run by rows; or a forward ended without having used every tensor
+            that was to move.
         ValueError: points of unlike tensors, or none.
     """
     if len({point.names for point in points}) != 1:
@@ -54,8 +50,8 @@ def each_at(perturber: Perturber, points: Sequence[Perturbation]) -> Iterator[No
 class _ByRows(TorchFunctionMode):
     """Runs torch functions that are given moved tensors once a direction, on its rows.
 
-    _derived: what functions of moved tensors alone gave, such as a norm's 1 + weight: by the identity of the first
-    direction's value, which stands for all, everyone's.
+    _derived: every direction's value of what functions of moved tensors alone gave, such as a norm's 1 + weight, by the
+    identity of the first direction's, which stands for all of them until rows meet it.
     """
 
     def __init__(self, moved: dict[int, TensorSpec], points: tuple[Perturbation, ...], scratch_bytes: int):
@@ -128,10 +124,10 @@ class _ByRows(TorchFunctionMode):
         start = spec.start + first * (parameter.numel() // max(1, len(parameter)))
         noise.perturb(out.view(-1), weights.reshape(-1), point.key, start, point.mu, point.distribution)
 
-    def _refused(self, func: Callable, rows: Sequence[torch.Tensor]) -> NotBatched:
+    def _refused(self, func: Callable, rows: Sequence[torch.Tensor]) -> ModelError:
         name = getattr(func, "__name__", str(func))
         shapes = ", ".join(str(list(value.shape)) for value in rows) or "nothing else"
-        return NotBatched(
+        return ModelError(
             f"{name} was given a tuned tensor with {shapes}: not rows of {len(self._points)} directions, each of which "
             "has weights of its own"
         )
