@@ -181,6 +181,8 @@ def test_a_run_tells_its_listener_and_writes_its_summary(tiny_recipe, tmp_path):
     assert summary == json.loads((tmp_path / "run/summary.json").read_text()) == run_store.summary_of(tmp_path / "run")
     assert summary["rounds"] == 3 and summary["forwards"] == 3 * 4 * 2 and summary["model"] == "llama"
     assert summary["bytes_up"] == sum(result.bytes_up for _, result, _ in heard[1:])
+    assert summary["bytes_up_per_client_round"] == round(summary["bytes_up"] / 12, 1)
+    assert summary["bytes_down_per_client_round"] == round(summary["bytes_down"] / 12, 1) > 0
     assert 0 < summary["truncated_examples"] <= 60 and summary["backprop_loss"] != summary["zero_shot_loss"]
     with pytest.raises(RunStoreError, match=r"has ended \(3 rounds\); there is nothing to resume"):
         resume(tmp_path / "run", MACHINE, NOTHING)

@@ -309,6 +309,9 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     for text in terminal.events(summary):
         out.print(text, soft_wrap=True)
     sent = terminal.amount(summary["bytes_up"]) + " up, " + terminal.amount(summary["bytes_down"]) + " down"
+    each = [summary[f"bytes_{way}_per_client_round"] for way in ("up", "down")]
+    if None not in each:
+        sent += f" ({terminal.amount(each[0])} and {terminal.amount(each[1])} a client and round)"
     kept, pace = terminal.amount(summary["trajectory_bytes"]), summary["round_seconds"] / max(1, summary["rounds"])
     out.print(f"sent in all: {sent}; the tuned model is {folder}/trajectory.seedtune, {kept}", soft_wrap=True)
     out.print(f"{summary['rounds']} rounds in {summary['seconds']:.0f} s ({pace:.3f} s a round, evaluation apart)")

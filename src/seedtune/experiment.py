@@ -30,7 +30,7 @@ from .fed.messages import Order, unpack_weights
 from .fed.rounds import RoundResult, Server, after, run_rounds
 from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
-from .metrics import Evaluated, History, result_of, round_row, scores_of
+from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
 from .models.evaluation import Evaluation
 from .run_folder import check_room
 from .run_store import RunStore
@@ -243,7 +243,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         "surges": {str(row["rounds"]): row["surge"] for row in rows if row.get("surge")},
         "backprop_steps": recipe.baseline.num_steps,
         **scores_of(backpropagation(experiment) if recipe.baseline.num_steps else None, "backprop_"),
-        **{name: sum(row.get(name, 0) for row in rows) for name in counted},
+        **{name: sum(row.get(name, 0) for row in rows) for name in counted}, **_sent_each(rows),
         "failed_replies": sum(len(row.get("failed", ())) for row in rows),
         "trajectory_bytes": (store.folder / run_store.TRAJECTORY).stat().st_size,
         "round_seconds": round(sum(row.get("seconds", 0) for row in rows), 2), "seconds": rows[-1]["elapsed_seconds"],
@@ -251,6 +251,16 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         "truncated_examples": experiment.train.num_truncated + experiment.test.num_truncated,
         "versions": versions(recipe),
     }  # fmt: skip
+
+
+def _sent_each(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Bytes of one message in the mean: a reply that counted, up; an order to a client asked, down. None: no such."""
+    sent = {"bytes_up": sum(row.get("replied", 0) for row in rows)}
+    sent["bytes_down"] = sum(row.get("cohort", 0) for row in rows)
+    return {
+        f"{name}_per_client_round": round(sum(row.get(name, 0) for row in rows) / count, 1) if count else None
+        for name, count in sent.items()
+    }
 
 
 def _stopped_by(server: Server, history: History) -> str | None:

@@ -37,14 +37,15 @@ def printed(to: Console, plan, *news: News) -> str:
 def test_a_line_for_each_run_that_ended(plan):
     one, other = wanted(plan, {})
     ended, diverged = run(3.0, 2.0, 1.5), run(3.0, math.inf)
-    stopped = Run(ended.folder, ended.recipe, ended.rows, {"stopped_by": "patience"})
+    rose = run(3.0, 1.0, 1.5)
+    stopped = Run(rose.folder, rose.recipe, rose.rows, {"stopped_by": "patience"})
     text = printed(
         console(), plan, News(0, 3), News(0, 3, one, 1), News(1, 3, one, 2, ended), News(2, 3, other, 2, stopped),
         News(3, 3, other, 1, diverged), News(3, 3, other, error="MemoryError: [no] room"),
     )  # fmt: skip
     assert text.splitlines() == [
         "1/3  H = 1, seed 7  test loss 1.500  2 rounds in 2 s",
-        "2/3  H = 2, seed 7  test loss 1.500  2 rounds in 2 s  stopped by patience",
+        "2/3  H = 2, seed 7  test loss 1.500, lowest 1.000  2 rounds in 2 s  stopped by patience",
         "3/3  H = 2, seed 7  diverged  1 rounds in 2 s",
         "3/3  H = 2, seed 7  failed: MemoryError: [no] room",
     ]

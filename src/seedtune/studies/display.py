@@ -59,6 +59,8 @@ def _print_news(console: Console, news: News) -> None:
 
 def _told(run: Run) -> str:
     loss = f"test loss {run.loss:.3f}" if math.isfinite(run.loss) else "diverged"
+    if run.lowest_loss < run.loss < math.inf:
+        loss += f", lowest {run.lowest_loss:.3f}"
     stopped = f"  stopped by {run.stopped_by}" if run.stopped_by else ""
     return f"{loss}  {run.rounds} rounds in {run.rows[-1]['elapsed_seconds']:.0f} s{stopped}"
 
