@@ -16,7 +16,7 @@ from ..config import merged
 from . import findings
 from .study import Axis, Case, Study, View
 
-GRID: Mapping[str, Any] = {"rates": (0.5, 1.0, 2.0), "most_rates": 9}
+GRID: Mapping[str, Any] = {"rates": (0.5, 1.0, 2.0), "most_rates": 5}
 """Factors of two around a case's own learning rate, going on where the best lies at an edge."""
 
 BASE: Mapping[str, Any] = {
