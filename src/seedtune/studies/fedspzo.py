@@ -49,7 +49,7 @@ def local(**values: Any) -> dict[str, Any]:
 
 WHOLE, AS_SET, PRESET = "two-point, P = 4", "FedSPZO, as set", "FedSPZO, preset"
 REFERENCE = Case(WHOLE, two_point(4), **GRID)
-SMALL_STEP = {RATE: 0.25}
+SMALL_STEP = {RATE: 3 / 16}
 """Where the grid starts for what has one direction a step for block 1, or a rate of its own for block 2."""
 
 LEVERS = Study(
