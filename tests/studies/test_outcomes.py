@@ -74,3 +74,11 @@ def test_cases_are_named_in_the_figure_of_every_view():
 
 def test_measured_cases_keep_their_order():
     assert [one.label for one in measured(result("b", 1.0), result("a", 1.0)).results] == ["b", "a"]
+
+
+def test_where_the_best_round_counts_curves_show_the_lowest_loss_so_far():
+    one = Result("a", "", None, (run(3.0, 1.0, math.inf, 0.5),), judged_by="best")
+    study = replace(STUDY, views=(OVER_ROUNDS, View("cases")), judged_by="best")
+    curve, ends = panels(Measured(study, (one,), 1))
+    assert list(curve.lines[0].y) == [3.0, 1.0, 1.0, 0.5] and curve.y_label == "test loss (nats), lowest so far"
+    assert ends.y_label == "test loss (nats), best round"

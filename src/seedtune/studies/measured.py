@@ -50,7 +50,11 @@ class Run:
 
     @property
     def lowest_loss(self) -> float:
-        return min(map(_loss, self.evaluated))
+        return self.lowest_until(self.rows[-1])
+
+    def lowest_until(self, row: Mapping[str, Any]) -> float:
+        """The lowest loss that was evaluated up to a row's round."""
+        return min(_loss(one) for one in self.evaluated if one["rounds"] <= row["rounds"])
 
     def judged(self, by: JudgedBy) -> float:
         """The loss that a study goes by."""

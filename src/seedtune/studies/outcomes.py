@@ -23,7 +23,7 @@ from .estimates import estimate
 from .folders import OUTCOMES, flat
 from .measured import COUNTED, Measured, Result, Run, common_loss
 from .plan import Plan
-from .study import View
+from .study import Study, View
 
 RESULTS, CURVES, FIGURE, FINDING = OUTCOMES
 COSTS = ("rounds", *COUNTED, "seconds")
@@ -140,7 +140,8 @@ def panels(measured: Measured) -> list[figure.Panel]:
 
 def _curves(measured: Measured, view: View) -> figure.Panel:
     lines = [_curve(result, view) for result in measured.results]
-    return figure.Panel(LABELS[view.over], LABELS[view.y], lines, log_y=view.log_y)
+    label = LABELS[view.y] + (", lowest so far" if _is_lowest(measured.study, view.y) else "")
+    return figure.Panel(LABELS[view.over], label, lines, log_y=view.log_y)
 
 
 def _curve(result: Result, view: View) -> figure.Line:
@@ -148,9 +149,20 @@ def _curve(result: Result, view: View) -> figure.Line:
     points = []
     for rows in _aligned(result.runs):
         pairs = list(zip(result.runs, rows, strict=True))
-        y = estimate([math.nan if row.get(view.y) is None else row[view.y] for row in rows])
+        y = estimate([_drawn(result, view.y, *pair) for pair in pairs])
         points.append((sum(run.until(row, view.over) for run, row in pairs) / len(pairs), y))
     return _line(result.label, points)
+
+
+def _drawn(result: Result, name: str, run: Run, row: Mapping[str, Any]) -> float:
+    """What a curve shows of a row: what was evaluated there, or the lowest loss so far where a study goes by that."""
+    if name == "loss" and result.judged_by == "best":
+        return run.lowest_until(row)
+    return math.nan if row.get(name) is None else row[name]
+
+
+def _is_lowest(study: Study, name: str) -> bool:
+    return name == "loss" and study.judged_by == "best"
 
 
 def _aligned(runs: Sequence[Run]) -> Iterator[tuple[Mapping[str, Any], ...]]:
@@ -185,7 +197,7 @@ def _side_by_side(measured: Measured, view: View) -> figure.Panel:
 
 
 def _at_the_end(measured: Measured, name: str) -> str:
-    row = "best" if name == "loss" and measured.study.judged_by == "best" else "last"
+    row = "best" if _is_lowest(measured.study, name) else "last"
     return f"{LABELS[name]}, {f'{row} round' if name in QUALITY else 'whole run'}"
 
 
