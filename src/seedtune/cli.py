@@ -189,6 +189,21 @@ def compare(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="run folders; runs that go on or were stopped too")],
+    file: Annotated[
+        Path | None, typer.Option("--out", help="HTML file; default RUN-report.html beside the first run")
+    ] = None,
+) -> None:
+    """Write one HTML page about a run, or about several to compare them; it needs no network."""
+    from .report import page
+
+    path = page.write(folders, file)
+    runs = f"{len(folders)} runs" if len(folders) > 1 else "1 run"
+    out.print(f"{path}: {runs}, {path.stat().st_size / 1000:.0f} kB; open it in a browser", soft_wrap=True)
+
+
+@app.command()
 def study(
     name: Annotated[str | None, typer.Argument(help="a known study", show_default=False)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="a part of the rounds, on one seed")] = False,

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from .quantities import amount, operations
+
 if TYPE_CHECKING:  # a list of recipes is printed without loading torch
     from .experiment import Listener
     from .fed.rounds import RoundResult
@@ -105,18 +107,6 @@ def quality(evaluation: Evaluated) -> str:
     return f"test loss {test.loss:.3f}  perplexity {test.perplexity:.2f}"
 
 
-def amount(num_bytes: float) -> str:
-    """
-    >>> amount(950), amount(31_000), amount(7_600_000)
-    ('950 B', '31.0 kB', '7.6 MB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    raise AssertionError
-
-
 def outcome(summary: dict[str, Any]) -> Table:
     """Zero-shot, tuned and, where it was run, backpropagation, side by side."""
     name, form = ("accuracy", ".1%") if summary["zero_shot_accuracy"] is not None else ("perplexity", ".2f")
@@ -179,18 +169,6 @@ def at_target(rows: Sequence[dict[str, Any]]) -> Table:
 
 def _counted(flops: int | None) -> str:
     return "not counted" if flops is None else operations(flops)
-
-
-def operations(count: float) -> str:
-    """
-    >>> operations(950), operations(6_568_378_368), operations(2.1e15)
-    ('950', '6.57 G', '2.10 P')
-    """
-    for unit in ("", "k", "M", "G", "T", "P", "E"):
-        if count < 1000 or unit == "E":
-            return f"{count:.0f}" if not unit else f"{count:.2f} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 def pairs(values: dict[str, Any]) -> Table:
