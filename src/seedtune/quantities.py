@@ -27,7 +27,7 @@ def operations(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """
-    >>> duration(0.0123), duration(4.25), duration(75), duration(7300)
+    >>> duration(0.0123), duration(4.25), duration(75), duration(7330)
     ('12.3 ms', '4.25 s', '1 min 15 s', '2 h 2 min')
     """
     if seconds < 60:

@@ -117,6 +117,14 @@ class Share:
     def shown(self) -> str:
         return duration(self.seconds)
 
+    @property
+    def rounded(self) -> str:
+        return f"{self.percent:.0f}"
+
+    @property
+    def told(self) -> str:
+        return f"{self.name} {self.rounded} %"
+
 
 def time_shares(run: Run) -> list[Share]:
     """Where the time went, as far as a run's files tell: rounds, the first evaluation, and the rest."""

@@ -28,7 +28,7 @@ from .reading import Run, known, read
 from .settings import command, settings
 
 SCRIPTS = ("format.js", "chart.js", "curves.js", "client_map.js", "page.js")
-STYLES = ("page.css",)
+STYLES = ("charts.css", "page.css")  # the last has what holds on narrow screens
 SECTIONS = (
     ("results", "Results"), ("curves", "Curves"), ("map", "Clients"), ("traffic", "Traffic"), ("time", "Time"),
     ("events", "Events"), ("settings", "Settings"), ("environment", "Environment"), ("again", "Run it again"),

@@ -3,12 +3,19 @@
 const COLOURS = 7;
 const DASHES = ["", "7 3", "2 3"];
 const MARKS = [
-  "M0-4a4 4 0 1 0 .01 0Z", "M-3.5-3.5h7v7h-7Z", "M0-4.6L4.4 3.4H-4.4Z", "M0-5L4.4 0 0 5-4.4 0Z",
-  "M0 4.6L4.4-3.4H-4.4Z", "M-1.5-4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3Z",
+  "M0-4a4 4 0 1 0 .01 0Z",
+  "M-3.5-3.5h7v7h-7Z",
+  "M0-4.6L4.4 3.4H-4.4Z",
+  "M0-5L4.4 0 0 5-4.4 0Z",
+  "M0 4.6L4.4-3.4H-4.4Z",
+  "M-1.5-4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3Z",
   "M-4.5-2.5l2-2L0-2l2.5-2.5 2 2L2 0l2.5 2.5-2 2L0 2l-2.5 2.5-2-2L-2 0Z",
 ];
 const MOST_MARKS = 14;
-const HEIGHT = 250, TOP = 14, BOTTOM = 34, RIGHT = 12;
+const HEIGHT = 250,
+  TOP = 14,
+  BOTTOM = 34,
+  RIGHT = 12;
 
 function look(run) {
   return { colour: `c${run % COLOURS}`, mark: MARKS[run % MARKS.length], dash: DASHES[Math.floor(run / COLOURS) % 3] };
@@ -16,9 +23,12 @@ function look(run) {
 
 function swatch(run) {
   const { colour, mark, dash } = look(run);
-  return drawn("svg", { viewBox: "0 0 30 14", class: colour, "aria-hidden": "true" },
+  return drawn(
+    "svg",
+    { viewBox: "0 0 30 14", class: colour, "aria-hidden": "true" },
     drawn("path", { class: "line", d: "M0 7H30", "stroke-dasharray": dash }),
-    drawn("path", { class: "mark", d: mark, transform: "translate(15 7)" }));
+    drawn("path", { class: "mark", d: mark, transform: "translate(15 7)" }),
+  );
 }
 
 // Round numbers from low to high, about `wanted` of them.
@@ -27,7 +37,8 @@ function linearTicks(low, high, wanted) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((each) => each * power).find((each) => each >= rough);
   const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) ticks.push(Number((i * step).toPrecision(12)));
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1)
+    ticks.push(Number((i * step).toPrecision(12)));
   return ticks;
 }
 
@@ -45,19 +56,35 @@ function logTicks(low, high) {
 
 // A scale from numbers to places. A span of nothing is widened, so that a flat line is drawn in the middle.
 function scaleOf(values, from, to, isLog, pad) {
-  let low = Infinity, high = -Infinity;
-  for (const value of values) { if (value < low) low = value; if (value > high) high = value; }
-  if (low === Infinity) { low = 0; high = 1; }
+  let low = Infinity,
+    high = -Infinity;
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  if (low === Infinity) {
+    low = 0;
+    high = 1;
+  }
   if (isLog) {
-    if (low === high) { low /= 2; high *= 2; }
-    const a = Math.log(low), b = Math.log(high), room = pad * (b - a);
-    const at = (value) => from + (to - from) * (Math.log(value) - a + room) / (b - a + 2 * room);
+    if (low === high) {
+      low /= 2;
+      high *= 2;
+    }
+    const a = Math.log(low),
+      b = Math.log(high),
+      room = pad * (b - a);
+    const at = (value) => from + ((to - from) * (Math.log(value) - a + room)) / (b - a + 2 * room);
     return { at, ticks: logTicks(low, high), back: null };
   }
-  if (low === high) { const room = Math.abs(low) * 0.1 || 1; low -= room; high += room; }
+  if (low === high) {
+    const room = Math.abs(low) * 0.1 || 1;
+    low -= room;
+    high += room;
+  }
   const room = pad * (high - low);
-  const at = (value) => from + (to - from) * (value - low + room) / (high - low + 2 * room);
-  const back = (place) => low - room + (place - from) * (high - low + 2 * room) / (to - from);
+  const at = (value) => from + ((to - from) * (value - low + room)) / (high - low + 2 * room);
+  const back = (place) => low - room + ((place - from) * (high - low + 2 * room)) / (to - from);
   return { at, ticks: linearTicks(low - room, high + room, 5), back };
 }
 
@@ -66,7 +93,10 @@ function pathOf(line, x, y, isLog) {
   const parts = [];
   let pen = "M";
   line.y.forEach((value, i) => {
-    if (value === null || (isLog && value <= 0)) { if (!line.joined) pen = "M"; return; }
+    if (value === null || (isLog && value <= 0)) {
+      if (!line.joined) pen = "M";
+      return;
+    }
     parts.push(`${pen}${x.at(line.x[i]).toFixed(1)} ${y.at(value).toFixed(1)}`);
     pen = "L";
   });
@@ -97,8 +127,16 @@ function drawAxes(svg, x, y, width, left, spec) {
 function drawLine(svg, line, x, y, isLog) {
   const { colour, mark, dash } = look(line.run);
   const kind = line.minor ? " minor" : "";
-  svg.append(drawn("path", { class: `line ${colour}${kind}`, d: pathOf(line, x, y, isLog), "stroke-dasharray": line.dash ?? dash }));
-  const shown = line.y.map((value, i) => [line.x[i], value]).filter(([, value]) => value !== null && !(isLog && value <= 0));
+  svg.append(
+    drawn("path", {
+      class: `line ${colour}${kind}`,
+      d: pathOf(line, x, y, isLog),
+      "stroke-dasharray": line.dash ?? dash,
+    }),
+  );
+  const shown = line.y
+    .map((value, i) => [line.x[i], value])
+    .filter(([, value]) => value !== null && !(isLog && value <= 0));
   const every = Math.max(1, Math.ceil(shown.length / MOST_MARKS));
   if (line.minor && shown.length > 1) return;
   shown.forEach(([at, value], i) => {
@@ -112,7 +150,8 @@ function drawSurges(svg, spec, x) {
   spec.surges.forEach((at, i) => {
     const place = x.at(at).toFixed(1);
     svg.append(drawn("path", { class: "surge-line", d: `M${place} ${TOP}V${HEIGHT - BOTTOM}` }));
-    if (i === 0) svg.append(drawn("text", { class: "surge-name", x: place, y: TOP - 3, "text-anchor": "middle" }, "surge"));
+    if (i === 0)
+      svg.append(drawn("text", { class: "surge-name", x: place, y: TOP - 3, "text-anchor": "middle" }, "surge"));
   });
 }
 
@@ -122,7 +161,13 @@ function readings(spec, at) {
   for (const line of spec.lines) {
     const places = line.known;
     if (!places.length) continue;
-    const i = places[nearest(places.map((place) => line.x[place]), at)];
+    const i =
+      places[
+        nearest(
+          places.map((place) => line.x[place]),
+          at,
+        )
+      ];
     told.push(`${line.name}: ${spec.yFormat(line.y[i])}`);
   }
   const shown = told.length > 12 ? [...told.slice(0, 12), `and ${told.length - 12} more`] : told;
@@ -143,7 +188,10 @@ function addCross(frame, svg, spec, x) {
     cross.setAttribute("d", `M${place.toFixed(1)} ${TOP}V${HEIGHT - BOTTOM}`);
     showTip(tip, frame, place, 28, readings(spec, places[i]));
   };
-  const hide = () => { tip.hidden = true; cross.setAttribute("d", ""); };
+  const hide = () => {
+    tip.hidden = true;
+    cross.setAttribute("d", "");
+  };
   const pointed = (event) => show(nearest(places, x.back(event.clientX - svg.getBoundingClientRect().left)));
   svg.addEventListener("pointermove", pointed);
   svg.addEventListener("pointerdown", pointed);
@@ -154,17 +202,23 @@ function addCross(frame, svg, spec, x) {
     if (event.key === "Escape") hide();
     if (!(event.key in steps)) return;
     event.preventDefault();
-    show(at === null ? (steps[event.key] < 0 ? places.length - 1 : 0)
-      : Math.max(0, Math.min(places.length - 1, at + steps[event.key])));
+    show(
+      at === null
+        ? steps[event.key] < 0
+          ? places.length - 1
+          : 0
+        : Math.max(0, Math.min(places.length - 1, at + steps[event.key])),
+    );
   });
 }
 
 // spec: {title, xLabel, xFormat, yFormat, isLog, surges, lines: [{run, name, x, y, minor, dash, joined}], levels}
 function chart(spec) {
   const frame = element("figure", { class: "chart" }, element("figcaption", {}, spec.title));
-  const lines = spec.lines = spec.lines.map((line) => ({
-    ...line, known: line.y.flatMap((value, i) => (value === null || (spec.isLog && value <= 0) ? [] : [i])),
-  }));
+  const lines = (spec.lines = spec.lines.map((line) => ({
+    ...line,
+    known: line.y.flatMap((value, i) => (value === null || (spec.isLog && value <= 0) ? [] : [i])),
+  })));
   if (!lines.some((line) => line.known.length)) {
     frame.append(element("p", { class: "empty" }, "No number to show yet."));
     return { frame, draw: () => {} };
@@ -172,16 +226,23 @@ function chart(spec) {
   const xs = lines.flatMap((line) => line.known.map((i) => line.x[i]));
   const ys = [...lines.flatMap((line) => line.known.map((i) => line.y[i])), ...spec.levels.map((level) => level.y)];
   const draw = () => {
-    const width = Math.max(240, Math.round(frame.clientWidth)), measured = scaleOf(ys, HEIGHT - BOTTOM, TOP, spec.isLog, 0.06);
+    const width = Math.max(240, Math.round(frame.clientWidth)),
+      measured = scaleOf(ys, HEIGHT - BOTTOM, TOP, spec.isLog, 0.06);
     const left = 14 + 7 * Math.max(...measured.ticks.map((tick) => spec.yFormat(tick).length));
     const x = scaleOf(xs, left, width - RIGHT, false, 0.015);
-    const svg = drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, tabindex: "0", role: "img",
-      "aria-label": `${spec.title} by ${spec.xLabel}; arrow keys read it out` });
+    const svg = drawn("svg", {
+      viewBox: `0 0 ${width} ${HEIGHT}`,
+      tabindex: "0",
+      role: "img",
+      "aria-label": `${spec.title} by ${spec.xLabel}; arrow keys read it out`,
+    });
     drawAxes(svg, x, measured, width, left, spec);
     drawSurges(svg, spec, x);
     for (const level of spec.levels) {
       const place = measured.at(level.y);
-      svg.append(drawn("path", { class: `line level ${look(level.run).colour}`, d: `M${left} ${place}H${width - RIGHT}` }));
+      svg.append(
+        drawn("path", { class: `line level ${look(level.run).colour}`, d: `M${left} ${place}H${width - RIGHT}` }),
+      );
       svg.append(drawn("text", { x: width - RIGHT, y: place - 4, "text-anchor": "end" }, level.name));
     }
     for (const line of lines) drawLine(svg, line, x, measured, spec.isLog);

@@ -19,7 +19,10 @@ function filled(node, attributes, children) {
 
 function scaled(value, units, base) {
   let i = 0;
-  while (Math.abs(value) >= base && i < units.length - 1) { value /= base; i += 1; }
+  while (Math.abs(value) >= base && i < units.length - 1) {
+    value /= base;
+    i += 1;
+  }
   return [value, units[i]];
 }
 
@@ -27,7 +30,11 @@ function scaled(value, units, base) {
 function plain(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size < 1e-3 || size >= 1e6) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
+  if (size < 1e-3 || size >= 1e6)
+    return value
+      .toExponential(2)
+      .replace(/\.?0+e/, "e")
+      .replace("e+", "e");
   return size >= 100 ? String(Math.round(value)) : String(Number(value.toPrecision(4)));
 }
 
@@ -56,10 +63,12 @@ function last(values) {
 
 // The place of the number in an ascending list that is nearest to `wanted`.
 function nearest(values, wanted) {
-  let low = 0, high = values.length - 1;
+  let low = 0,
+    high = values.length - 1;
   while (high - low > 1) {
     const middle = (low + high) >> 1;
-    if (values[middle] < wanted) low = middle; else high = middle;
+    if (values[middle] < wanted) low = middle;
+    else high = middle;
   }
   return Math.abs(values[low] - wanted) <= Math.abs(values[high] - wanted) ? low : high;
 }

@@ -1,0 +1,65 @@
+"""Run folders as a run leaves them, without running anything: rounds, clients, surges and failures as a test wants."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from seedtune.config import build, merged
+
+DIGEST = "ab" * 16
+SURGE = "the training loss rose from 1.100 to 3.300: the learning rate is too large"
+VERSIONS = {"python": "3.11.7", "seedtune": "0.1.0", "torch": "2.13.0"}
+
+
+def row(rounds: int, clients: list[int], **over: Any) -> dict[str, Any]:
+    """The row of a round in which each of `clients` answered; evaluated where `over` has a loss."""
+    losses = {str(client): 1 + 2 / rounds + 0.1 * math.sin(client + rounds) for client in clients}
+    return {
+        "rounds": rounds, "elapsed_seconds": 1.0 + 0.5 * rounds, "train_loss": sum(losses.values()) / len(losses),
+        "bytes_up": 30 * len(clients), "bytes_down": 80 * len(clients), "forwards": 2 * len(clients),
+        "flops": 10**9 * len(clients), "seconds": 0.4, "replied": len(clients), "cohort": len(clients), "dropped": [],
+        "failed": {}, "losses": losses, "signals": {}, "scalar_rms": 2.0, "learning_rate": 1e-3, "skipped_steps": 0,
+        "state_digest": DIGEST,
+    } | over  # fmt: skip
+
+
+def score(rounds: int) -> dict[str, float | None]:
+    return {"loss": 1 + 2 / (1 + rounds), "accuracy": 1 - 0.7 / (1 + 0.1 * rounds), "perplexity": None}
+
+
+def rows(num_rounds: int, num_clients: int, eval_every: int = 2) -> list[dict[str, Any]]:
+    """Of a run in which everyone answers."""
+    first = {"rounds": 0, "elapsed_seconds": 1.0, **score(0)}
+    clients = list(range(num_clients))
+    return [first, *(row(n, clients, **(score(n) if n % eval_every == 0 else {})) for n in range(1, num_rounds + 1))]
+
+
+def save(
+    folder: Path, num_rounds: int = 6, num_clients: int = 4, ended: dict | None = None, lines: list | None = None,
+    **over: dict,
+) -> Path:  # fmt: skip
+    """Writes a run folder. ended: values of its summary, none of it where the run goes on; lines: its rows; `over`:
+    its settings by section."""
+    folder.mkdir(parents=True)
+    base = {"federation": {"num_rounds": num_rounds}, "partition": {"num_clients": num_clients}}
+    (folder / "recipe.json").write_text(build(merged(base, over)).model_dump_json())
+    found = rows(num_rounds, num_clients) if lines is None else lines
+    data = "".join(json.dumps(each) + "\n" for each in found).encode()
+    (folder / "metrics.jsonl").write_bytes(data)
+    counts = {"num_rounds": num_rounds, "trajectory_bytes": 0, "metrics_bytes": len(data), "format": 1}
+    (folder / "manifest.json").write_text(json.dumps(counts))
+    if ended is not None:
+        summary = {"model": "starter", "versions": VERSIONS, "trajectory_bytes": 1234, "peak_memory_bytes": 5e8}
+        (folder / "summary.json").write_text(json.dumps(summary | ended))
+    return folder
+
+
+def eventful() -> list[dict[str, Any]]:
+    """Rows of 12 rounds of 4 clients: failures in 3 and 4, skipped steps in 5, a surge in 8 that leads back to 6."""
+    found = rows(12, 4)
+    for n in (3, 4):
+        found[n]["failed"] = {"2": "TimeoutError: no answer"}
+    found[5]["skipped_steps"] = 3
+    found[8] |= {"surge": SURGE, "back_to": 6, "train_loss": 30.0}
+    return found
