@@ -48,7 +48,7 @@ def test_a_run_of_it_with_clients_that_come_and_go(settings, tmp_path):
 
 
 def test_it_costs_what_its_page_says(settings, tmp_path):
-    """phi / P2 + (1 - phi) of as many whole perturbations, phi by the operations of the blocks."""
+    """F1 + F2 + P1 (F1 + P2 F2), the blocks' shares by the operations that are counted."""
     recipe = settings(federation={"num_rounds": 1, "local_steps": 1})
     found = run(recipe, MACHINE, tmp_path / "split", NOTHING)
     whole = settings(
@@ -56,9 +56,10 @@ def test_it_costs_what_its_page_says(settings, tmp_path):
         local={"estimator": "two-point", "num_directions": recipe.num_scalars},
     )
     compared = run(whole, MACHINE, tmp_path / "whole", NOTHING)
-    phi = 1 - found["flops_suffix"] / compared["flops"]
-    assert found["forwards"] == compared["forwards"] == 4 * 2 * 4
-    assert found["flops"] == pytest.approx((phi / 4 + 1 - phi) * compared["flops"], rel=1e-12)
+    assert (found["forwards"], compared["forwards"]) == (4 * (1 + 4), 4 * 2 * 4)
+    forward = compared["flops"] / 8
+    second = found["flops_suffix"] / (1 + 4)
+    assert found["flops"] == pytest.approx(2 * (forward - second) + 5 * second, rel=1e-12)
 
 
 def test_one_block_alone_is_not_split(settings, tmp_path):

@@ -159,5 +159,5 @@ def test_a_cut_behind_the_last_layer_is_no_case_of_the_sweep_and_left_out_elsewh
     placed = planned(Request(STUDIES["split-placement"]))
     assert [case.x for case in placed.cases[1:]] == [1, 2, 3] and not placed.left_out
     family = planned(Request(STUDIES["zo-family"], settings={"split": {"cut": 4}}))
-    assert set(family.left_out) == {"FedSPZO, as set", "FedSPZO, preset"}
+    assert set(family.left_out) == {"FedSPZO, as set", "FedSPZO, central, P2 = 4"}
     assert set(family.left_out.values()) == {"split.cut = 4: the model has 4 layers"}
