@@ -21,8 +21,9 @@ from seedtune.data.batches import Batch
 from seedtune.errors import ModelError, unknown
 from seedtune.models import answer_head, lora
 from seedtune.models.encoder import EncoderWithHead
-from seedtune.models.load import Tuned
+from seedtune.models.load import Tuned, load
 from seedtune.models.objective import loss
+from seedtune.models.source import find, read_tokenizer
 from seedtune.space import Space, Weights, bound_weights, space_of
 from seedtune.zo.estimators import Probe, two_point
 from seedtune.zo.noise import Distribution, derive_key
@@ -117,6 +118,18 @@ def random_model(config: PretrainedConfig, dtype: torch.dtype, adapter: ModelCon
     module.eval().requires_grad_(False)
     names = tuple(name for name, _ in module.named_parameters() if not adapter or lora.is_adapter(name))
     return Tuned(module, None, "causal", names, "random", adapter="lora" if adapter else "none")
+
+
+def save_base(config: PretrainedConfig, folder: str) -> None:
+    """A checkpoint of the causal model with random weights, in bfloat16, under the starter's tokenizer."""
+    random_model(config, torch.bfloat16).module.save_pretrained(folder)
+    read_tokenizer(find("starter")).save_pretrained(folder)
+
+
+def loaded_base(config: ModelConfig) -> Tuned:
+    """The folder `config.name` loaded as runs load it, under a new adapter."""
+    normal = _Tiles()
+    return load(config, None, lambda name, shape: normal.fill(torch.empty(shape), 1.0))
 
 
 def random_classifier(config: PretrainedConfig, adapter: ModelConfig | None = None) -> Tuned:

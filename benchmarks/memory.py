@@ -5,6 +5,9 @@ by name, any causal language model by the path of its config.json. All its weigh
 `v_proj` with the rank and alpha of FedMeZO's set-up (arXiv 2402.05926). One sequence, evaluation mode, no gradient
 checkpointing, language-modelling loss at the last `--scored` positions.
 
+With `--quantisation`, LoRA over a base that is loaded from a folder as runs load it, stored in `--dtype`, 8 or 4 bits;
+another process has saved the folder's bfloat16 checkpoint. Loading and steps then have peaks of their own.
+
 Memory: each figure is the peak of a fresh process that makes two steps: resident set on a CPU (with the interpreter and
 the libraries), allocated tensors on CUDA (without them). Time: the steps take turns with the forward in one process.
 In every process the tuned tensors require gradients, so that only the step's own ways keep a two-point evaluation from
@@ -17,75 +20,46 @@ Not here: whole rounds, which also hold a working copy of the tuned tensors; qua
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import count, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from benchmarks._memory_cases import DTYPES, METHODS, Case, shortage, size_of
 from benchmarks._report import Spread, in_turns, options, ratio, report, spread
 from benchmarks._workload import (
     RATE,
     SHAPES,
     Work,
     forward,
+    loaded_base,
     on_device,
     random_model,
+    save_base,
     shape,
-    skeleton,
     text_batch,
     two_point_step,
     work,
 )
-from seedtune.config import ModelConfig
 from seedtune.errors import ModelError, SeedtuneError
 from seedtune.experiment import peak_memory_bytes
-from seedtune.models import lora
 from seedtune.models.objective import loss
 from seedtune.zo import noise
 from seedtune.zo.noise import Distribution
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-METHODS = ("inference", "two-point", "SGD", "AdamW")
-# Copies of the tuned tensors beside the weights: gradients; AdamW's two moments.
-EXTRA_COPIES = {"inference": 0, "two-point": 0, "SGD": 1, "AdamW": 3}
-LIBRARIES_BYTES = 700e6  # resident before a model is made, kernels included: measured 450 to 560 MB
 PAPER = "paper, GPU: open_llama_3b_v2 float16, LoRA r=128, batch 1 (arXiv 2402.05926); none of it measured here"
+BASES = "LoRA over a loaded base: weights, peaks of loading and of inference, MB over the libraries; over inference"
 PAPER_ROWS = (("Dolly-meta", 10061, 26571, 108, 117), ("GSM8K-IID", 9733, 17771, 95, 104),
               ("Code-LDA", 9569, 15287, 120, 126))  # fmt: skip
 PAPER_BASE_MIB = 8697
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the tables. `num_layers` 0: as many as the config has."""
-
-    model: str
-    dtype: str
-    tuned: str
-    num_tokens: int
-    num_scored: int
-    num_layers: int
-    targets: tuple[str, ...]
-    lora_rank: int
-    device: str
-
-    def row(self) -> dict[str, Any]:
-        name = f"{self.model}, {self.num_layers} layers" if self.num_layers else self.model
-        tuned = f"LoRA r={self.lora_rank}" if self.tuned == "lora" else "all weights"
-        return {"model": name, "dtype": self.dtype, "tuned": tuned, "tokens": self.num_tokens}
-
-    def adapter(self) -> ModelConfig | None:
-        if self.tuned != "lora":
-            return None
-        alpha = 2.0 * self.lora_rank
-        return ModelConfig(adapter="lora", lora_rank=self.lora_rank, lora_alpha=alpha, lora_targets=tuple(self.targets))
 
 
 # What runs in processes of their own.
@@ -93,7 +67,8 @@ class Case:
 
 def built(case: Case) -> Work:
     config = shape(case.model, case.num_layers)
-    model = random_model(config, DTYPES[case.dtype], case.adapter())
+    adapter = case.adapter()
+    model = loaded_base(adapter) if case.folder else random_model(config, DTYPES[case.dtype], adapter)
     batch = text_batch(config.get_text_config().vocab_size, case.num_tokens, case.num_scored)
     model.module.to(case.device)
     for parameter in model.parameters().values():
@@ -138,17 +113,29 @@ def _finite(name: str, call: Callable[[], float]) -> float:
 
 
 def measure_peak(case: Case, method: str) -> dict[str, float]:
-    """Bytes: the peak, what of it was there before the model, came with the noise kernels, and is weights."""
+    """Bytes: the peak, what of it was there before the model, came with the noise kernels, and is weights.
+
+    `loading` and `steps`: the peaks until the model was there, and after.
+    """
     libraries = peak(case.device)
     if method == "two-point":
         _load_kernels(case)
     kernels = peak(case.device) - libraries  # Numba and LLVM
     made = built(case)
+    loading = peak(case.device)
+    restart_peak(case.device)
     call = steps(made, (method,))[method]
     for _ in range(2):  # the second finds what the first has left: optimizer state, caches
         call()
-    weights = sum(p.numel() * p.element_size() for p in made.model.module.parameters())
-    return {"peak": peak(case.device), "libraries": libraries, "kernels": kernels, "weights": weights}
+    running = peak(case.device)
+    parts = {"libraries": libraries, "kernels": kernels, "weights": bytes_held(made.model.module)}
+    return {"peak": max(loading, running), "loading": loading, "steps": running, **parts}
+
+
+def bytes_held(module: torch.nn.Module) -> int:
+    """Of all that the module saves, scales of packed layers too; shared storage counts once."""
+    storages = (tensor.untyped_storage() for tensor in module.state_dict().values())
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _load_kernels(case: Case) -> None:
@@ -177,6 +164,18 @@ def peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory_bytes()
 
 
+def restart_peak(device: str) -> None:
+    """From here on `peak` is about what follows; where a system has no way to, it stays about the whole process."""
+    if device == "cuda":
+        return torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+
+
+def save_checkpoint(case: Case, folder: str) -> None:
+    save_base(shape(case.model, case.num_layers), folder)
+
+
 def in_fresh_process(function: Callable, case: Case, *arguments: Any) -> dict[str, Any]:
     """What `function(case, *arguments)` gives in a new interpreter.
 
@@ -194,85 +193,30 @@ def in_fresh_process(function: Callable, case: Case, *arguments: Any) -> dict[st
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# What decides, and what is shown.
+# What is shown.
 
 
-@dataclass(frozen=True)
-class Size:
-    """Elements: of the model, of its adapters, of its largest tensor, and of all linear layers' inputs and outputs."""
-
-    model: int
-    adapters: int
-    largest: int
-    per_token: int
-    vocabulary: int
-    num_layers: int
-
-
-def size_of(case: Case) -> Size:
-    config = shape(case.model, case.num_layers)
-    module = skeleton(config, DTYPES[case.dtype])
-    linear = {name: module.get_submodule(name).weight for name in lora.linear_names(module)}
-    adapted = [w for name, w in linear.items() if case.tuned == "lora" and name.rpartition(".")[2] in case.targets]
-    text = config.get_text_config()
-    return Size(
-        model=sum(p.numel() for p in module.parameters()),
-        adapters=case.lora_rank * sum(sum(w.shape) for w in adapted),
-        largest=max(p.numel() for p in module.parameters()),
-        per_token=sum(sum(w.shape) for w in linear.values()),
-        vocabulary=text.vocab_size,
-        num_layers=text.num_hidden_layers,
-    )
-
-
-def bytes_needed(case: Case, method: str) -> int:
-    """An estimate from above: weights, gradients and optimizer state, activations, libraries."""
-    size, width = size_of(case), DTYPES[case.dtype].itemsize
-    tuned = 4 * size.adapters if case.tuned == "lora" else width * size.model
-    weights = width * size.model + 4 * size.adapters + EXTRA_COPIES[method] * tuned
-    activations = 2 * width * case.num_tokens * size.per_token
-    if method in ("inference", "two-point"):
-        activations = 4 * activations // size.num_layers
-    elif case.tuned == "full":
-        weights += 2 * width * size.largest  # gradients are summed and moments combined tensor by tensor
-    logits = 16 * case.num_scored * size.vocabulary
-    libraries = 0 if case.device == "cuda" else LIBRARIES_BYTES
-    return int(weights + activations + logits + libraries)
-
-
-def bytes_free(device: str) -> int:
-    """What can be allocated now; where the system does not tell, all memory that there is."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    info = Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return available[0] if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def shortage(case: Case, method: str) -> dict[str, Any] | None:
-    """A row that says what is needed and what is free, unless that leaves a tenth to spare."""
-    needed, free = bytes_needed(case, method), bytes_free(case.device)
-    if 1.1 * needed <= free:
-        return None
-    return {**case.row(), "skipped": method, "needs, MB": round(needed / 1e6), "free, MB": round(free / 1e6)}
-
-
-def tables(cases: Sequence[Case], num_turns: int) -> dict[str, list[dict[str, Any]]]:
-    memory, parts, times, skipped = [], [], [], []
+def tables(cases: Sequence[Case], num_turns: int, methods: Sequence[str] = METHODS) -> dict[str, list[dict[str, Any]]]:
+    """The tables by title; `methods` begin with inference, which the others are compared with."""
+    memory, bases, parts, times, skipped = [], [], [], [], []
     for case in cases:
-        short = {method: shortage(case, method) for method in METHODS}
-        fitting = [method for method in METHODS if not short[method]]
+        short = {method: shortage(case, method) for method in methods}
+        fitting = [method for method in methods if not short[method]]
         skipped += [row for row in short.values() if row]
         if "inference" not in fitting:
             continue
         found = {method: in_fresh_process(measure_peak, case, method) for method in fitting}
-        memory.append({**case.row(), **_peak_cells(found)})
+        if case.folder:
+            bases.append({**case.row(), **_base_cells(found, methods[1:])})
+        else:
+            memory.append({**case.row(), **_peak_cells(found, methods[1:])})
         parts += [{**case.row(), "method": method, **_parts(found[method])} for method in fitting]
         if num_turns:
-            times.append({**case.row(), **_time_cells(in_fresh_process(measure_seconds, case, fitting, num_turns))})
+            seconds = in_fresh_process(measure_seconds, case, fitting, num_turns)
+            times.append({**case.row(), **_time_cells(seconds, methods[1:])})
     shown = {
         "peak memory over inference": memory,
+        BASES: _over_bfloat16(bases),
         "what each peak is made of, MB": parts,
         "seconds of a step over one forward": times,
         "not started: too large for free memory": skipped,
@@ -281,10 +225,28 @@ def tables(cases: Sequence[Case], num_turns: int) -> dict[str, list[dict[str, An
     return {title: rows for title, rows in shown.items() if rows}
 
 
-def _peak_cells(found: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _peak_cells(found: dict[str, dict[str, float]], methods: Sequence[str]) -> dict[str, Any]:
     base = found["inference"]["peak"]
-    over = {m: round(found[m]["peak"] / base, 2) if m in found else "skipped" for m in METHODS[1:]}
+    over = {m: round(found[m]["peak"] / base, 2) if m in found else "skipped" for m in methods}
     return {"inference, MB": round(base / 1e6), **over}
+
+
+def _base_cells(found: dict[str, dict[str, float]], methods: Sequence[str]) -> dict[str, Any]:
+    base = found["inference"]
+    before = base["libraries"] + base["kernels"]
+    over = {m: round(found[m]["steps"] / base["steps"], 2) if m in found else "skipped" for m in methods}
+    stages = {"loading": base["loading"] - before, "inference": base["steps"] - before}
+    return {"weights": round(base["weights"] / 1e6), **{name: round(b / 1e6) for name, b in stages.items()}, **over}
+
+
+def _over_bfloat16(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, with weights and inference over those of the model's own bfloat16 base, where that was measured."""
+    plain = {row["model"]: row for row in rows if (row["dtype"], row["base"]) == ("bfloat16", "none")}
+
+    def over(row: dict[str, Any], column: str) -> float | str:
+        return round(row[column] / plain[row["model"]][column], 2) if row["model"] in plain else "not measured"
+
+    return [{**row, **{f"{c} / bfloat16": over(row, c) for c in ("weights", "inference")}} for row in rows]
 
 
 def _parts(found: dict[str, float]) -> dict[str, Any]:
@@ -295,9 +257,9 @@ def _parts(found: dict[str, float]) -> dict[str, Any]:
     return {**cells, "rest": round(rest / 1e6), "peak": round(found["peak"] / 1e6), "share of weights": share}
 
 
-def _time_cells(found: dict[str, list[float]]) -> dict[str, Spread | str]:
+def _time_cells(found: dict[str, list[float]], methods: Sequence[str]) -> dict[str, Spread | str]:
     milliseconds = spread([1e3 * seconds for seconds in found["inference"]])
-    over = {m: ratio(found[m], found["inference"]) if m in found else "skipped" for m in METHODS[1:]}
+    over = {m: ratio(found[m], found["inference"]) if m in found else "skipped" for m in methods}
     return {"forward, ms": milliseconds, **over}
 
 
@@ -321,18 +283,29 @@ def cases_of(given: argparse.Namespace) -> list[Case]:
     """Every combination asked for; `--quick` cuts models to two layers and sequences to 64 tokens.
 
     Raises:
-        ModelError: a model that is neither a known shape nor a config, or no causal language model.
+        ModelError: a model that is neither a known shape nor a config, or no causal language model; `--quantisation`
+            on a GPU.
     """
+    if given.quantisation and given.device != "cpu":
+        raise ModelError("--quantisation was given with --device cuda: bases are packed on a CPU; add --device cpu")
     layers, tokens = (2, 64) if given.quick else (0, given.tokens)
-    chosen = product(given.model, given.dtype, given.tuned)
+    tuned, bases = (["lora"], given.quantisation) if given.quantisation else (given.tuned, [""])
     cases = [
         Case(*case, tokens, min(given.scored, tokens - 1), layers, tuple(given.lora_targets), given.lora_rank,
-             given.device)
-        for case in chosen
+             given.device, base)
+        for *case, base in product(given.model, given.dtype, tuned, bases)
     ]  # fmt: skip
     for case in cases:
         size_of(case)
     return cases
+
+
+def with_checkpoints(cases: Sequence[Case], folder: str) -> list[Case]:
+    """The cases, those that are loaded with a folder to load from, which one process a model has written."""
+    paths = {case.model: str(Path(folder, str(i))) for i, case in enumerate(cases) if case.quantisation}
+    for model, path in paths.items():
+        in_fresh_process(save_checkpoint, next(case for case in cases if case.model == model), path)
+    return [replace(case, folder=paths.get(case.model, "")) for case in cases]
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -350,6 +323,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", nargs="+", default=["opt-125m"], help=f"{known}, or the path of a config.json")
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=DTYPES, help="of the model's weights")
     parser.add_argument("--tuned", nargs="+", default=["full", "lora"], choices=("full", "lora"))
+    parser.add_argument("--quantisation", nargs="+", default=[], choices=("none", "8bit", "4bit"),
+                        help="LoRA alone, over a base that is loaded and stored so")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", default=METHODS[1:], choices=METHODS[1:], help="beside inference")
     parser.add_argument("--tokens", type=at_least(2), default=256, help="length of the one sequence")
     parser.add_argument("--scored", type=at_least(1), default=16, help="tokens, at its end, that the loss is about")
     parser.add_argument("--turns", type=at_least(0), default=5, help="times that each step is timed; 0: never")
@@ -364,7 +340,9 @@ def main() -> None:
     arguments = parser()
     given = arguments.parse_args()
     try:
-        found = tables(cases_of(given), num_turns=1 if given.quick else given.turns)
+        with TemporaryDirectory() as folder:
+            cases = with_checkpoints(cases_of(given), folder)
+            found = tables(cases, 1 if given.quick else given.turns, ("inference", *given.methods))
     except SeedtuneError as error:
         arguments.exit(2, f"{error}\n")
     report(found, given.json)

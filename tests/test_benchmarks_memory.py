@@ -2,15 +2,25 @@
 
 import re
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig
 
-from benchmarks import memory
-from benchmarks._workload import SHAPES, graphs_refused, random_model, shape, skeleton, two_point_step, without_graph
-from benchmarks.memory import METHODS, Case
+from benchmarks import _memory_cases, memory
+from benchmarks._memory_cases import METHODS, Case
+from benchmarks._workload import (
+    SHAPES,
+    graphs_refused,
+    random_model,
+    save_base,
+    shape,
+    skeleton,
+    two_point_step,
+    without_graph,
+)
 from seedtune.errors import ModelError
 from seedtune.zo.noise import Distribution
 
@@ -117,7 +127,7 @@ def test_a_loss_that_is_not_finite_is_an_error(tiny: str) -> None:
 
 
 def test_what_does_not_fit_is_not_started(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "bytes_free", lambda device: int(10e9))
+    monkeypatch.setattr(_memory_cases, "bytes_free", lambda device: int(10e9))
     monkeypatch.setattr(memory, "in_fresh_process", lambda *given: pytest.fail("was started"))
     large = case("open_llama_3b", num_tokens=256)
     found = memory.tables([large], num_turns=1)
@@ -126,7 +136,10 @@ def test_what_does_not_fit_is_not_started(tiny: str, monkeypatch: pytest.MonkeyP
     assert rows[0]["needs, MB"] > 4 * NUM_PARAMETERS["open_llama_3b"] // 10**6 - 1 and rows[0]["free, MB"] == 10_000
     assert rows[3]["needs, MB"] > 4 * rows[0]["needs, MB"] * 0.9
     assert "peak memory over inference" not in found
-    assert memory.shortage(replace(large, dtype="float16"), "inference") is None
+    halved = replace(large, dtype="float16")
+    assert memory.shortage(halved, "inference") is None
+    loaded = memory.shortage(replace(halved, quantisation="4bit"), "inference")  # a mapped checkpoint, and packing
+    assert loaded["needs, MB"] > 6 * NUM_PARAMETERS["open_llama_3b"] // 10**6
 
 
 def test_tables_hold_skipped_methods_beside_measured_ones(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +160,70 @@ def test_tables_hold_skipped_methods_beside_measured_ones(tiny: str, monkeypatch
     times = found["seconds of a step over one forward"][0]
     assert times["two-point"].median == 1.0 and times["AdamW"] == "skipped"
     assert memory.PAPER in found
+    found = memory.tables([case(tiny)], num_turns=1, methods=METHODS[:2])
+    assert "SGD" not in found["peak memory over inference"][0] | found["seconds of a step over one forward"][0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    """A folder that a model with the starter's vocabulary is loaded from, wide enough to be packed."""
+    folder = str(tmp_path_factory.mktemp("base"))
+    save_base(shape("opt-125m", num_layers=1), folder)
+    return folder
+
+
+@pytest.mark.parametrize("base", ["none", "8bit", "4bit"])
+def test_loaded_bases_step_and_hold_what_their_storage_takes(checkpoint: str, base: str) -> None:
+    if base != "none" and find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed: pip install 'seedtune[quant]'")
+    loaded = case("opt-125m", tuned="lora", dtype="bfloat16", num_layers=1, quantisation=base, folder=checkpoint)
+    found = memory.measure_peak(loaded, "two-point")
+    assert found["peak"] == max(found["loading"], found["steps"])
+    linear = 12 * 768**2  # of the one layer
+    scales = {"none": 0, "8bit": 4 * 9 * 768, "4bit": linear / 16}[base]  # rows: 4 x 768, 3,072 and 768
+    saved = {"none": 0, "8bit": linear, "4bit": linear * 1.5}[base] - scales
+    size = memory.size_of(loaded)
+    assert found["weights"] == pytest.approx(2 * size.model + 4 * size.adapters - saved, abs=2000)
+
+
+def test_one_process_a_model_writes_the_checkpoint(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(memory, "in_fresh_process", lambda function, case, folder: written.append((function, folder)))
+    given = ["--model", tiny, "opt-125m", "--quantisation", "none", "4bit", "--device", "cpu"]
+    cases = memory.cases_of(memory.parser().parse_args(given))
+    assert [(c.tuned, c.quantisation, c.folder) for c in cases] == [("lora", "none", ""), ("lora", "4bit", "")] * 2
+    cases = memory.with_checkpoints(cases, str(tmp_path))
+    assert len({c.folder for c in cases}) == len(written) == 2 and cases[0].folder == cases[1].folder
+    assert cases[0].adapter().name == cases[0].folder and cases[1].adapter().quantisation == "4bit"
+    assert [function for function, _ in written] == [memory.save_checkpoint] * 2
+    in_place = [case(tiny)]
+    assert memory.with_checkpoints(in_place, str(tmp_path)) == in_place and len(written) == 2
+
+
+def test_table_of_bases_compares_with_bfloat16(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"none": 50e6, "4bit": 15e6}
+
+    def measured(function, case, method):
+        kernels = 5e6 if method == "two-point" else 0
+        steps = 20e6 + kernels + 2 * weights[case.quantisation]
+        return {"peak": 200e6, "loading": 90e6, "steps": steps, "libraries": 20e6, "kernels": kernels,
+                "weights": weights[case.quantisation]}  # fmt: skip
+
+    monkeypatch.setattr(memory, "in_fresh_process", measured)
+    cases = [case(tiny, tuned="lora", dtype="bfloat16", quantisation=base, folder="f") for base in weights]
+    plain, packed = memory.tables(cases, 0, METHODS[:2])[memory.BASES]
+    assert (plain["weights"], plain["loading"], plain["inference"], plain["two-point"]) == (50, 70, 100, 1.04)
+    assert (packed["weights / bfloat16"], packed["inference / bfloat16"]) == (0.3, 0.3)
+    assert (packed["base"], packed["two-point"]) == ("4bit", 1.1)
+    alone = memory.tables(cases[1:], 0, METHODS[:2])[memory.BASES]
+    assert alone[0]["weights / bfloat16"] == "not measured"
+
+
+def test_bases_on_a_gpu_are_refused(tiny: str) -> None:
+    given = memory.parser().parse_args(["--model", tiny, "--quantisation", "8bit", "--device", "cuda"])
+    message = "--quantisation was given with --device cuda: bases are packed on a CPU; add --device cpu"
+    with pytest.raises(ModelError, match=message):
+        memory.cases_of(given)
 
 
 def test_measurements_in_this_process(tiny: str) -> None:
