@@ -1,4 +1,4 @@
-"""The map of clients: every client and round where they are few, a stated part where they are many, rates as they were."""
+"""The map of clients: every client and round where they are few, a part where they are many, rates as they were."""
 
 import math
 

@@ -68,6 +68,8 @@ def beside(folders: Sequence[Path]) -> Path:
 def _check_free(path: Path) -> None:
     if path.is_dir():
         raise ConfigError(f"report {path}: is a folder; give the name of a file with --out")
+    if path.parent.is_file():
+        raise ConfigError(f"report {path}: {path.parent} is a file, no folder; choose another place with --out")
     if not path.exists():
         return
     with open(path, "rb") as file:

@@ -77,8 +77,8 @@ def read(folders: Sequence[Path]) -> list[Run]:
     Raises:
         RunStoreError: no run there, or a damaged file. ConfigError: a recipe that this seedtune does not take.
     """
-    unique = list({folder.resolve(): folder for folder in folders})
-    return [_read(folder, label) for folder, label in zip(unique, labels(unique), strict=True)]
+    unique = {folder.resolve(): folder for folder in folders}
+    return [_read(folder, label) for folder, label in zip(unique.values(), labels(list(unique)), strict=True)]
 
 
 def _read(folder: Path, label: str) -> Run:

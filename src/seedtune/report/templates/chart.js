@@ -168,7 +168,8 @@ function readings(spec, at) {
           at,
         )
       ];
-    told.push(`${line.name}: ${spec.yFormat(line.y[i])}`);
+    const elsewhere = line.x[i] === at ? "" : ` (at ${spec.xFormat(line.x[i])})`;
+    told.push(`${line.name}: ${spec.yFormat(line.y[i])}${elsewhere}`);
   }
   const shown = told.length > 12 ? [...told.slice(0, 12), `and ${told.length - 12} more`] : told;
   return [`${spec.xFormat(at)} ${spec.xLabel}`, ...shown];
