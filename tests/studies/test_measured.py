@@ -78,3 +78,9 @@ def test_a_case_goes_by_its_last_loss_or_by_its_lowest():
     last, best = Result("a", "", None, runs), Result("a", "", None, runs, judged_by="best")
     assert last.loss is None and last.num_diverged == 1
     assert best.loss.mean == 1.0 and best.num_diverged == 0
+
+
+def test_what_a_model_says_once_its_training_loss_surged_is_not_its_best():
+    one = run(3.0, 2.5, 0.5, surges=(2,))
+    assert one.lowest_loss == one.judged("best") == 2.5 and one.loss == 0.5
+    assert one.spent(2.0, "flops") is None and one.spent(2.5, "flops") == 1000

@@ -53,8 +53,14 @@ class Run:
         return self.lowest_until(self.rows[-1])
 
     def lowest_until(self, row: Mapping[str, Any]) -> float:
-        """The lowest loss that was evaluated up to a row's round."""
-        return min(_loss(one) for one in self.evaluated if one["rounds"] <= row["rounds"])
+        """The lowest loss that was evaluated up to a row's round, before the training loss surged: a model that was
+        destroyed may answer by chance, and so better than one that was sure of what is wrong."""
+        return min(_loss(one) for one in self._calm if one["rounds"] <= row["rounds"])
+
+    @property
+    def _calm(self) -> list[Mapping[str, Any]]:
+        """The rows with an evaluation before the first surge."""
+        return [row for row in self.evaluated if row["rounds"] < (self.first_surge or math.inf)]
 
     def judged(self, by: JudgedBy) -> float:
         """The loss that a study goes by."""
@@ -87,11 +93,11 @@ class Run:
 
     def spent(self, loss: float, counted: str) -> float | None:
         """Rounds, seconds, forwards, FLOPs or bytes until `loss` was reached, the loss taken as linear between two
-        evaluations; None where it never was."""
-        row = self.reached(loss)
+        evaluations; None where it never was before a surge."""
+        row = next((one for one in self._calm if _loss(one) <= loss), None)
         if row is None:
             return None
-        earlier = [one for one in self.evaluated if one["rounds"] < row["rounds"]]
+        earlier = [one for one in self._calm if one["rounds"] < row["rounds"]]
         if not earlier or math.isinf(_loss(earlier[-1])):
             return self.until(row, counted)
         share = (_loss(earlier[-1]) - loss) / (_loss(earlier[-1]) - _loss(row))
