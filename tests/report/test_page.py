@@ -12,7 +12,7 @@ import run_folders
 
 import seedtune.report
 from seedtune.errors import ConfigError
-from seedtune.report import page
+from seedtune.report import figure, page
 from seedtune.report.reading import read
 
 VOID = {"meta", "rect", "path", "wbr", "link", "input", "br", "img"}
@@ -135,6 +135,14 @@ def test_templates_are_small_files_that_do_not_end_the_element_they_stand_in():
         assert len(lines) < 400 and max(map(len, lines)) <= 120, path.name
         if path.suffix != ".html":
             assert path.name in (*page.SCRIPTS, *page.STYLES) and "</" not in path.read_text(encoding="utf-8")
+
+
+def test_lines_have_the_colours_of_the_figures():
+    """Okabe and Ito's: made darker for contrast, two of them are one to who sees no green (difference 1.4 of 100)."""
+    style = (Path(seedtune.report.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    light, dark = re.findall(r"--c0.*?--c6: #\w+", style, re.DOTALL)
+    assert tuple(colour.upper() for colour in re.findall(r"#\w+", light)) == figure.COLOURS
+    assert set(re.findall(r"#\w+", dark)) - set(re.findall(r"#\w+", light)) == {"#f0e442", "#ffffff"}
 
 
 def test_long_and_wide_runs_have_small_pages(tmp_path):

@@ -145,6 +145,16 @@ def test_runs_and_training_losses_are_switched_on_and_off(opened, runs):
     assert shapes(tab, ".line.c1") == 0 and shapes(tab, ".line.c0") > 0 and shapes(tab, ".surge-line") == 0
 
 
+def test_many_runs_are_folded_and_switched_all_at_once(opened, tmp_path):
+    tab = opened(*(run_folders.save(tmp_path / f"run-{i}", 2, ended={}) for i in range(22)))
+    assert tab.locator("header .lead").first.is_hidden() and shapes(tab, ".line") > 22
+    tab.get_by_label("all runs", exact=True).uncheck()
+    assert shapes(tab, ".line") == 0
+    tab.locator("#legend input").nth(22).check()
+    assert shapes(tab, ".line.c0") == shapes(tab, ".line") > 0
+    assert "Looks repeat after 21 runs" in tab.locator("#curve-notes").text_content()
+
+
 def test_surges_and_backpropagation_are_marked(opened, runs):
     tab = opened(runs.ended, runs.eventful)
     assert shapes(tab, ".surge-line") == 1 and shapes(tab, ".line.level") == 2

@@ -46,6 +46,7 @@ const CHARTS = [
   },
   { title: "Projected gradients (root mean square)", format: plain, autoLog: true, lines: [["scalar_rms", "RMS", {}]] },
 ];
+const MANY_RUNS = 4; // from which on one switch is for all of them
 const LOG_FROM = 10; // values that span a larger factor begin on a logarithmic scale
 
 const usesMinor = (kind, runs) => runs.some((run) => run.y[kind]);
@@ -137,6 +138,12 @@ function kindKeys(runs) {
 function drawLegend(runs, state, redraw) {
   const legend = document.getElementById("legend");
   if (runs.length > 1) {
+    const setAll = (on) => {
+      for (const input of legend.querySelectorAll("input")) input.checked = on;
+      state.on.fill(on);
+      redraw();
+    };
+    if (runs.length > MANY_RUNS) legend.append(checkbox("all runs", true, setAll));
     runs.forEach((run, index) => {
       const label = checkbox("", true, (on) => {
         state.on[index] = on;
@@ -161,6 +168,9 @@ function curveNotes(runs) {
   for (const name of ["forwards", "flops", "bytes", "seconds"]) {
     const without = runs.filter((run) => run.x.rounds && !run.x[name]).map((run) => run.label);
     if (without.length) notes.push(`Not counted in ${X_AXES[name][0]}: ${without.join(", ")}.`);
+  }
+  if (runs.length > COLOURS * DASHES.length) {
+    notes.push(`Looks repeat after ${COLOURS * DASHES.length} runs: switch some of them off to tell the others apart.`);
   }
   return notes.join(" ");
 }
