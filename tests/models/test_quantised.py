@@ -2,7 +2,9 @@
 
 import copy
 import logging
+import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ HAS_BITSANDBYTES = find_spec("bitsandbytes") is not None
 needs_bitsandbytes = pytest.mark.skipif(
     not HAS_BITSANDBYTES, reason="bitsandbytes is not installed: pip install 'seedtune[quant]'"
 )
+MAPS = Path("/proc/self/maps")
 BITS = ("8bit", "4bit")
 FAMILIES = ("llama", "qwen2", "gemma2", "opt", "gpt2", "bert", "roberta", "encoder", "bert_classifier")
 BATCH = batch_of([[5, 6, 7], [8, 9, 10, 11]], [0, 1], [2, 3], candidates=[6, 7], labels=[0, 1])
@@ -117,6 +120,16 @@ def test_a_checkpoint_that_comes_quantised_is_refused(tiny, tmp_path, bits):
         f"model {str(tmp_path)!r}: its checkpoint is quantised already; give the one that it was made from, with "
         "model.quantisation"
     )
+
+
+@needs_bitsandbytes
+@pytest.mark.skipif(not MAPS.exists(), reason=f"the system does not show what is mapped ({MAPS})")
+@pytest.mark.parametrize("bits", BITS)
+def test_what_is_not_packed_leaves_the_checkpoint(tiny, tmp_path, bits):
+    """While a tensor points into the mapped file, its pages stay resident beside what was packed of them."""
+    shutil.copytree(tiny("llama"), tmp_path / "own")
+    model = loaded(tmp_path / "own", bits)
+    assert str(tmp_path) not in MAPS.read_text() and torch.isfinite(logits(model)).all()
 
 
 @needs_bitsandbytes
