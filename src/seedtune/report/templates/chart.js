@@ -239,14 +239,13 @@ function chart(spec) {
     });
     drawAxes(svg, x, measured, width, left, spec);
     drawSurges(svg, spec, x);
+    for (const line of lines) drawLine(svg, line, x, measured, spec.isLog);
     for (const level of spec.levels) {
       const place = measured.at(level.y);
       svg.append(
         drawn("path", { class: `line level ${look(level.run).colour}`, d: `M${left} ${place}H${width - RIGHT}` }),
       );
-      svg.append(drawn("text", { x: width - RIGHT, y: place - 4, "text-anchor": "end" }, level.name));
     }
-    for (const line of lines) drawLine(svg, line, x, measured, spec.isLog);
     frame.replaceChildren(frame.firstChild, svg);
     addCross(frame, svg, spec, x);
   };

@@ -92,7 +92,6 @@ function specOf(what, runs, state) {
     .map(({ run, index }) => ({
       run: index,
       y: run.backpropagation[what.level],
-      name: runs.length > 1 ? `${run.label}, backpropagation` : "backpropagation",
     }));
   const surges = what.hasSurges
     ? shown.flatMap(({ run }) => run.surges.map((at) => run.x[state.x][nearest(run.x.rounds, at)]))
@@ -110,29 +109,20 @@ function specOf(what, runs, state) {
 }
 
 function kindKeys(runs) {
+  const isCompared = runs.some((run) => Object.values(run.backpropagation).some((value) => value !== null));
   const keys = [
-    ["test", {}, "loss"],
-    ["held out", { dash: "2 3" }, "heldout_loss"],
-    ["training", { minor: true }, "train_loss"],
+    ["test", "line", "", usesMinor("loss", runs)],
+    ["held out", "line", "2 3", usesMinor("heldout_loss", runs)],
+    ["training", "line minor", "", usesMinor("train_loss", runs)],
+    ["backpropagation, at its end", "line level", "", isCompared],
   ];
   return keys
-    .filter(([, , kind]) => usesMinor(kind, runs))
-    .map(([name, style]) =>
-      element(
-        "span",
-        { class: "kinds" },
-        drawn(
-          "svg",
-          { viewBox: "0 0 30 14", "aria-hidden": "true" },
-          drawn("path", {
-            class: `line${style.minor ? " minor" : ""}`,
-            d: "M0 7H30",
-            "stroke-dasharray": style.dash ?? "",
-          }),
-        ),
-        name,
-      ),
-    );
+    .filter(([, , , isShown]) => isShown)
+    .map(([name, look, dash]) => {
+      const line = drawn("path", { class: look, d: "M0 7H30", "stroke-dasharray": dash });
+      const key = drawn("svg", { viewBox: "0 0 30 14", "aria-hidden": "true" }, line);
+      return element("span", { class: "kinds" }, key, name);
+    });
 }
 
 function drawLegend(runs, state, redraw) {
