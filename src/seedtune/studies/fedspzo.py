@@ -164,7 +164,7 @@ VERSUS_ADAMW = Study(
 QLORA = Study(
     "qlora",
     "What does a quantised base cost in quality?",
-    "FedSPZO's appendix on QLoRA: the adapter is float32 in all cases; the learning rate is one",
+    "FedSPZO's appendix on QLoRA: the adapter is float32 in all cases, the rate one, mu large enough for bfloat16",
     (
         Case("float32 base"),
         Case("bfloat16 base", {"model": {"dtype": "bfloat16"}}),
@@ -173,7 +173,7 @@ QLORA = Study(
     ),
     findings.against("bfloat16 base"),
     (View("rounds"), View("cases")),
-    base=merged(BASE, {"local": {"perturbation_scale": 1e-2, "learning_rate": 3e-3, "estimator": "split"}}),
+    base=merged(merged(BASE, two_point(4)), local(perturbation_scale=1e-2, learning_rate=3e-3)),
     fixed={"model": {"adapter": "lora", "trainable": ()}},
 )
 
