@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import signal
 import sys
 import zlib
 from pathlib import Path
@@ -133,7 +134,9 @@ NOTHING: Listener = quiet
 
 
 def command(arguments: list[str], output: Path, folder: Path) -> None:
-    """Runs the command line in this process, which is a child, with its output in files."""
+    """Runs the command line in this process, which is a child, with its output in files. Ctrl-C reaches it also where
+    the tests were started by something that ignores it, as a shell does for what it puts into the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
