@@ -25,7 +25,7 @@ from seedtune.models.load import Tuned, load
 from seedtune.models.objective import loss
 from seedtune.models.source import find, read_tokenizer
 from seedtune.space import Space, Weights, bound_weights, space_of
-from seedtune.zo.estimators import Probe, two_point
+from seedtune.zo.estimators import Probe, one_by_one, two_point
 from seedtune.zo.noise import Distribution, derive_key
 from seedtune.zo.perturb import Perturber
 from seedtune.zo.update import Update, apply
@@ -229,7 +229,7 @@ def two_point_step(work: Work, count: int, distribution: Distribution) -> Probe:
 
     key = derive_key(0, "direction", round=count)
     with work.perturber.one_batch():
-        probe = two_point(loss_at, [key], MU, distribution)
+        probe = two_point(one_by_one(loss_at), [key], MU, distribution)
     update = Update((key,), -RATE * probe.scalars, derive_key(0, "rounding", round=count))
     apply(work.space, work.weights, [update], distribution)
     return probe

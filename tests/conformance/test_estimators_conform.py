@@ -1,6 +1,7 @@
 """What every estimator of `ESTIMATORS` promises; a new one is tested by being there."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -27,7 +28,10 @@ class Loss:
     def __init__(self, function):
         self.function, self.points = function, []
 
-    def __call__(self, point: Perturbation | None) -> float:
+    def __call__(self, points: Sequence[Perturbation | None]) -> list[float]:
+        return [self._at(point) for point in points]
+
+    def _at(self, point: Perturbation | None) -> float:
         self.points.append(point)
         return self.function(np.zeros(DIMENSION) if point is None else point.mu * direction(point))
 

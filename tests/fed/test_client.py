@@ -13,7 +13,7 @@ from seedtune.fed.messages import Order, encode_reply, unpack_weights
 from seedtune.fed.rounds import one_round, run_rounds
 from seedtune.space import digest
 from seedtune.zo import noise
-from seedtune.zo.estimators import two_point
+from seedtune.zo.estimators import one_by_one, two_point
 from seedtune.zo.perturb import Perturbation
 from seedtune.zo.trajectory import direction_key
 from seedtune.zo.update import Update, apply
@@ -96,7 +96,7 @@ def test_local_steps_move_by_what_is_told_of_the_projected_gradients(told, setti
         with plain.perturber.at(point):
             return float(plain.loss(batch))
 
-    probe = two_point(loss_at, step_keys(plain, order_for(plain, 1), 1), 1e-2, plain.header.distribution)
+    probe = two_point(one_by_one(loss_at), step_keys(plain, order_for(plain, 1), 1), 1e-2, plain.header.distribution)
     assert (sent[1] == told(probe.scalars)).all()
 
 
@@ -165,7 +165,7 @@ def test_local_steps_apply_their_own_scalars_with_rounding_of_their_own():
                 return float(theirs.loss(batch))
 
         keys = step_keys(theirs, order_for(theirs, 3), step)
-        probe = two_point(loss_at, keys, 1e-2, theirs.header.distribution)
+        probe = two_point(one_by_one(loss_at), keys, 1e-2, theirs.header.distribution)
         coefficients = (-1e-3 / 2 * probe.scalars.astype(np.float64)).astype(np.float32)
         update = Update(keys, coefficients, noise.derive_key(seed, "local rounding", **names))
         apply(theirs.perturber.space, weights, [update], theirs.header.distribution)

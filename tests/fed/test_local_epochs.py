@@ -17,7 +17,7 @@ from seedtune.fed.messages import Order, encode_reply, unpack_weights
 from seedtune.fed.rounds import run_rounds
 from seedtune.space import digest
 from seedtune.zo import noise
-from seedtune.zo.estimators import two_point
+from seedtune.zo.estimators import one_by_one, two_point
 from seedtune.zo.update import Update, apply
 
 BATCH, SEED = 5, 11
@@ -103,7 +103,7 @@ def test_zeroth_order_passes_are_two_point_steps_on_the_batches(dtype):
                 return float(theirs.loss(batch))
 
         keys = step_keys(theirs, order_for(theirs, 3, 1), step)
-        probe = two_point(loss_at, keys, 1e-2, theirs.header.distribution)
+        probe = two_point(one_by_one(loss_at), keys, 1e-2, theirs.header.distribution)
         coefficients = (-1e-3 / 2 * probe.scalars.astype(np.float64)).astype(np.float32)
         rounding = noise.derive_key(SEED, "local rounding", round=1, client=3, step=step)
         apply(theirs.perturber.space, theirs.replica.weights, [Update(keys, coefficients, rounding)],

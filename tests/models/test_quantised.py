@@ -23,7 +23,7 @@ from seedtune.models.load import load
 from seedtune.models.objective import loss
 from seedtune.models.starter import starter_folder
 from seedtune.space import bound_weights, digest, model_digest, space_of
-from seedtune.zo.estimators import two_point
+from seedtune.zo.estimators import one_by_one, two_point
 from seedtune.zo.noise import Distribution
 from seedtune.zo.perturb import Perturbation, Perturber
 from seedtune.zo.update import Update, apply
@@ -262,7 +262,7 @@ def test_steps_leave_the_base_as_it_was_to_the_bit(tiny, family, bits):
 
     loss_at(None)
     assert (digest(weights), model_digest(model.module)) == (start, base)
-    probe = two_point(loss_at, [1, 2], 1e-3, Distribution.GAUSSIAN)
+    probe = two_point(one_by_one(loss_at), [1, 2], 1e-3, Distribution.GAUSSIAN)
     assert (digest(weights), model_digest(model.module)) == (start, base)
     apply(space, weights, [Update(probe.keys, -0.01 * probe.scalars, 3)], Distribution.GAUSSIAN)
     assert digest(weights) != start and model_digest(model.module) != base
@@ -281,7 +281,7 @@ def test_projected_gradients_are_those_of_the_unpacked_twin(tiny, bits):
             with perturber.at(point):
                 return float(loss(each, BATCH))
 
-        probes.append(two_point(loss_at, range(8), 1e-3, Distribution.GAUSSIAN))
+        probes.append(two_point(one_by_one(loss_at), range(8), 1e-3, Distribution.GAUSSIAN))
     assert np.array_equal(probes[0].scalars, probes[1].scalars)
     assert probes[0].scalars.any()
 
@@ -394,6 +394,6 @@ def test_two_point_steps_lower_the_loss(tiny, bits):
 
     before = loss_at(None)
     for step in range(40):
-        probe = two_point(loss_at, range(4 * step, 4 * step + 4), 1e-3, Distribution.RADEMACHER)
+        probe = two_point(one_by_one(loss_at), range(4 * step, 4 * step + 4), 1e-3, Distribution.RADEMACHER)
         apply(space, weights, [Update(probe.keys, -2e-3 * probe.scalars, step)], Distribution.RADEMACHER)
     assert loss_at(None) < 0.7 * before

@@ -14,7 +14,7 @@ from seedtune.models import answer_head
 from seedtune.models.load import Tuned
 from seedtune.models.objective import loss
 from seedtune.space import space_of
-from seedtune.zo.estimators import one_sided, two_point
+from seedtune.zo.estimators import one_by_one, one_sided, two_point
 from seedtune.zo.meter import WHOLE, Meter, Shape, Tally, _formulas, counted_parts, shape_of
 from seedtune.zo.noise import Distribution
 from seedtune.zo.perturb import Perturbation, Perturber
@@ -267,11 +267,11 @@ def test_a_step_pays_its_frozen_prefix_once(estimate, num_forwards) -> None:
         with perturber.at(point):
             return float(module(value).square().sum())
 
-    plain = estimate(loss_at, [1, 2, 3], 0.1, Distribution.RADEMACHER)
+    plain = estimate(one_by_one(loss_at), [1, 2, 3], 0.1, Distribution.RADEMACHER)
     for _ in range(2):
         with perturber.one_batch() as prefix:
             tally = Tally(meter, Shape((5, 6), None, None, 5), prefix)
-            probe = estimate(tally.metered(loss_at), [1, 2, 3], 0.1, Distribution.RADEMACHER)
+            probe = estimate(one_by_one(tally.metered(loss_at)), [1, 2, 3], 0.1, Distribution.RADEMACHER)
         assert (probe.scalars == plain.scalars).all()
         assert tally.runs == {WHOLE: num_forwards} and probe.num_forwards == num_forwards
         assert tally.flops == tally.flops_of[WHOLE] == (1 + num_forwards) * 2 * 5 * 6 * 6

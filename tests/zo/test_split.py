@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from seedtune.zo.estimators import one_sided, two_point
+from seedtune.zo.estimators import one_by_one, one_sided, two_point
 from seedtune.zo.expansion import Split, moves
 from seedtune.zo.noise import Distribution, derive_key, values
 from seedtune.zo.perturb import Perturbation
@@ -126,7 +126,8 @@ def test_clean_prefix_looks_at_one_block_at_a_time(is_central):
 def test_one_direction_nested_is_an_estimator_of_the_whole_to_the_bit(is_central, estimate):
     split = Split("nested", 1, 1, "none", 1.0, "1")
     found = probe(Toy(smooth), split, is_central, [7], 1e-3, GAUSSIAN)
-    whole = estimate(lambda point: smooth(np.concatenate([along(point, 0), along(point, 1)])), [7], 1e-3, GAUSSIAN)
+    losses_at = one_by_one(lambda point: smooth(np.concatenate([along(point, 0), along(point, 1)])))
+    whole = estimate(losses_at, [7], 1e-3, GAUSSIAN)
     assert found.scalars.tobytes() == whole.scalars.tobytes()
     assert (found.keys, found.loss, found.num_forwards) == (whole.keys, whole.loss, 2)
     first, second = moves(split, found.keys, found.scalars)

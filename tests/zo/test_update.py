@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seedtune.space import Space, TensorSpec, copied, digest
-from seedtune.zo.estimators import two_point
+from seedtune.zo.estimators import one_by_one, two_point
 from seedtune.zo.kernels import threads, using
 from seedtune.zo.noise import Distribution, derive_key, perturb, values
 from seedtune.zo.update import Update, apply
@@ -201,7 +201,7 @@ def test_steps_of_an_estimator_descend_a_quadratic(distribution, dtype, close):
     start = loss_at(None)
     for step in range(400):
         key = derive_key(1, "test", step=step)
-        probe = two_point(loss_at, [key], 1e-3, distribution)
+        probe = two_point(one_by_one(loss_at), [key], 1e-3, distribution)
         apply(
             space, weights, [Update((key,), -0.03 * probe.scalars, derive_key(1, "rounding", step=step))], distribution
         )

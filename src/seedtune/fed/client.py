@@ -19,7 +19,7 @@ from ..errors import EngineError
 from ..models.blocks import Cut
 from ..space import Weights, bind, copied, copy_into, digest
 from ..zo import noise, split
-from ..zo.estimators import ESTIMATORS, Probe
+from ..zo.estimators import ESTIMATORS, Probe, one_by_one
 from ..zo.expansion import updates_of
 from ..zo.meter import BACKPROPAGATION_FORWARDS, WHOLE, Meter, Shape, Tally
 from ..zo.perturb import Perturbation, Perturber
@@ -192,7 +192,7 @@ def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
     with site.perturber.one_batch() as prefix:
         tally = Tally(site.meter, site.shape(batch), prefix)
         if site.cut is None:
-            estimate = partial(ESTIMATORS[local.estimator], tally.metered(loss_at))
+            estimate = partial(ESTIMATORS[local.estimator], one_by_one(tally.metered(loss_at)))
         else:
             suffixes, most = site.suffixes.batched, site.suffixes.most(site.shape(batch))
             blocks = CutLosses(site.cut, site.perturber, whole, tally, suffixes, most)
