@@ -31,11 +31,11 @@ def cases(sizes: tuple[int, ...]) -> Iterator[tuple[str, str, str, int, int, Cal
             for distribution in Distribution:
                 weights, out = warmed(size, kind), warmed(size, kind)
                 call = partial(perturb, out, weights, KEY, 0, 1e-3, distribution)
-                yield "numba", f"perturb {distribution}", dtype, size, 1, call
+                yield "compiled", f"perturb {distribution}", dtype, size, 1, call
                 for num in (1, NUM_KEYS):
                     keys = [derive_key(0, "benchmark", direction=k) for k in range(num)]
                     call = partial(accumulate, weights, 0, keys, [1e-6] * num, distribution, KEY)
-                    yield "numba", f"accumulate {distribution}", dtype, size, num, call
+                    yield "compiled", f"accumulate {distribution}", dtype, size, num, call
     for distribution in Distribution:
         call = partial(perturb, warmed(CACHED), warmed(CACHED), KEY, 0, 1e-3, distribution)
         yield "torch", f"perturb {distribution}", "float32", CACHED, 1, partial(with_torch, call)

@@ -170,9 +170,9 @@ def test_doctor_fails_where_the_noise_differs(seedtune, monkeypatch):
     assert json.loads(seedtune("doctor", "--json").out)["noise"] == "as known"
     monkeypatch.setattr(inspection, "_is_known", lambda kernel, name: kernel == "torch")
     result = seedtune("doctor", "--json")
-    assert result.code == 2 and json.loads(result.out)["noise"] == "differs: numba rademacher, numba gaussian"
+    assert result.code == 2 and json.loads(result.out)["noise"] == "differs: compiled rademacher, compiled gaussian"
     assert result.err == (
-        "error: noise: differs: numba rademacher, numba gaussian; directions made here would not replay elsewhere\n"
+        "error: noise: differs: compiled rademacher, compiled gaussian; directions made here would not replay elsewhere\n"
     )
 
 
@@ -267,7 +267,7 @@ ARGUMENTS = {
     ("run", "gone.toml"): "recipe gone.toml: cannot be read: No such file or directory",
     ("run", "tiny.toml", "--method", "fedag"): "unknown method 'fedag': did you mean 'fedavg'? Known: "
     + ", ".join(sorted(presets.names("methods"))),
-    ("run", "tiny.toml", "--kernel", "cuda"): "--kernel 'cuda': must be auto, numba or torch",
+    ("run", "tiny.toml", "--kernel", "cuda"): "--kernel 'cuda': must be auto, compiled or torch",
     ("run", "tiny.toml", "--rounds", "-1"): "recipe tiny.toml: federation.num_rounds = -1: input should be greater "
     "than or equal to 0",
     ("run", "tiny.toml", "--out", "tiny.toml"): "run folder tiny.toml: is a file; choose another with --out",

@@ -211,4 +211,4 @@ def test_health_knows_its_noise():
 def test_health_names_a_kernel_whose_noise_differs(monkeypatch):
     monkeypatch.setattr(inspection, "KNOWN_NOISE", {name: "0" * 32 for name in inspection.KNOWN_NOISE})
     monkeypatch.setattr(inspection, "_starter", lambda: "loads")
-    assert health()["noise"] == "differs: torch rademacher, torch gaussian, numba rademacher, numba gaussian"
+    assert health()["noise"] == "differs: compiled rademacher, compiled gaussian, torch rademacher, torch gaussian"

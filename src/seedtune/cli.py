@@ -40,7 +40,8 @@ out, err = _console(sys.stdout), _console(sys.stderr, stderr=True)
 Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value; may be repeated")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Kernel = Annotated[
-    str, typer.Option("--kernel", help="noise kernel: auto, numba or torch; the result is the same", show_default=False)
+    str,
+    typer.Option("--kernel", help="noise kernel: auto, compiled or torch; the result is the same", show_default=False),
 ]
 
 
@@ -305,8 +306,8 @@ def _progress(num_rounds: int, folder: Path, sent: int = 0) -> Iterator[Any]:
 
 
 def _machine(kernel: str) -> Machine:
-    if kernel not in ("auto", "numba", "torch"):
-        raise ConfigError(f"--kernel {kernel!r}: must be auto, numba or torch")
+    if kernel not in ("auto", "compiled", "torch"):
+        raise ConfigError(f"--kernel {kernel!r}: must be auto, compiled or torch")
     return Machine(kernel=kernel)
 
 

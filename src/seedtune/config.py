@@ -313,7 +313,7 @@ class Recipe(_Section):
 class Machine(_Section):
     """What changes speed and memory, never a result."""
 
-    kernel: Literal["auto", "numba", "torch"] = "auto"
+    kernel: Literal["auto", "compiled", "torch"] = "auto"
     device: str = "cpu"
     scratch_bytes: int = Field(2**22, ge=2**12, description="largest piece of perturbed weights held at once")
 

@@ -322,7 +322,7 @@ def peak_memory_bytes() -> int:
 
 def versions(recipe: Recipe | None = None) -> dict[str, str]:
     """Versions of what a result depends on; of what packs the base too, where the recipe has it packed."""
-    names = ["seedtune", "torch", "transformers", "peft", "numba", "numpy"]
+    names = ["seedtune", "torch", "transformers", "peft", "numpy"]
     if recipe and recipe.model.quantisation != "none":
         names.append("bitsandbytes")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -236,10 +236,11 @@ def _total(rows: Sequence[Mapping[str, Any]], name: str) -> int | None:
 
 def health() -> dict[str, Any]:
     """Versions, cores and kernels of this installation, and whether its noise is the known one."""
-    wrong = [f"{kernel} {name}" for kernel in ("torch", "numba") for name in KNOWN_NOISE if not _is_known(kernel, name)]
+    found = kernels.found()
+    wrong = [f"{kernel} {name}" for kernel in found for name in KNOWN_NOISE if not _is_known(kernel, name)]
     return {
         "versions": versions(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None, "kernels": ["numba", "torch"],
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None, "kernels": list(found),
         "starter": _starter(), "recipes": sorted(presets.names("recipes")), "methods": sorted(presets.names("methods")),
         "noise_version": noise.VERSION, "noise": f"differs: {', '.join(wrong)}" if wrong else "as known",
     }  # fmt: skip

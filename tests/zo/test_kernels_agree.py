@@ -5,8 +5,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seedtune.zo.kernels import kernel_for, using
-from seedtune.zo.noise import Distribution, accumulate, perturb, perturb_rows, values
+from seedtune.zo import kernels
+from seedtune.zo.kernels import compiled, kernel_for, using
+from seedtune.zo.noise import Distribution, accumulate, accumulate_updates, perturb, perturb_both, perturb_rows, values
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 keys = st.integers(0, 2**64 - 1)
@@ -14,6 +15,19 @@ starts = st.one_of(st.integers(0, 10_000), st.integers(2**32 - 9_000, 2**32 + 9_
 counts = st.one_of(st.integers(0, 300), st.integers(3_900, 9_000))
 distributions = st.sampled_from(Distribution)
 dtypes = st.sampled_from(DTYPES)
+
+
+@pytest.fixture(params=[4, 8, 16], autouse=True, scope="module")
+def width(request):
+    """Every vector width that this processor has, whichever would be chosen."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            entries = compiled.entries(request.param)
+        except ValueError as error:
+            pytest.skip(str(error))
+        for name, entry in zip(("_perturb", "_perturb_rows", "_accumulate"), entries, strict=True):
+            patch.setattr(compiled, name, entry)
+        yield request.param
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -51,6 +65,19 @@ def test_perturb(key, start, count, distribution, dtype, mu):
 
 
 @settings(max_examples=40, deadline=None)
+@given(keys, starts, counts, distributions, dtypes, st.sampled_from([1e-3, -1e-3, 0.0, 3e38]))
+def test_perturb_both(key, start, count, distribution, dtype, mu):
+    weights = weights_like(count, dtype)
+    above, below, alone = (torch.empty_like(weights) for _ in range(3))
+    for kernel in ("compiled", "torch"):
+        with using(kernel):
+            perturb_both(above, below, weights, key, start, mu, distribution)
+        for both, scale in ((above, mu), (below, -mu)):
+            perturb(alone, weights, key, start, scale, distribution)
+            assert_same_bits(both, alone)
+
+
+@settings(max_examples=40, deadline=None)
 @given(keys, starts, distributions, dtypes, st.lists(st.integers(0, 12), max_size=9), st.integers(0, 400))
 def test_perturb_rows(key, start, distribution, dtype, rows, width):
     table = weights_like(13 * width, dtype).view(13, width)
@@ -79,13 +106,56 @@ def test_accumulate(several, start, count, distribution, dtype, rounding_key, fa
     assert_same_bits(fast, slow)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 11), max_size=4), starts, counts, distributions, dtypes)
+def test_many_updates_in_one_pass_are_many_passes(sizes, start, count, distribution, dtype):
+    several, factors, ends = range(sum(sizes)), [0.01 / (k + 1) for k in range(sum(sizes))], []
+    fast = weights_like(count, dtype)
+    slow, reference = fast.clone(), fast.clone()
+    for u, size in enumerate(sizes):
+        part = slice(sum(sizes[:u]), sum(sizes[:u]) + size)
+        ends.append(part.stop)
+        accumulate(slow, start, several[part], factors[part], distribution, 100 + u)
+    rounding_keys = [100 + u for u in range(len(sizes))]
+    accumulate_updates(fast, start, several, factors, ends, rounding_keys, distribution)
+    with using("torch"):
+        accumulate_updates(reference, start, several, factors, ends, rounding_keys, distribution)
+    assert_same_bits(fast, slow)
+    assert_same_bits(fast, reference)
+
+
+def test_a_library_that_was_not_built(monkeypatch):
+    def fails(name):
+        if name == "compiled":
+            raise ImportError("no compiler")
+        return load(name)
+
+    load = kernels._load
+    monkeypatch.setattr(kernels, "_load", fails)
+    kernels._fastest_on_cpu.cache_clear()
+    with pytest.warns(UserWarning, match="no compiler; until then torch makes the directions"):
+        assert kernel_for(torch.empty(1)) is load("torch")
+    kernels._fastest_on_cpu.cache_clear()
+    assert kernels.found() == ("torch",)
+    with using("compiled"), pytest.raises(ValueError, match="kernel 'compiled': no compiler"):
+        kernel_for(torch.empty(1))
+
+
+def test_a_vector_width_that_does_not_exist():
+    with pytest.raises(ValueError, match="no vectors of 5 floats"):
+        compiled.entries(5)
+
+
 def test_an_unknown_kernel_is_an_error():
-    with pytest.raises(ValueError, match="kernel 'cuda': must be one of auto, numba, torch"), using("cuda"):
+    with pytest.raises(ValueError, match="kernel 'cuda': must be one of auto, compiled, torch"), using("cuda"):
         pass
 
 
-def test_numba_refuses_other_devices():
-    with using("numba"), pytest.raises(ValueError, match="works on CPU tensors, not on meta: choose 'auto' or 'torch'"):
+def test_compiled_refuses_other_devices():
+    with (
+        using("compiled"),
+        pytest.raises(ValueError, match="works on CPU tensors, not on meta: choose 'auto' or 'torch'"),
+    ):
         kernel_for(torch.empty(1, device="meta"))
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numba import njit, uint32
 
-from seedtune.zo.kernels import numba_cpu, torch_ref, using
+from seedtune.zo.kernels import torch_ref, using
 from seedtune.zo.noise import VERSION, Distribution, accumulate, derive_key, perturb, perturb_rows, values
 
 ANSWERS = json.loads((Path(__file__).parents[1] / "known_answers" / "noise.json").read_text())
@@ -28,7 +27,7 @@ RANDOM123 = [
 ]
 
 
-@pytest.fixture(params=["numba", "torch"])
+@pytest.fixture(params=["compiled", "torch"])
 def kernel(request):
     with using(request.param):
         yield
@@ -47,16 +46,6 @@ def from_bits(patterns: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize(("counter", "key", "words"), RANDOM123)
 def test_philox_of_the_reference(counter, key, words):
     assert tuple(int(x) for x in torch_ref.philox4x32(tuple(map(torch.tensor, counter)), key)) == words
-
-
-@pytest.mark.parametrize(("counter", "key", "words"), RANDOM123)
-def test_philox_of_numba(counter, key, words):
-    assert tuple(_numba_philox(*map(np.uint32, (*counter, *key)))) == words
-
-
-@njit
-def _numba_philox(x0, x1, x2, x3, k0, k1):
-    return numba_cpu._philox(uint32(x0), uint32(x1), uint32(x2), uint32(x3), uint32(k0), uint32(k1))
 
 
 @pytest.mark.usefixtures("kernel")

@@ -139,7 +139,7 @@ def test_neither_calls_nor_kernels_nor_threads_change_a_bit(updates, dtype, dist
             patch.setattr(threads, "SMALLEST_NANOSECONDS", 0)
             for num_threads in (1, 2):
                 torch.set_num_threads(num_threads)
-                for kernel in ("torch", "numba"):
+                for kernel in ("torch", "compiled"):
                     with using(kernel):
                         assert_bits(applied(weights, updates, distribution), expected)
     finally:

@@ -144,6 +144,39 @@ def perturb(
     kernel_for(weights).perturb(out, weights, key, start, mu, Distribution(distribution) == Distribution.GAUSSIAN)
 
 
+def perturb_both(
+    above: torch.Tensor,
+    below: torch.Tensor,
+    weights: torch.Tensor,
+    key: int,
+    start: int,
+    mu: float,
+    distribution: Distribution,
+) -> None:
+    """above := theta + mu z and below := theta - mu z, each as `perturb` would make it, from one generation of z.
+
+    Args:
+        above, below, weights: as `out` and `weights` of `perturb`, three buffers of their own.
+
+    Raises:
+        ValueError: as `perturb`.
+
+    Cost: that of one `perturb`, and the second buffer's writing.
+    """
+    for name, out in (("above", above), ("below", below)):
+        _check_tensor(name, out)
+        if out.shape != weights.shape:
+            raise ValueError(f"{name} is {list(out.shape)} but weights is {list(weights.shape)}: shapes must match")
+    _check_tensor("weights", weights)
+    for name, out, other in (("weights", above, weights), ("weights", below, weights), ("above", below, above)):
+        _check_pair(name, out, other)
+    _check_key(key)
+    _check_scale(mu)
+    _check_range(start, weights.numel())
+    gaussian = Distribution(distribution) == Distribution.GAUSSIAN
+    kernel_for(weights).perturb_both(above, below, weights, key, start, mu, gaussian)
+
+
 def perturb_rows(
     out: torch.Tensor,
     table: torch.Tensor,
@@ -196,20 +229,38 @@ def accumulate(
 ) -> None:
     """weights := round(float32(weights) + sum_k coefficients[k] * z(keys[k], start ...)), in place.
 
-    The sum runs in float32 in the order of `keys`, zero coefficients included; the one rounding at the end is keyed and
-    stochastic for bfloat16 and float16 (module docstring), the identity for float32.
+    The one update of `accumulate_updates`, as there.
+    """
+    accumulate_updates(weights, start, keys, coefficients, [len(keys)], [rounding_key], distribution)
 
-    Guarantees: the same bits for any kernel, thread count and slicing of `weights`; for float32, one call with many
-    keys equals many calls with one.
+
+def accumulate_updates(
+    weights: torch.Tensor,
+    start: int,
+    keys: Sequence[int],
+    coefficients: Sequence[float] | np.ndarray | torch.Tensor,
+    ends: Sequence[int],
+    rounding_keys: Sequence[int],
+    distribution: Distribution,
+) -> None:
+    """Several updates one after another: number u adds coefficients[k] * z(keys[k], start ...) for the k from
+    ends[u - 1] (0 for the first) to ends[u] and rounds the sum to storage, all in place.
+
+    An update's sum runs in float32 in the order of `keys`, zero coefficients included; the one rounding at its end is
+    keyed and stochastic for bfloat16 and float16 (module docstring), the identity for float32.
+
+    Guarantees: the same bits for any kernel, thread count and slicing of `weights`, and for one call with many updates
+    as for one call each; for float32, one update with many keys equals many with one.
 
     Args:
         weights: contiguous, float32, bfloat16 or float16.
         coefficients: as many as keys, rounded to float32.
-        rounding_key: must be new for each call that is meant to be independent; float32 does not use it.
+        ends: rising to the number of keys.
+        rounding_keys: one an update, new for each that is meant to be independent; float32 does not use them.
 
     Raises:
         ValueError: tensors unlike that, lengths that differ, a coefficient not finite, a key outside 64 bits,
-            coordinates outside [0, 2^62).
+            coordinates outside [0, 2^62). Nothing is moved then.
 
     Cost: reads and writes weights once, whatever the number of keys; no memory beyond a few kilobytes a thread.
     """
@@ -219,12 +270,13 @@ def accumulate(
         raise ValueError(f"accumulate: coefficients is {list(factors.shape)} for {len(keys)} keys: one for each key")
     if not np.isfinite(factors).all():
         raise ValueError(f"accumulate: coefficients hold {factors[~np.isfinite(factors)][0]}: must be finite")
-    for key in (*keys, rounding_key):
+    _check_ends(ends, len(rounding_keys), len(keys))
+    for key in (*keys, *rounding_keys):
         _check_key(key)
     _check_range(start, weights.numel())
-    packed = np.array(keys, dtype=np.uint64)
+    packed, rounding, bounds = np.array(keys, np.uint64), np.array(rounding_keys, np.uint64), np.array(ends, np.int64)
     gaussian = Distribution(distribution) == Distribution.GAUSSIAN
-    kernel_for(weights).accumulate(weights, start, packed, factors, gaussian, rounding_key)
+    kernel_for(weights).accumulate(weights, start, packed, factors, bounds, rounding, gaussian)
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
@@ -251,6 +303,15 @@ def _check_rows(rows: torch.Tensor, num_rows: int) -> None:
     low, high = (int(end) for end in rows.aminmax())
     if low < 0 or high >= num_rows:
         raise ValueError(f"perturb_rows: rows go from {low} to {high}: the table has rows 0 to {num_rows - 1}")
+
+
+def _check_ends(ends: Sequence[int], num_updates: int, num_keys: int) -> None:
+    bounds = [0, *ends]
+    if len(ends) != num_updates or sorted(bounds) != bounds or bounds[-1] != num_keys:
+        raise ValueError(
+            f"accumulate: {num_updates} updates of {num_keys} keys end at {list(ends)}: must rise to all "
+            "of them, an end an update"
+        )
 
 
 def _check_scale(mu: float) -> None:

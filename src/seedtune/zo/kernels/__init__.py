@@ -1,9 +1,10 @@
-"""Which code makes the noise: Numba for tensors on a CPU, plain torch elsewhere. All kernels give the same bits.
+"""Which code makes the noise: C for tensors on a CPU, plain torch elsewhere. All kernels give the same bits.
 
-A kernel is a module with `values`, `perturb`, `perturb_rows` and `accumulate`; arguments as in `seedtune.zo.noise`,
-already checked, with the distribution as `gaussian: bool`.
+A kernel is a module with `values`, `perturb`, `perturb_both`, `perturb_rows` and `accumulate`; arguments as in
+`seedtune.zo.noise`, already checked, with the distribution as `gaussian: bool`.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,8 +15,8 @@ from typing import Literal
 
 import torch
 
-Name = Literal["auto", "numba", "torch"]
-_MODULES = {"numba": "numba_cpu", "torch": "torch_ref"}
+Name = Literal["auto", "compiled", "torch"]
+_MODULES = {"compiled": "compiled", "torch": "torch_ref"}
 _chosen: ContextVar[Name] = ContextVar("kernel", default="auto")
 
 
@@ -39,16 +40,37 @@ def kernel_for(tensor: torch.Tensor) -> ModuleType:
     """The kernel that works on this tensor.
 
     Raises:
-        ValueError: "numba" was chosen and the tensor is not on a CPU.
+        ValueError: "compiled" was chosen and the tensor is not on a CPU, or the library is not there.
     """
     name = _chosen.get()
-    on_cpu = tensor.is_cpu
-    if name == "numba" and not on_cpu:
-        raise ValueError(f"kernel 'numba' works on CPU tensors, not on {tensor.device}: choose 'auto' or 'torch'")
-    return _load("torch" if name == "torch" or not on_cpu else "numba")
+    if name == "compiled" and not tensor.is_cpu:
+        raise ValueError(f"kernel 'compiled' works on CPU tensors, not on {tensor.device}: choose 'auto' or 'torch'")
+    if name == "auto":
+        return _fastest_on_cpu() if tensor.is_cpu else _load("torch")
+    try:
+        return _load(name)
+    except ImportError as error:
+        raise ValueError(f"kernel {name!r}: {error}") from error
+
+
+def found() -> tuple[str, ...]:
+    """The kernels for a CPU that this installation has."""
+    try:
+        _load("compiled")
+    except ImportError:
+        return ("torch",)
+    return ("compiled", "torch")
+
+
+@cache
+def _fastest_on_cpu() -> ModuleType:
+    try:
+        return _load("compiled")
+    except ImportError as error:
+        warnings.warn(f"{error}; until then torch makes the directions, many times slower", stacklevel=4)
+        return _load("torch")
 
 
 @cache
 def _load(name: str) -> ModuleType:
-    # Numba takes longer to import than most commands need to run.
     return import_module(f".{_MODULES[name]}", __name__)

@@ -1,7 +1,7 @@
 """The numbers that the noise contract fixes: layout and polynomials. See `seedtune.zo.noise` for what they mean.
 
-Changing one changes every direction ever drawn: then `seedtune.zo.noise.VERSION` changes too, and
-`numba_cpu.py` must be touched, as Numba's disk cache does not look here.
+Changing one changes every direction ever drawn: then `seedtune.zo.noise.VERSION` changes too, and so do the same
+numbers in `compiled_vectors.h`.
 """
 
 GRANULE = 128

@@ -1,6 +1,6 @@
 """The noise contract in plain torch: reads as its definition and runs on any device.
 
-Unsigned 32-bit words live in int64 tensors. Slow on a CPU (that is what `numba_cpu` is for), bounded in memory.
+Unsigned 32-bit words live in int64 tensors. Slow on a CPU (that is what `compiled` is for), bounded in memory.
 Arguments are those of `seedtune.zo.noise`, checked there; `gaussian` tells the distribution. Not a place for new ideas:
 every other kernel is tested against this one.
 """
@@ -123,6 +123,13 @@ def perturb(out: torch.Tensor, weights: torch.Tensor, key: int, start: int, mu: 
         flat_out[piece] = (flat_weights[piece].to(torch.float32) + scale * z).to(out.dtype)
 
 
+def perturb_both(
+    above: torch.Tensor, below: torch.Tensor, weights: torch.Tensor, key: int, start: int, mu: float, gaussian: bool
+) -> None:
+    perturb(above, weights, key, start, mu, gaussian)
+    perturb(below, weights, key, start, -mu, gaussian)
+
+
 def perturb_rows(
     out: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, key: int, start: int, mu: float, gaussian: bool
 ) -> None:
@@ -131,17 +138,24 @@ def perturb_rows(
 
 
 def accumulate(
-    weights: torch.Tensor, start: int, keys: np.ndarray, factors: np.ndarray, gaussian: bool, rounding_key: int
+    weights: torch.Tensor,
+    start: int,
+    keys: np.ndarray,
+    factors: np.ndarray,
+    ends: np.ndarray,
+    rounding_keys: np.ndarray,
+    gaussian: bool,
 ) -> None:
     flat = weights.detach().view(-1)
-    scales = torch.from_numpy(factors).to(weights.device)
+    scales, bounds = torch.from_numpy(factors).to(weights.device), [0, *ends.tolist()]
     for piece in _pieces(flat.numel()):
         at, count = start + piece.start, piece.stop - piece.start
-        total = flat[piece].to(torch.float32)
-        for key, scale in zip(keys.tolist(), scales, strict=True):
-            total = total + scale * direction(key, at, count, gaussian, flat.device)
-        r = rounding_bits(rounding_key, at, count, flat.device)
-        flat[piece] = round_stochastic(total, r, weights.dtype)
+        for first, last, rounding_key in zip(bounds, bounds[1:], rounding_keys.tolist(), strict=False):
+            total = flat[piece].to(torch.float32)
+            for key, scale in zip(keys[first:last].tolist(), scales[first:last], strict=True):
+                total = total + scale * direction(key, at, count, gaussian, flat.device)
+            r = rounding_bits(rounding_key, at, count, flat.device)
+            flat[piece] = round_stochastic(total, r, weights.dtype)
 
 
 def _pieces(count: int) -> Iterator[slice]:
