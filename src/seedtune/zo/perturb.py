@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
 from ..models.forwards import wrapped_forwards
-from ..space import Space, TensorSpec
+from ..space import Space, TensorSpec, Weights
 from . import noise
 from .noise import Distribution
-from .reuse import Prefix, clean_prefix
+from .reuse import Prefix, clean_prefix, layers_of
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,19 @@ class Perturber:
         self.space = space
         self._module = module
         self._specs = {id(p): specs[name] for name, p in module.named_parameters() if name in specs}
+        self._parameters = {name: p for name, p in module.named_parameters() if name in specs}
         self._owners = [m for m in module.modules() if any(id(p) in self._specs for p in m._parameters.values())]
+        self._layers = layers_of(module)
         self.scratch_bytes = scratch_bytes
 
     def one_batch(self) -> AbstractContextManager[Prefix]:
         """Within it all evaluations are of one batch at unmoved weights: the frozen prefix is computed once."""
-        return clean_prefix(self._module, self._owners)
+        return clean_prefix(self._module, self._owners, self._layers)
+
+    def bind(self, weights: Weights) -> None:
+        """Points the tuned tensors at `weights`, as `space.bind` does, without a walk through the module."""
+        for name, tensor in weights.items():
+            self._parameters[name].data = tensor
 
     @contextmanager
     def at(self, *perturbations: Perturbation | None) -> Iterator[None]:
