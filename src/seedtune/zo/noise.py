@@ -237,7 +237,7 @@ def accumulate(
 def accumulate_updates(
     weights: torch.Tensor,
     start: int,
-    keys: Sequence[int],
+    keys: Sequence[int] | np.ndarray,
     coefficients: Sequence[float] | np.ndarray | torch.Tensor,
     ends: Sequence[int],
     rounding_keys: Sequence[int],
@@ -254,6 +254,7 @@ def accumulate_updates(
 
     Args:
         weights: contiguous, float32, bfloat16 or float16.
+        keys: 64-bit; as an array, uint64 [K].
         coefficients: as many as keys, rounded to float32.
         ends: rising to the number of keys.
         rounding_keys: one an update, new for each that is meant to be independent; float32 does not use them.
@@ -271,10 +272,8 @@ def accumulate_updates(
     if not np.isfinite(factors).all():
         raise ValueError(f"accumulate: coefficients hold {factors[~np.isfinite(factors)][0]}: must be finite")
     _check_ends(ends, len(rounding_keys), len(keys))
-    for key in (*keys, *rounding_keys):
-        _check_key(key)
     _check_range(start, weights.numel())
-    packed, rounding, bounds = np.array(keys, np.uint64), np.array(rounding_keys, np.uint64), np.array(ends, np.int64)
+    packed, rounding, bounds = _packed(keys), _packed(rounding_keys), np.array(ends, np.int64)
     gaussian = Distribution(distribution) == Distribution.GAUSSIAN
     kernel_for(weights).accumulate(weights, start, packed, factors, bounds, rounding, gaussian)
 
@@ -322,6 +321,13 @@ def _check_scale(mu: float) -> None:
 def _check_key(key: int) -> None:
     if not 0 <= key < 2**64:
         raise ValueError(f"key {key}: must be from 0 to 2^64 - 1")
+
+
+def _packed(keys: Sequence[int] | np.ndarray) -> np.ndarray:
+    if not isinstance(keys, np.ndarray):
+        for key in keys:
+            _check_key(key)
+    return np.ascontiguousarray(keys, np.uint64)
 
 
 def _check_range(start: int, count: int) -> None:

@@ -162,7 +162,7 @@ def replay(
     Guarantee: the result is bit-identical to the weights of the run that wrote the trajectory, on any processor; its
     digest is compared with the recorded one.
 
-    Cost: one `apply` a round, or the last snapshot; one digest. No forward pass.
+    Cost: one `apply` of all rounds after the last snapshot; one digest. No forward pass.
 
     Raises:
         DigestMismatch: the weights that came out are not the recorded ones, with both digests.
@@ -187,11 +187,12 @@ def follow(
     Raises:
         TrajectoryError: a snapshot is needed and not there.
     """
-    for record in _since_last_snapshot(records):
-        if record.is_snapshot:
-            _set(weights, record, snapshot)
-        else:
-            apply(space, weights, round_updates(header, record), header.distribution)
+    since = _since_last_snapshot(records)
+    if since and since[0].is_snapshot:
+        _set(weights, since[0], snapshot)
+        since = since[1:]
+    updates = (update for record in since for update in round_updates(header, record))
+    apply(space, weights, updates, header.distribution)
 
 
 def check_rounds(trajectory: Trajectory, num_rounds: int | None) -> None:
