@@ -1,5 +1,8 @@
 """Every kernel gives the same bits as the torch reference, for every distribution, dtype, offset and length."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -147,7 +150,7 @@ def test_a_vector_width_that_does_not_exist():
 
 
 def test_an_unknown_kernel_is_an_error():
-    with pytest.raises(ValueError, match="kernel 'cuda': must be one of auto, compiled, torch"), using("cuda"):
+    with pytest.raises(ValueError, match="kernel 'cuda': must be one of auto, compiled, triton, torch"), using("cuda"):
         pass
 
 
@@ -157,6 +160,37 @@ def test_compiled_refuses_other_devices():
         pytest.raises(ValueError, match="works on CPU tensors, not on meta: choose 'auto' or 'torch'"),
     ):
         kernel_for(torch.empty(1, device="meta"))
+
+
+def test_triton_refuses_other_devices(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with (
+        using("triton"),
+        pytest.raises(ValueError, match="works on CUDA tensors, not on cpu: choose 'auto' or 'torch'"),
+    ):
+        kernel_for(torch.empty(1))
+
+
+@pytest.mark.parametrize(
+    ("hip", "is_there", "name"), [(None, True, "triton"), (None, False, "torch"), ("7", True, "torch")]
+)
+def test_what_serves_cuda_tensors(monkeypatch, hip, is_there, name):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(kernels, "import_module", partial(_imported, is_there))
+    kernels._load.cache_clear()
+    kernels._fastest_elsewhere.cache_clear()
+    try:
+        assert kernel_for(SimpleNamespace(is_cpu=False, is_cuda=True)) == kernels._MODULES[name]
+        assert kernel_for(SimpleNamespace(is_cpu=False, is_cuda=False)) == "torch_ref"
+    finally:
+        kernels._load.cache_clear()
+        kernels._fastest_elsewhere.cache_clear()
+
+
+def _imported(has_triton: bool, module: str, _package: str) -> str:
+    if module == ".triton_cuda" and not has_triton:
+        raise ImportError("No module named 'triton'")
+    return module.removeprefix(".")
 
 
 def test_using_ends_with_its_block():

@@ -1,9 +1,12 @@
-"""Which code makes the noise: C for tensors on a CPU, plain torch elsewhere. All kernels give the same bits.
+"""Which code makes the noise: C for tensors on a CPU, Triton for those on an NVIDIA GPU, plain torch elsewhere.
+
+All kernels give the same bits.
 
 A kernel is a module with `values`, `perturb`, `perturb_both`, `perturb_rows` and `accumulate`; arguments as in
 `seedtune.zo.noise`, already checked, with the distribution as `gaussian: bool`.
 """
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +18,8 @@ from typing import Literal
 
 import torch
 
-Name = Literal["auto", "compiled", "torch"]
-_MODULES = {"compiled": "compiled", "torch": "torch_ref"}
+Name = Literal["auto", "compiled", "triton", "torch"]
+_MODULES = {"compiled": "compiled", "triton": "triton_cuda", "torch": "torch_ref"}
 _chosen: ContextVar[Name] = ContextVar("kernel", default="auto")
 
 
@@ -40,13 +43,15 @@ def kernel_for(tensor: torch.Tensor) -> ModuleType:
     """The kernel that works on this tensor.
 
     Raises:
-        ValueError: "compiled" was chosen and the tensor is not on a CPU, or the library is not there.
+        ValueError: a kernel was chosen that does not work on this device, or that is not there.
     """
     name = _chosen.get()
+    if name == "auto":
+        return _fastest_on_cpu() if tensor.is_cpu else _fastest_elsewhere(tensor.is_cuda)
     if name == "compiled" and not tensor.is_cpu:
         raise ValueError(f"kernel 'compiled' works on CPU tensors, not on {tensor.device}: choose 'auto' or 'torch'")
-    if name == "auto":
-        return _fastest_on_cpu() if tensor.is_cpu else _load("torch")
+    if name == "triton" and not (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        raise ValueError(f"kernel 'triton' works on CUDA tensors, not on {tensor.device}: choose 'auto' or 'torch'")
     try:
         return _load(name)
     except ImportError as error:
@@ -68,6 +73,16 @@ def _fastest_on_cpu() -> ModuleType:
         return _load("compiled")
     except ImportError as error:
         warnings.warn(f"{error}; until then torch makes the directions, many times slower", stacklevel=4)
+        return _load("torch")
+
+
+@cache
+def _fastest_elsewhere(is_cuda: bool) -> ModuleType:
+    if not is_cuda or torch.version.hip:  # on an AMD GPU tensors are "CUDA" too: the floats were not proved there
+        return _load("torch")
+    try:
+        return _load("triton")
+    except ImportError:
         return _load("torch")
 
 
