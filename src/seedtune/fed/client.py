@@ -17,7 +17,7 @@ import torch
 from ..config import Recipe
 from ..errors import EngineError
 from ..models.blocks import Cut
-from ..space import Weights, bind, copied, copy_into, digest
+from ..space import Weights, copied, copy_into, digest
 from ..zo import noise, split
 from ..zo.estimators import ESTIMATORS, Probe, one_by_one
 from ..zo.expansion import updates_of
@@ -100,7 +100,12 @@ def local_round(site: Site, order: Order) -> Reply:
         take = _first_order_steps if local.order == "first" else _zeroth_order_steps
         steps = list(take(site, order, weights, move_last=sends_weights))
         packed = pack_weights(weights) if sends_weights else b""
-    scalars = np.stack([step.scalars for step in steps])
+    return reply_of(site, order, steps, packed)
+
+
+def reply_of(site: Site, order: Order, steps: Sequence[Step], packed: bytes = b"") -> Reply:
+    """What a client says of its steps: their scalars, or the packed weights that they led to."""
+    scalars, sends_weights = np.stack([step.scalars for step in steps]), bool(packed)
     return Reply(
         order.round, order.client, site.num_examples(order.client), sum(step.num_forwards for step in steps),
         _mean_of_finite([step.loss for step in steps]),
@@ -152,27 +157,27 @@ def _since(state: bytes, records: list[RoundRecord]) -> list[RoundRecord]:
 def _working(site: Site, moves: bool) -> Iterator[Weights]:
     """The weights that local steps read and move: a copy, unless nothing will move."""
     if not moves:
-        bind(site.module, site.replica.weights)
+        site.perturber.bind(site.replica.weights)
         yield site.replica.weights
         return
     if site.working:
         copy_into(site.working, site.replica.weights)
     else:
         site.working.update(copied(site.replica.weights))
-    bind(site.module, site.working)
+    site.perturber.bind(site.working)
     try:
         yield site.working
     finally:
-        bind(site.module, site.replica.weights)
+        site.perturber.bind(site.replica.weights)
 
 
 def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
     num_steps, space = site.recipe.federation.local_steps, site.perturber.space
-    for step, batch in _batches(site, order):
-        with _named(order, step):
+    for step, batch in batches(site, order):
+        with named(order, step):
             keys = step_keys(site, order, step)
             probe, tally = _probed(site, batch, keys)
-            scalars = _told(site.recipe, probe.scalars)
+            scalars = told(site.recipe, probe.scalars)
             if move_last or step < num_steps - 1:
                 scaled = -order.rate / len(keys) * scalars.astype(np.float64)
                 updates = updates_of(site.header.split, keys, scaled, _rounding_key(site, order, step))
@@ -201,7 +206,7 @@ def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
     return probe, tally
 
 
-def _told(recipe: Recipe, scalars: np.ndarray) -> np.ndarray:
+def told(recipe: Recipe, scalars: np.ndarray) -> np.ndarray:
     """What of the projected gradients moves weights, here and at the server: all, what `clip` leaves, or the signs."""
     if recipe.federation.aggregation == "sign-vote":
         return np.sign(scalars)
@@ -227,8 +232,8 @@ def _first_order_steps(site: Site, order: Order, weights: Weights, move_last: bo
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = make(parameters, lr=order.rate, **options)
-        for step, batch in _batches(site, order):
-            with _named(order, step), torch.enable_grad():
+        for step, batch in batches(site, order):
+            with named(order, step), torch.enable_grad():
                 loss, flops = site.meter.counted(site.shape(batch), WHOLE, partial(site.loss, batch))
                 moves = bool(loss.isfinite())
                 if moves:
@@ -242,18 +247,18 @@ def _first_order_steps(site: Site, order: Order, weights: Weights, move_last: bo
             parameter.requires_grad_(False).grad = None
 
 
-def _batches(site: Site, order: Order) -> Iterator[tuple[int, Any]]:
+def batches(site: Site, order: Order) -> Iterator[tuple[int, Any]]:
     """The batches of a client's round, each with the number of its step."""
     federation = site.recipe.federation
     client, keyed = order.client, partial(noise.derive_key, site.header.seed, round=order.round, client=order.client)
     if federation.local_epochs:
         epochs = (site.epoch(client, keyed("epoch", step=epoch)) for epoch in range(federation.local_epochs))
-        batches = chain.from_iterable(epochs)
+        drawn = chain.from_iterable(epochs)
     else:
-        batches = (site.batch(client, keyed("batch", step=step)) for step in range(federation.local_steps))
+        drawn = (site.batch(client, keyed("batch", step=step)) for step in range(federation.local_steps))
     for step in count():
-        with _named(order, step):
-            batch = next(batches, None)
+        with named(order, step):
+            batch = next(drawn, None)
         if batch is None:
             return
         yield step, batch
@@ -264,7 +269,11 @@ def _rounding_key(site: Site, order: Order, step: int) -> int:
 
 
 @contextmanager
-def _named(order: Order, step: int) -> Iterator[None]:
+def named(order: Order, step: int) -> Iterator[None]:
+    """
+    Raises:
+        EngineError: what went wrong within it, with client, round and step.
+    """
     try:
         yield
     except (RuntimeError, ValueError, IndexError) as error:
