@@ -193,7 +193,8 @@ def perturb_rows(
     Args:
         out: [m, d], contiguous, dtype and device of table, memory not shared.
         table: [n, d], contiguous.
-        rows: int64 [m], each from 0 to n - 1; may repeat.
+        rows: int64 [m], each from 0 to n - 1; may repeat. On a GPU nobody waits to see them: one outside the table
+            reads nothing and becomes NaN, and with it the loss.
 
     Raises:
         ValueError: tensors unlike that, mu not finite, key outside 64 bits, coordinates outside [0, 2^62).
@@ -297,7 +298,7 @@ def _check_pair(name: str, out: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def _check_rows(rows: torch.Tensor, num_rows: int) -> None:
-    if not rows.shape[0]:
+    if rows.is_cuda or not rows.shape[0]:
         return
     low, high = (int(end) for end in rows.aminmax())
     if low < 0 or high >= num_rows:

@@ -134,7 +134,10 @@ def perturb_rows(
     out: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, key: int, start: int, mu: float, gaussian: bool
 ) -> None:
     for i, row in enumerate(rows.tolist()):
-        perturb(out[i], table[row], key, start + row * table.shape[1], mu, gaussian)
+        if 0 <= row < len(table):
+            perturb(out[i], table[row], key, start + row * table.shape[1], mu, gaussian)
+        else:
+            out[i] = torch.nan
 
 
 def accumulate(

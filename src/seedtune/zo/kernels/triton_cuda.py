@@ -8,8 +8,7 @@ everything else is integer arithmetic: words, conversions to and from 16 bits, s
 which loses that of zero). Scalars arrive as the patterns of float32 numbers.
 
 Under TRITON_INTERPRET=1, set before this module is imported, the same kernels run on CPU tensors, slowly.
-Arguments are those of `seedtune.zo.noise`, checked there, but for `rows`, which nobody may wait for: a row outside the
-table becomes NaN and reads nothing.
+Arguments are those of `seedtune.zo.noise`, checked there, but for `rows`, which lie on the device.
 """
 
 import struct
