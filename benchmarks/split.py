@@ -19,9 +19,9 @@ from transformers import BertConfig
 
 from benchmarks._report import arguments, in_turns, ratio, report, spread
 from benchmarks._workload import MU, RATE, Work, choice_batch, random_classifier, random_model, shape, work
-from seedtune.config import ModelConfig, SplitConfig
+from seedtune.config import LocalConfig, ModelConfig, Recipe, SplitConfig
+from seedtune.fed.evaluations import Evaluations, evaluations_of
 from seedtune.fed.split_steps import CutLosses, split_of
-from seedtune.fed.suffixes import Suffixes, suffixes_of
 from seedtune.models.blocks import Cut, cut_before, default_cut
 from seedtune.models.objective import loss
 from seedtune.zo import split
@@ -57,17 +57,18 @@ class Steps:
             found += [float(self.cut.suffix(self._whole, kept)) for _ in range(DIRECTIONS.num_suffix_directions)]
         return found
 
-    def decided(self, way: str) -> Suffixes:
-        return suffixes_of(DIRECTIONS.model_copy(update={"suffixes": way}), self.cut, self.work.perturber)
+    def decided(self, way: str) -> Evaluations:
+        recipe = Recipe(local=LocalConfig(estimator="split", evaluations=way), split=DIRECTIONS)
+        return evaluations_of(recipe, self.work.model.module, self.cut, self.work.perturber)
 
-    def step(self, suffixes: Suffixes) -> None:
+    def step(self, evaluations: Evaluations) -> None:
         """As a client makes it."""
         self._count += 1
-        bound, most = self.work, suffixes.most(shape_of(self.work.batch))
+        bound, most = self.work, evaluations.most(shape_of(self.work.batch))
         keys = [derive_key(0, "direction", round=self._count, direction=p) for p in range(self._split.num_scalars)]
         with bound.perturber.one_batch() as prefix:
             tally = Tally(self._meter, shape_of(bound.batch), prefix)
-            blocks = CutLosses(self.cut, bound.perturber, self._whole, tally, suffixes.batched, most)
+            blocks = CutLosses(self.cut, bound.perturber, self._whole, tally, evaluations.batched, most)
             probe = split.probe(blocks, self._split, True, keys, MU, Distribution.RADEMACHER)
         self._move(keys, probe.scalars)
 
@@ -97,7 +98,7 @@ def times(quick: bool) -> list[dict[str, Any]]:
 def _times(name: str, is_lora: bool, num_sequences: int, num_turns: int) -> dict[str, Any]:
     steps = Steps(name, is_lora, num_sequences)
     ways = {way: steps.decided(way) for way in ("one-by-one", "batched")}
-    calls: dict[str, Callable[[], object]] = {way: partial(steps.step, suffixes) for way, suffixes in ways.items()}
+    calls: dict[str, Callable[[], object]] = {way: partial(steps.step, decided) for way, decided in ways.items()}
     found = in_turns(
         {"forwards": steps.forwards, "move": steps.move, **calls}, num_turns, seconds=0, clock=process_time
     )

@@ -18,8 +18,8 @@ from .data.partition import held_out, partition
 from .data.tasks import load_task
 from .errors import ModelError, TrajectoryError
 from .fed.client import Replica, Site
+from .fed.evaluations import evaluations_of
 from .fed.split_steps import split_of
-from .fed.suffixes import ONE_BY_ONE, suffixes_of
 from .models import heads
 from .models.blocks import Cut, cut_before, default_cut
 from .models.evaluation import Evaluation, evaluate
@@ -149,7 +149,7 @@ def _site(
     return Site(
         recipe, header, model.module, perturber, Replica(weights, digest(weights)), {}, batch, epoch,
         lambda examples: loss(model, examples), shape_of, lambda client: len(clients[client]), Meter(), cut,
-        suffixes_of(recipe.split, cut, perturber) if cut else ONE_BY_ONE,
+        evaluations_of(recipe, model.module, cut, perturber),
     )  # fmt: skip
 
 

@@ -121,6 +121,9 @@ class LocalConfig(_Section):
         description="central differences (2 P forwards), forward differences (P + 1), or two blocks as [split] says",
     )
     num_directions: int = Field(1, ge=1, le=MOST_DIRECTIONS, description="P: directions a step")
+    evaluations: Literal["auto", "one-by-one", "batched"] = Field(
+        "auto", description="points of a batch in one forward (changes a loss's last bits): by a rule, one, or all"
+    )
     distribution: Literal["rademacher", "gaussian"] = Field("rademacher", description="of a direction's coordinates")
     perturbation_scale: float = Field(1e-3, gt=0, le=10, description="mu, in units of the weights")
     clip: float = Field(
@@ -154,9 +157,6 @@ class SplitConfig(_Section):
         "none", description="nested: what is taken from a scalar for block 2, nothing or the mean of its siblings"
     )
     rate_ratio: float = Field(1.0, gt=0, le=1e6, description="learning rate of block 2 as a multiple of block 1's")
-    suffixes: Literal["auto", "one-by-one", "batched"] = Field(
-        "auto", description="block 2's directions in one forward (changes a loss's last bits): by a rule, one, or all"
-    )
 
     @property
     def num_scalars(self) -> int:

@@ -90,14 +90,9 @@ def resume(folder: Path, machine: Machine, listen: Listener, say: Say = unsaid) 
 
 
 def _told(experiment: Experiment, say: Say) -> Experiment:
-    if note := _suffixes(experiment):
-        say(note)
+    if experiment.recipe.is_split or experiment.site.evaluations.batched:
+        say(experiment.site.evaluations.note)
     return experiment
-
-
-def _suffixes(experiment: Experiment) -> str | None:
-    """Where steps are split: which evaluations of block 2 share a forward, in a line."""
-    return experiment.site.suffixes.note if experiment.recipe.is_split else None
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -239,7 +234,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         **zero_shot, **{name: rows[-1][name] for name in ("loss", "accuracy", "perplexity")},
         "heldout_loss": rows[-1].get("heldout_loss"), "heldout_accuracy": rows[-1].get("heldout_accuracy"),
         "best_rounds": history.best_rounds, "best_loss": history.best_loss, "best_accuracy": history.best_accuracy,
-        "suffixes": _suffixes(experiment), "stopped_by": _stopped_by(server, history),
+        "evaluations": experiment.site.evaluations.note, "stopped_by": _stopped_by(server, history),
         "surges": {str(row["rounds"]): row["surge"] for row in rows if row.get("surge")},
         "backprop_steps": recipe.baseline.num_steps,
         **scores_of(backpropagation(experiment) if recipe.baseline.num_steps else None, "backprop_"),

@@ -24,13 +24,8 @@ EXCHANGES = {
     "weights": {"federation": {"upload": "weights", "keys": "own"}},
     "split-own": {
         "federation": {"upload": "scalars", "keys": "own"},
-        "local": {"estimator": "split", "num_directions": 1},
-        "split": {
-            "num_prefix_directions": 2,
-            "num_suffix_directions": 2,
-            "baseline": "leave-one-out",
-            "suffixes": "batched",
-        },
+        "local": {"estimator": "split", "num_directions": 1, "evaluations": "batched"},
+        "split": {"num_prefix_directions": 2, "num_suffix_directions": 2, "baseline": "leave-one-out"},
         "personalise": {"policy": "model-diff"},
     },
     "split-shared": {

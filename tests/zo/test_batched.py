@@ -11,7 +11,7 @@ from seedtune.config import ModelConfig
 from seedtune.data.batches import Batch
 from seedtune.errors import ModelError
 from seedtune.models import answer_head, lora
-from seedtune.models.batched_suffix import batched_suffix
+from seedtune.models.batched_forward import batched_suffix
 from seedtune.models.blocks import cut_before
 from seedtune.models.encoder import EncoderWithHead
 from seedtune.models.load import Tuned
@@ -201,7 +201,7 @@ def test_functions_that_are_not_of_rows_are_refused_by_name(name):
     with pytest.raises(ModelError) as caught, each_at(perturber, POINTS):
         module(rows.repeat(Q, 1, 1))
     assert str(caught.value) == (
-        f"{name} was given a tuned tensor with {shape}: not rows of 4 directions, each of which has weights of its own"
+        f"{name} was given a tuned tensor with {shape}: not rows of 4 points, each of which has weights of its own"
     )
     assert digest(bound_weights(module, perturber.space)) == before and "forward" not in vars(module)
 
@@ -246,7 +246,7 @@ def test_weights_are_perturbed_with_the_bits_of_a_single_evaluation(monkeypatch)
 def test_points_of_unlike_tensors_are_refused():
     _, perturber, _ = calling(FUNCTIONS["linear"])
     unlike = [POINTS[0], Perturbation(4, 0.03, Distribution.GAUSSIAN, frozenset({"scale"}))]
-    for points in (unlike, []):
-        with pytest.raises(ValueError, match=f"^{len(points)} points move unlike tensors, or are none"):  # noqa: SIM117
+    for points in (unlike, [], [None]):
+        with pytest.raises(ValueError, match=f"^{len(points)} points move unlike tensors, or none: "):  # noqa: SIM117
             with each_at(perturber, points):
                 pass

@@ -19,15 +19,16 @@ from ..errors import EngineError
 from ..models.blocks import Cut
 from ..space import Weights, copied, copy_into, digest
 from ..zo import noise, split
-from ..zo.estimators import ESTIMATORS, Probe, one_by_one
+from ..zo.estimators import ESTIMATORS, Probe
 from ..zo.expansion import updates_of
 from ..zo.meter import BACKPROPAGATION_FORWARDS, WHOLE, Meter, Shape, Tally
-from ..zo.perturb import Perturbation, Perturber
+from ..zo.perturb import Perturber
 from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_updates
 from ..zo.update import apply
+from .evaluations import ONE_BY_ONE, Evaluations
 from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
 from .split_steps import CutLosses
-from .suffixes import ONE_BY_ONE, Suffixes
+from .whole_steps import WholeLosses
 
 
 @dataclass
@@ -48,7 +49,8 @@ class Site:
     loss(batch): mean loss of the bound model, a float32 scalar; builds a graph exactly if gradients are enabled.
     shape(batch): what its forward's cost depends on.
     num_examples(client): its training examples.
-    cut: of the model in two blocks, where steps are split (`Header.split`). suffixes: which of them share a forward.
+    cut: of the model in two blocks, where steps are split (`Header.split`).
+    evaluations: which of a step's share a forward.
     """
 
     recipe: Recipe
@@ -64,7 +66,7 @@ class Site:
     num_examples: Callable[[int], int]
     meter: Meter
     cut: Cut | None = None
-    suffixes: Suffixes = ONE_BY_ONE
+    evaluations: Evaluations = ONE_BY_ONE
 
 
 @dataclass(frozen=True)
@@ -190,17 +192,14 @@ def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
     """The projected gradients of one batch, and what they took."""
     local, distribution, whole = site.recipe.local, site.header.distribution, partial(site.loss, batch)
 
-    def loss_at(point: Perturbation | None) -> float:
-        with site.perturber.at(point):
-            return float(whole())
-
     with site.perturber.one_batch() as prefix:
         tally = Tally(site.meter, site.shape(batch), prefix)
+        batched, most = site.evaluations.batched, site.evaluations.most(site.shape(batch))
         if site.cut is None:
-            estimate = partial(ESTIMATORS[local.estimator], one_by_one(tally.metered(loss_at)))
+            losses_at = WholeLosses(site.perturber, whole, tally, batched, most)
+            estimate = partial(ESTIMATORS[local.estimator], losses_at)
         else:
-            suffixes, most = site.suffixes.batched, site.suffixes.most(site.shape(batch))
-            blocks = CutLosses(site.cut, site.perturber, whole, tally, suffixes, most)
+            blocks = CutLosses(site.cut, site.perturber, whole, tally, batched, most)
             estimate = partial(split.probe, blocks, site.header.split, site.recipe.split.difference == "central")
         probe = estimate(keys, local.perturbation_scale, distribution)
     return probe, tally

@@ -2,8 +2,8 @@
 
 `split_of` says how a recipe's split goes over a model's tuned tensors, `CutLosses` evaluates one batch. What is
 evaluated where is `seedtune.zo.split`, what is made of it `seedtune.zo.expansion`, how a model is cut
-`seedtune.models.blocks`, which suffixes share a forward `seedtune.fed.suffixes`. No step is made and nothing is moved
-here.
+`seedtune.models.blocks`, which suffixes share a forward `seedtune.fed.evaluations`. No step is made and nothing is
+moved here.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ import torch
 
 from ..config import SplitConfig
 from ..errors import ConfigError
-from ..models.batched_suffix import BatchedSuffix
+from ..models.batched_forward import BatchedSuffix
 from ..models.blocks import Activations, Cut
 from ..space import Space
 from ..zo.expansion import Split
 from ..zo.meter import Tally
 from ..zo.perturb import Perturber
 from ..zo.split import Point
-from .suffixes import evaluated, of_block
+from .evaluations import evaluated_suffix, of_block
 
 
 def split_of(config: SplitConfig, cut: Cut, space: Space) -> Split:
@@ -47,7 +47,7 @@ class CutLosses:
     """The `Blocks` of one batch, to be used within `Perturber.one_batch`.
 
     whole: the loss by the whole model, a float32 scalar. tally: counts each block's runs, as the parts ("prefix", k)
-    and ("suffix", k). batched: the suffix for several directions in one forward. most: of them; None: all that are
+    and ("suffix", k). batched: the suffix for several points in one forward. most: of them; None: all that are
     asked for together.
     """
 
@@ -68,5 +68,5 @@ class CutLosses:
         return [float(loss) for group in groups for loss in self._of_group(first, group, kept)]
 
     def _of_group(self, first: Point, seconds: Sequence[Point], kept: Activations) -> list[torch.Tensor]:
-        run = partial(evaluated, self.cut, self.perturber, self.whole, first, seconds, kept, self.batched)
+        run = partial(evaluated_suffix, self.cut, self.perturber, self.whole, first, seconds, kept, self.batched)
         return self.tally.counted(("suffix", self.cut.k), run, len(seconds))

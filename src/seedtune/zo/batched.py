@@ -1,21 +1,24 @@
-"""A model's forward at several points at once: Q times the rows, each direction's with weights of its own.
+"""A model's forward at several points at once: Q times the rows, each point's with weights of its own.
 
-Rows q R to (q + 1) R of whatever flows through the model belong to direction q, and meet theta + mu z_q; tensors that
-do not move meet all rows in one call, which is the gain: a frozen weight under LoRA is read once for all directions. A
-function that is given a moved tensor runs once a direction on that direction's rows, with the values that an evaluation
-at that point alone would give it; linear layers chunk by chunk in one scratch as there, small ones in one product.
+Rows q R to (q + 1) R of whatever flows through the model belong to point q, and meet theta + mu z_q; tensors that do
+not move meet all rows in one call, which is the gain: a frozen weight under LoRA is read once for all points. A
+function that is given a moved tensor runs once a point on that point's rows, with the values that an evaluation there
+alone would give it; linear layers chunk by chunk in one scratch as there, small ones in one product, look-ups row by
+row. Of the two sides of one direction that stand side by side, each chunk comes from one generation of bits.
 So memory is that of a forward of Q times the rows, and the scratch.
 
 What is batched must be a function of rows: each row of the result from the same row of what is given. Where that does
 not hold, the function is refused by name, or, where its sizes happen to fit, gives something else. So whoever batches a
-model compares it once with single evaluations, as `seedtune.fed.suffixes` does. Losses differ from theirs in the
-last bits, since matrix products of other shapes add in another order.
+model compares it once with single evaluations, as `seedtune.fed.evaluations` does. Losses may differ from theirs in
+the last bits, where matrix products of other shapes add in another order.
 
-Not here: where the rows come from (`seedtune.models.batched_suffix`), which evaluations are batched (`zo.split`).
+Not here: where the rows come from (`seedtune.models.batched_forward`), which evaluations are batched
+(`seedtune.fed.evaluations`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,41 +29,62 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..errors import ModelError
 from ..space import TensorSpec
 from . import noise
-from .perturb import Perturbation, Perturber
+from .perturb import Perturbation, Perturber, is_plain_lookup
 
 _SMALL_BYTES = 2**18
-"""Of all directions' values of a weight, up to which one product takes them; more leave a core's cache before they are
+"""Of all points' values of a weight, up to which one product takes them; more leave a core's cache before they are
 used, which cost 2 to 3 % of a suffix."""
+
+_Sides = tuple[int, ...]
+"""The places of points whose values are made together: one, or the two sides of a direction."""
 
 
 @contextmanager
-def each_at(perturber: Perturber, points: Sequence[Perturbation]) -> Iterator[None]:
-    """Within it, the module computes rows q R to (q + 1) R at theta + mu z of `points[q]`. No autograd graph is built.
+def each_at(perturber: Perturber, points: Sequence[Perturbation | None]) -> Iterator[None]:
+    """Within it, the module computes rows q R to (q + 1) R at theta + mu z of `points[q]`; None is theta itself. No
+    autograd graph is built.
 
     It may stand within `Perturber.at` of tensors that move alike for all rows.
 
     Raises:
         ModelError: names the function that cannot be run by rows; or a forward ended without having used every tensor
             that was to move.
-        ValueError: points of unlike tensors, or none.
+        ValueError: points of unlike tensors, or none that moves any.
     """
-    if len({point.names for point in points}) != 1:
-        raise ValueError(f"{len(points)} points move unlike tensors, or are none: give some that move the same ones")
-    moved = perturber.moved_by(points[0])
+    moving = [point for point in points if point is not None]
+    if len({point.names for point in moving}) != 1:
+        raise ValueError(f"{len(points)} points move unlike tensors, or none: give some that move the same ones")
+    moved = perturber.moved_by(moving[0])
     with perturber.running(_ByRows(moved, tuple(points), perturber.scratch_bytes), moved.values()):
         yield
 
 
-class _ByRows(TorchFunctionMode):
-    """Runs torch functions that are given moved tensors once a direction, on its rows.
+def _by_sides(points: Sequence[Perturbation | None]) -> list[_Sides]:
+    """All places in order, those of a direction's two sides together where they are neighbours."""
+    sides: list[_Sides] = []
+    for q, point in enumerate(points):
+        if sides and len(sides[-1]) == 1 and _are_opposite(points[q - 1], point):
+            sides[-1] = (q - 1, q)
+        else:
+            sides.append((q,))
+    return sides
 
-    _derived: every direction's value of what functions of moved tensors alone gave, such as a norm's 1 + weight, by the
-    identity of the first direction's, which stands for all of them until rows meet it.
+
+def _are_opposite(one: Perturbation | None, other: Perturbation | None) -> bool:
+    return one is not None and other is not None and other == replace(one, mu=-one.mu)
+
+
+class _ByRows(TorchFunctionMode):
+    """Runs torch functions that are given moved tensors once a point, on its rows.
+
+    _derived: every point's value of what functions of moved tensors alone gave, such as a norm's 1 + weight, by the
+    identity of the first one's, which stands for all of them until rows meet it.
     """
 
-    def __init__(self, moved: dict[int, TensorSpec], points: tuple[Perturbation, ...], scratch_bytes: int):
+    def __init__(self, moved: dict[int, TensorSpec], points: tuple[Perturbation | None, ...], scratch_bytes: int):
         super().__init__()
         self._moved, self._points, self._scratch_bytes = moved, points, scratch_bytes
+        self._sides = _by_sides(points)
         self._scratch: dict[torch.dtype, torch.Tensor] = {}
         self._derived: dict[int, list[torch.Tensor]] = {}
         self.used: set[str] = set()
@@ -75,6 +99,8 @@ class _ByRows(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is functional.linear and id(args[1]) in self._moved and args[1].dim() == 2:
             return self._linear(*args, **kwargs)
+        if func is functional.embedding and is_plain_lookup(args, kwargs, self._moved):
+            return self._embedding(*args[:2])
         if getattr(func, "__name__", "") == "__get__" and not isinstance(value := func(*args), torch.Tensor):
             return value  # shape, dtype, device and their like: no value is read
         return self._one_by_one(func, args, kwargs)
@@ -90,9 +116,11 @@ class _ByRows(TorchFunctionMode):
         if any(len(value) % len(self._points) for value in rows):
             raise self._refused(func, rows)
         results = []
-        for q in range(len(self._points)):
-            own_args, own_kwargs = tree_map_only(torch.Tensor, lambda value, q=q: self._own(value, q), (args, kwargs))
-            results.append(func(*own_args, **own_kwargs))
+        for sides in self._sides:
+            own = {id(value): self._own(value, sides) for value in tensors}
+            for i in range(len(sides)):
+                own_args, own_kwargs = tree_map_only(torch.Tensor, lambda value, i=i: own[id(value)][i], (args, kwargs))  # noqa: B023
+                results.append(func(*own_args, **own_kwargs))
         if not self._fits(results, rows):
             raise self._refused(func, rows)
         if rows:
@@ -101,38 +129,47 @@ class _ByRows(TorchFunctionMode):
         return results[0]
 
     def _fits(self, results: Sequence[Any], rows: Sequence[torch.Tensor]) -> bool:
-        """Whether each direction's result has its rows or, made of moved tensors alone, is small."""
+        """Whether each point's result has its rows or, made of moved tensors alone, is small."""
         if not all(isinstance(result, torch.Tensor) for result in results):
             return False
         if not rows:
             return sum(result.nbytes for result in results) <= self._scratch_bytes
         return all(result.dim() and len(result) * len(self._points) == len(rows[0]) for result in results)
 
-    def _own(self, value: torch.Tensor, q: int) -> torch.Tensor:
-        """What direction q has of an argument."""
+    def _own(self, value: torch.Tensor, sides: _Sides) -> list[torch.Tensor]:
+        """What each of these points has of an argument."""
         if id(value) in self._derived:
-            return self._derived[id(value)][q]
+            return [self._derived[id(value)][q] for q in sides]
         if id(value) in self._moved:
-            out = torch.empty_like(value.data, memory_format=torch.contiguous_format)
-            self._write(out, value, q, 0)
+            if self._points[sides[0]] is None:
+                return [self._theta(value, 0, len(value))]
+            out = [torch.empty_like(value.data, memory_format=torch.contiguous_format) for _ in sides]
+            self._write(out, value, sides, 0)
             return out
         if not _has_rows(value):
-            return value
-        return value.unflatten(0, (len(self._points), -1))[q]
+            return [value] * len(sides)
+        return [value.unflatten(0, (len(self._points), -1))[q] for q in sides]
 
-    def _write(self, out: torch.Tensor, parameter: torch.Tensor, q: int, first: int) -> None:
-        """Rows from `first` on of theta + mu z_q."""
-        spec, point = self._moved[id(parameter)], self._points[q]
+    def _theta(self, parameter: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """Its rows `first` to `last` as they are."""
+        self.used.add(self._moved[id(parameter)].name)
+        return parameter.data[first:last]
+
+    def _write(self, outs: Sequence[torch.Tensor], parameter: torch.Tensor, sides: _Sides, first: int) -> None:
+        """Rows from `first` on of theta + mu z of each of these points."""
+        spec, points = self._moved[id(parameter)], [self._points[q] for q in sides]
         self.used.add(spec.name)
-        weights = parameter.data[first : first + len(out)]
+        weights = parameter.data[first : first + len(outs[0])].reshape(-1)
         start = spec.start + first * (parameter.numel() // max(1, len(parameter)))
-        noise.perturb(out.view(-1), weights.reshape(-1), point.key, start, point.mu, point.distribution)
+        flat, at = [out.view(-1) for out in outs], points[0]
+        write = noise.perturb_both if len(sides) == 2 else noise.perturb
+        write(*flat, weights, at.key, start, at.mu, at.distribution)
 
     def _refused(self, func: Callable, rows: Sequence[torch.Tensor]) -> ModelError:
         name = getattr(func, "__name__", str(func))
         shapes = ", ".join(str(list(value.shape)) for value in rows) or "nothing else"
         return ModelError(
-            f"{name} was given a tuned tensor with {shapes}: not rows of {len(self._points)} directions, each of which "
+            f"{name} was given a tuned tensor with {shapes}: not rows of {len(self._points)} points, each of which "
             "has weights of its own"
         )
 
@@ -143,7 +180,7 @@ class _ByRows(TorchFunctionMode):
         if not _has_rows(input) or len(input) % num or self._is_moved(input):
             raise self._refused(functional.linear, [input])
         rows = input.reshape(num, -1, input.shape[-1])
-        biases = None if bias is None else [self._own(bias, q) for q in range(num)]
+        biases = None if bias is None else [own for sides in self._sides for own in self._own(bias, sides)]
         if num * weight.nbytes <= min(self._scratch_bytes, _SMALL_BYTES):
             out = self._in_one(rows, weight, biases)
         else:
@@ -152,8 +189,11 @@ class _ByRows(TorchFunctionMode):
 
     def _in_one(self, rows, weight, biases) -> torch.Tensor:
         stack = self._chunks(weight, len(weight), len(self._points))
-        for q, own in enumerate(stack):
-            self._write(own, weight, q, 0)
+        for sides in self._sides:
+            if self._points[sides[0]] is None:
+                stack[sides[0]] = self._theta(weight, 0, len(weight))
+            else:
+                self._write([stack[q] for q in sides], weight, sides, 0)
         if biases is None:
             return torch.bmm(rows, stack.transpose(1, 2))
         return torch.baddbmm(torch.stack(biases).unsqueeze(1), rows, stack.transpose(1, 2))
@@ -165,12 +205,19 @@ class _ByRows(TorchFunctionMode):
         out = rows.new_empty(*rows.shape[:2], num_rows)
         for first in range(0, num_rows, step):
             last = min(first + step, num_rows)
-            (chunk,) = self._chunks(weight, last - first, 1)
-            for q, own in enumerate(rows):
-                self._write(chunk, weight, q, first)
-                part = None if biases is None else biases[q][first:last]
-                out[q, :, first:last] = functional.linear(own, chunk, part)
+            for sides in self._sides:
+                for q, chunk in zip(sides, self._of_sides(weight, first, last, sides), strict=True):
+                    part = None if biases is None else biases[q][first:last]
+                    out[q, :, first:last] = functional.linear(rows[q], chunk, part)
         return out
+
+    def _of_sides(self, weight: torch.Tensor, first: int, last: int, sides: _Sides) -> Sequence[torch.Tensor]:
+        """Rows `first` to `last` of a weight at these points, in the scratch that the next ones overwrite."""
+        if self._points[sides[0]] is None:
+            return [self._theta(weight, first, last)]
+        chunks = self._chunks(weight, last - first, len(sides))
+        self._write(list(chunks), weight, sides, first)
+        return list(chunks)
 
     def _chunks(self, weight: torch.Tensor, num_rows: int, num: int) -> torch.Tensor:
         """Room for `num` pieces of a weight, [num, num_rows, row], which the next call overwrites."""
@@ -180,7 +227,23 @@ class _ByRows(TorchFunctionMode):
             held = self._scratch[weight.dtype] = torch.empty(size, dtype=weight.dtype, device=weight.device)
         return held[:size].view(num, num_rows, weight.shape[1])
 
+    # Look-ups
+
+    def _embedding(self, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        if not _has_rows(rows) or len(rows) % len(self._points):
+            raise self._refused(functional.embedding, [rows])
+        spec, out = self._moved[id(table)], table.new_empty(*rows.shape, table.shape[1])
+        self.used.add(spec.name)
+        indices = rows.reshape(len(self._points), -1).to(torch.int64).contiguous()
+        looked_up = out.view(len(self._points), -1, table.shape[1])
+        for own, index, point in zip(looked_up, indices, self._points, strict=True):
+            if point is None:
+                torch.index_select(table.data, 0, index, out=own)
+            else:
+                noise.perturb_rows(own, table.data, index, point.key, spec.start, point.mu, point.distribution)
+        return out
+
 
 def _has_rows(value: torch.Tensor) -> bool:
-    """Whether it has a part for each direction: parameters and single numbers are the same for all."""
+    """Whether it has a part for each point: parameters and single numbers are the same for all."""
     return value.dim() > 0 and not isinstance(value, torch.nn.Parameter)

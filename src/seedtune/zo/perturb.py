@@ -10,7 +10,7 @@ It does not choose directions (estimators) and does not move weights (update). A
 parameter from outside that module's forward is not seen; `Perturber` then names the tensors that no forward used.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -167,18 +167,12 @@ class _AtUse(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is functional.linear:
             return self._linear(*args, **kwargs)
-        if func is functional.embedding and self._is_plain_lookup(args, kwargs):
+        if func is functional.embedding and is_plain_lookup(args, kwargs, self._moved):
             return self._embedding(*args[:2])
         if getattr(func, "__name__", "") == "__get__" and not isinstance(value := func(*args), torch.Tensor):
             return value  # shape, dtype, device and their like: no value is read
         args = tuple(self._perturbed(value) for value in args)
         return func(*args, **{name: self._perturbed(value) for name, value in kwargs.items()})
-
-    def _is_plain_lookup(self, args: tuple, kwargs: dict) -> bool:
-        options = dict(zip(("padding_idx", "max_norm"), args[2:4], strict=False)) | kwargs
-        if len(args) < 2 or id(args[1]) not in self._moved or options.get("max_norm") is not None:
-            return False
-        return args[1].is_contiguous()
 
     def _perturbed(self, value: Any) -> Any:
         """theta + mu z for a moved parameter, in storage of its own; lists of them likewise; anything else as it is."""
@@ -233,3 +227,11 @@ class _AtUse(TorchFunctionMode):
         index = rows.reshape(-1).to(torch.int64).contiguous()
         noise.perturb_rows(flat, table.data, index, point.key, spec.start, point.mu, point.distribution)
         return out
+
+
+def is_plain_lookup(args: tuple, kwargs: dict[str, Any], moved: Container[int]) -> bool:
+    """Whether `functional.embedding` of these only picks rows of a table whose identity is in `moved`."""
+    options = dict(zip(("padding_idx", "max_norm"), args[2:4], strict=False)) | kwargs
+    if len(args) < 2 or id(args[1]) not in moved or options.get("max_norm") is not None:
+        return False
+    return args[1].is_contiguous()

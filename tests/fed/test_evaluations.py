@@ -9,14 +9,14 @@ import torch
 from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune.assembly import assemble
-from seedtune.config import SplitConfig
+from seedtune.config import Recipe
 from seedtune.errors import ModelError
 from seedtune.experiment import resume, run
-from seedtune.fed import suffixes
+from seedtune.fed import evaluations
 from seedtune.fed.client import local_round
+from seedtune.fed.evaluations import Evaluations, evaluations_of
 from seedtune.fed.messages import Order
-from seedtune.fed.suffixes import Suffixes, suffixes_of
-from seedtune.models.batched_suffix import BatchedSuffix
+from seedtune.models.batched_forward import BatchedSuffix
 from seedtune.models.blocks import cut_before
 from seedtune.space import space_of
 from seedtune.zo.meter import Shape
@@ -35,8 +35,8 @@ every_reading = pytest.mark.parametrize("reading", READINGS)
 def split_recipe(tiny_recipe):
     """Makes a recipe of split steps."""
 
-    def made(split, **over):
-        local = {"estimator": "split", "perturbation_scale": 1e-2, **over.pop("local", {})}
+    def made(split, evaluations="auto", **over):
+        local = {"estimator": "split", "perturbation_scale": 1e-2, "evaluations": evaluations, **over.pop("local", {})}
         return tiny_recipe(split=split, local=local, **over)
 
     return made
@@ -62,34 +62,34 @@ def reply_of(recipe):
     ],
 )
 def test_as_many_directions_as_tokens_allow(most_tokens, tokens, most):
-    decided = Suffixes(object(), most_tokens, "")
+    decided = Evaluations(object(), most_tokens, "")
     assert decided.most(Shape(tokens, 2, 1, 1)) == most
     assert dataclasses.replace(decided, batched=None).most(Shape(tokens, 2, 1, 1)) == 1
 
 
 @pytest.mark.parametrize(
-    "model, split, note",
+    "model, split, evaluations, note",
     [
-        ({}, {"num_suffix_directions": 1}, "one by one (a prefix has one)"),
-        (LORA, {"suffixes": "one-by-one"}, "one by one (as the recipe says)"),
+        ({}, {"num_suffix_directions": 1}, "auto", "one by one (a prefix has one)"),
+        (LORA, {}, "one-by-one", "one by one (as the recipe says)"),
         (
-            {}, {"num_suffix_directions": 3},
-            "one by one (100% of block 2 is tuned, and fewer than 4 directions save nothing then)",
+            {}, {"num_suffix_directions": 3}, "auto",
+            "one by one (100% of block 2 is tuned, and fewer than 4 points save nothing then)",
         ),
-        ({}, {}, "up to 4 directions in one forward of at most 512 tokens, one by one where 4 have more "
-                 "(100.0% of block 2 is tuned)"),
+        ({}, {}, "auto", "up to 4 in one forward of at most 512 tokens, one by one where 4 have more "
+                         "(100.0% of block 2 is tuned)"),
         (
-            LORA, {"num_suffix_directions": 2},
-            "up to 2 directions in one forward of at most 512 tokens, one by one where 4 have more "
+            LORA, {"num_suffix_directions": 2}, "auto",
+            "up to 2 in one forward of at most 512 tokens, one by one where 4 have more "
             "(2.8% of block 2 is tuned)",
         ),
-        ({}, {"suffixes": "batched"}, "4 directions in one forward (as the recipe says)"),
+        ({}, {}, "batched", "4 in one forward (as the recipe says)"),
     ],
 )  # fmt: skip
-def test_what_is_decided_is_said(split_recipe, model, split, note):
-    site = assemble(split_recipe({"num_suffix_directions": 4, **split}, model=model), MACHINE).site
-    assert site.suffixes.note == f"suffixes: {note}"
-    assert (site.suffixes.batched is None) == note.startswith("one by one")
+def test_what_is_decided_is_said(split_recipe, model, split, evaluations, note):
+    site = assemble(split_recipe({"num_suffix_directions": 4, **split}, evaluations, model=model), MACHINE).site
+    assert site.evaluations.note == f"evaluations: {note}"
+    assert (site.evaluations.batched is None) == note.startswith("one by one")
 
 
 def test_the_decision_is_told_before_the_rounds_and_in_the_summary(split_recipe, tiny_recipe, tmp_path):
@@ -97,9 +97,9 @@ def test_the_decision_is_told_before_the_rounds_and_in_the_summary(split_recipe,
     recipe = split_recipe({"num_suffix_directions": 4}, federation={"num_rounds": 1})
     listen = lambda *news: heard.append(news[0])  # noqa: E731
     summary = run(recipe, MACHINE, tmp_path / "split", listen, say=heard.append)
-    assert heard == [summary["suffixes"], 0, 1] and summary["suffixes"].startswith("suffixes: up to 4 directions")
-    assert run(tiny_recipe(), MACHINE, tmp_path / "whole", NOTHING, say=heard.append)["suffixes"] is None
-    assert len(heard) == 3
+    assert heard == [summary["evaluations"], 0, 1] and summary["evaluations"].startswith("evaluations: up to 4 in")
+    alone = run(tiny_recipe(), MACHINE, tmp_path / "whole", NOTHING, say=heard.append)
+    assert alone["evaluations"].startswith("evaluations: one by one (") and len(heard) == 3
 
 
 # What cannot be batched
@@ -144,27 +144,27 @@ class Model(torch.nn.Module):
 def decided(layer, way):
     module = Model(layer).requires_grad_(False)
     perturber = Perturber(module, space_of(module, [name for name, _ in module.named_parameters()]))
-    config = SplitConfig(num_suffix_directions=4, suffixes=way)
-    return suffixes_of(config, cut_before(module, 1), perturber)
+    recipe = Recipe(local={"estimator": "split", "evaluations": way}, split={"num_suffix_directions": 4})
+    return evaluations_of(recipe, module, cut_before(module, 1), perturber)
 
 
 @pytest.mark.parametrize(
     "layer, reason",
     [
         (
-            Contracted, "einsum was given a tuned tensor with [6, 4, 6]: not rows of 2 directions, each of which has "
+            Contracted, "einsum was given a tuned tensor with [6, 4, 6]: not rows of 2 points, each of which has "
             "weights of its own",
         ),
-        (Mixed, "two directions in one forward gave other results than one by one, in a trial on 12 tokens"),
+        (Mixed, "two points in one forward gave other results than one by one, in a trial on 12 tokens"),
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_be_batched_goes_one_by_one_or_is_refused(layer, reason):
-    assert decided(layer, "auto").note == f"suffixes: one by one ({reason})"
+    assert decided(layer, "auto").note == f"evaluations: one by one ({reason})"
     assert decided(layer, "auto").batched is None
     with pytest.raises(ModelError) as caught:
         decided(layer, "batched")
     assert str(caught.value) == (
-        f"split.suffixes = 'batched': Model cannot run several directions in one forward: {reason}: set it to "
+        f"local.evaluations = 'batched': Model cannot run several points in one forward: {reason}: set it to "
         "'auto' or 'one-by-one'"
     )
     assert decided(Layer, "batched").batched is not None
@@ -182,7 +182,7 @@ def test_scalars_and_costs_are_those_of_one_by_one(split_recipe, reading, differ
     if "quantisation" in MODELS[model] and find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
     replies = [
-        reply_of(split_recipe({**READINGS[reading], "difference": difference, "suffixes": way}, model=MODELS[model]))
+        reply_of(split_recipe(READINGS[reading] | {"difference": difference}, way, model=MODELS[model]))
         for way in ("one-by-one", "batched", "auto")
     ]
     alone = replies[0]
@@ -195,15 +195,15 @@ def test_scalars_and_costs_are_those_of_one_by_one(split_recipe, reading, differ
 
 def test_groups_of_as_many_directions_as_fit(split_recipe, monkeypatch):
     """Three and one."""
-    site = assemble(split_recipe({**READINGS["nested"], "suffixes": "auto"}), MACHINE).site
+    site = assemble(split_recipe(READINGS["nested"]), MACHINE).site
     sizes, plain = [], BatchedSuffix.__call__
     monkeypatch.setattr(BatchedSuffix, "__call__", lambda *given: (sizes.append(given[-1]), plain(*given))[1])
-    monkeypatch.setattr(suffixes, "LEAST", 1)
+    monkeypatch.setattr(evaluations, "LEAST", 1)
     batch = site.batch(1, 5)
-    limited = [dataclasses.replace(site.suffixes, most_tokens=most * batch.input_ids.numel() + 1) for most in (1, 3)]
+    limited = [dataclasses.replace(site.evaluations, most_tokens=most * batch.input_ids.numel() + 1) for most in (1, 3)]
     order = Order(0, 1, site.replica.digest, 1e-2)
     alone, grouped = (
-        local_round(dataclasses.replace(site, batch=lambda client, key: batch, suffixes=each), order)
+        local_round(dataclasses.replace(site, batch=lambda client, key: batch, evaluations=each), order)
         for each in limited
     )
     assert sizes == [3] * 4 and (grouped.num_forwards, grouped.num_flops) == (alone.num_forwards, alone.num_flops)
@@ -211,17 +211,17 @@ def test_groups_of_as_many_directions_as_fit(split_recipe, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_skips_the_step(split_recipe):
-    site = assemble(split_recipe({**READINGS["nested"], "suffixes": "batched"}), MACHINE).site
+    site = assemble(split_recipe(READINGS["nested"], "batched"), MACHINE).site
     broken = dataclasses.replace(site, loss=lambda batch: site.loss(batch) * float("nan"))
     assert local_round(broken, Order(0, 1, site.replica.digest, 1e-2)).num_skipped == 1
 
 
 @every_reading
 def test_runs_repeat_and_resume_to_the_same_digest(split_recipe, tmp_path, reading):
-    recipe = split_recipe({**READINGS[reading], "suffixes": "auto"}, model=LORA, federation={"local_steps": 2})
+    recipe = split_recipe(READINGS[reading], model=LORA, federation={"local_steps": 2})
     first, again = (run(recipe, MACHINE, tmp_path / name, NOTHING) for name in ("first", "again"))
     with pytest.raises(KeyboardInterrupt):
         run(recipe, MACHINE, tmp_path / "stopped", StopAfter(2))
     resumed = resume(tmp_path / "stopped", MACHINE, NOTHING)
     assert first["state_digest"] == again["state_digest"] == resumed["state_digest"]
-    assert first["suffixes"] == resumed["suffixes"] and "in one forward" in first["suffixes"]
+    assert first["evaluations"] == resumed["evaluations"] and "in one forward" in first["evaluations"]

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from seedtune.errors import ModelError
 from seedtune.models import answer_head
 from seedtune.models.answer_head import AnswerHead, Selection, answering_at
-from seedtune.models.batched_suffix import batched_suffix, trial_call
+from seedtune.models.batched_forward import batched_suffix, trial_call
 from seedtune.models.blocks import cut_before
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 4, 31, 0]])
@@ -36,7 +36,7 @@ def test_at_equal_weights_all_directions_are_alike(family, num_sequences):
 
 def test_tables_that_all_sequences_share_are_not_repeated():
     cut = cut_before(tiny_module("llama"), 1)
-    rotary, hidden = (leaves for _, leaves in cut.prefix(trial_call(cut, 1)).outputs[1:])
+    rotary, hidden = (leaves for _, leaves in cut.prefix(trial_call(cut.module, 1)).outputs[1:])
     assert [part.shape[0] for part in rotary] == [1, 1] and hidden.shape[0] == 1
     assert batched_suffix(cut).has_rows == (True, False, False, True)
 

@@ -1,14 +1,13 @@
-"""The suffix of a cut model run once for several directions, on the kept activations as often as there are directions.
+"""A model, or the suffix of a cut one, run once for several points: on the batch as often as there are points.
 
-`call` runs the whole model on one batch, as for `Cut.suffix`, and once for each direction: the first time the model
-computes all directions' rows, direction by direction, and hands on the first direction's part of its output; each
-further time it hands on the next part. So whatever a caller makes of a model's output, such as a loss, it makes of each
-direction's as it would of a single one's.
+`call` runs the whole model on one batch, once for each point: the first time the model computes all points' rows, point
+by point, and hands on the first one's part of its output; each further time it hands on the next part. So whatever a
+caller makes of a model's output, such as a loss, it makes of each point's as it would of a single one's.
 
 What of a prefix's activations is repeated was found out on batches of two and of three sequences: the tensors with a
 row a sequence. Tables that all sequences share stay as they are.
 
-Not here: that each direction's rows meet weights of their own (`seedtune.zo.batched`).
+Not here: that each point's rows meet weights of their own (`seedtune.zo.batched`).
 """
 
 from collections.abc import Callable
@@ -27,9 +26,20 @@ from .forwards import wrapped_forwards
 Value = TypeVar("Value")
 
 
+def batched_forward(module: torch.nn.Module, call: Callable[[], Value], num: int) -> list[Value]:
+    """What `call` returns for each of `num` points. Cost: one forward of `num` times the rows.
+
+    Raises:
+        ModelError: `call` runs the model on something else each time, or more than once.
+    """
+    widened = _Widened(num)
+    with wrapped_forwards([(module, widened.wrap)]):
+        return [call() for _ in range(num)]
+
+
 @dataclass(frozen=True, eq=False)
 class BatchedSuffix:
-    """The suffix of `cut` for several directions at once.
+    """The suffix of `cut` for several points at once.
 
     has_rows: for each leaf of what a prefix kept, in order, whether it has a row a sequence.
     """
@@ -38,17 +48,12 @@ class BatchedSuffix:
     has_rows: tuple[bool, ...]
 
     def __call__(self, call: Callable[[], Value], activations: Activations, num: int) -> list[Value]:
-        """What `call` returns for each of `num` directions. Cost: one suffix of `num` times the rows.
+        """What `call` returns for each of `num` points. Cost: one suffix of `num` times the rows.
 
         Raises:
-            ModelError: as `Cut.suffix`, or `call` runs the model on something else each time.
+            ModelError: as `Cut.suffix` and `batched_forward`.
         """
-        widened = _Widened(num)
-
-        def each() -> list[Value]:
-            with wrapped_forwards([(self.cut.module, widened.wrap)]):
-                return [call() for _ in range(num)]
-
+        each = partial(batched_forward, self.cut.module, call, num)
         return self.cut.suffix(each, self._repeated(activations, num))
 
     def _repeated(self, activations: Activations, num: int) -> Activations:
@@ -62,24 +67,24 @@ class BatchedSuffix:
 
 
 def batched_suffix(cut: Cut) -> BatchedSuffix:
-    """The suffix of `cut` for several directions. Cost: two prefixes of a few tokens.
+    """The suffix of `cut` for several points. Cost: two prefixes of a few tokens.
 
     Raises:
         ModelError: what a prefix keeps changes its form with the number of sequences.
     """
-    kept = [tree_leaves([output for _, output in cut.prefix(trial_call(cut, n)).outputs]) for n in (2, 3)]
+    kept = [tree_leaves([output for _, output in cut.prefix(trial_call(cut.module, n)).outputs]) for n in (2, 3)]
     if len(kept[0]) != len(kept[1]):
         raise _unlike(cut)
     return BatchedSuffix(cut, tuple(_first(two) != _first(three) for two, three in zip(*kept, strict=True)))
 
 
-def trial_call(cut: Cut, num_sequences: int) -> Callable[[], Any]:
+def trial_call(module: torch.nn.Module, num_sequences: int) -> Callable[[], Any]:
     """Runs the model on `num_sequences` of four tokens each, the last one masked in the first."""
-    device = next(cut.module.parameters()).device
+    device = next(module.parameters()).device
     tokens = (torch.arange(4, device=device) + torch.arange(num_sequences, device=device)[:, None]) % 5
     mask = torch.ones_like(tokens)
     mask[0, -1] = 0
-    return partial(cut.module, input_ids=tokens, attention_mask=mask)
+    return partial(module, input_ids=tokens, attention_mask=mask)
 
 
 class _Widened:
