@@ -53,6 +53,9 @@ class Perturber:
         module: the model; its parameters may be re-pointed (`space.bind`) between evaluations.
         space: the tuned tensors.
         scratch_bytes: largest chunk of perturbed rows that a linear layer holds at once.
+
+    Attributes:
+        parameters: the tuned tensors as the module has them, by name.
     """
 
     def __init__(self, module: torch.nn.Module, space: Space, scratch_bytes: int = 2**22):
@@ -60,7 +63,7 @@ class Perturber:
         self.space = space
         self._module = module
         self._specs = {id(p): specs[name] for name, p in module.named_parameters() if name in specs}
-        self._parameters = {name: p for name, p in module.named_parameters() if name in specs}
+        self.parameters = {name: p for name, p in module.named_parameters() if name in specs}
         self._owners = [m for m in module.modules() if any(id(p) in self._specs for p in m._parameters.values())]
         self._layers = layers_of(module)
         self.scratch_bytes = scratch_bytes
@@ -72,7 +75,7 @@ class Perturber:
     def bind(self, weights: Weights) -> None:
         """Points the tuned tensors at `weights`, as `space.bind` does, without a walk through the module."""
         for name, tensor in weights.items():
-            self._parameters[name].data = tensor
+            self.parameters[name].data = tensor
 
     @contextmanager
     def at(self, *perturbations: Perturbation | None) -> Iterator[None]:
@@ -197,9 +200,7 @@ class _AtUse(TorchFunctionMode):
         value, bias = self._perturbed(input), self._perturbed(bias)
         if id(weight) not in self._moved or weight.dim() != 2:
             return functional.linear(value, self._perturbed(weight), bias)
-        num_rows, row = weight.shape
-        step = max(1, self._scratch_bytes // (row * weight.element_size()))
-        step = -(-num_rows // -(-num_rows // step))  # chunks of about equal size
+        num_rows, step = len(weight), rows_at_once(weight, self._scratch_bytes)
         if step >= num_rows:
             return functional.linear(value, self._chunk(weight, 0, num_rows), bias)
         out = value.new_empty(*value.shape[:-1], num_rows)
@@ -235,3 +236,10 @@ def is_plain_lookup(args: tuple, kwargs: dict[str, Any], moved: Container[int]) 
     if len(args) < 2 or id(args[1]) not in moved or options.get("max_norm") is not None:
         return False
     return args[1].is_contiguous()
+
+
+def rows_at_once(weight: torch.Tensor, scratch_bytes: int) -> int:
+    """Rows of a linear layer's weight in a chunk; chunks are of about equal size."""
+    num_rows, row = weight.shape
+    most = max(1, scratch_bytes // (row * weight.element_size()))
+    return -(-num_rows // -(-num_rows // most))
