@@ -64,9 +64,26 @@ def test_an_evaluation_that_is_not_finite_is_null(tiny_recipe, tiny_model, monke
 
 def test_a_run_and_its_trajectory_are_described_alike(ended):
     run_, file = described(ended), described(ended / "trajectory.seedtune")
+    ahead = {name: run_.pop(name) for name in list(run_) if name.startswith(("replay_", "weight"))}
     assert run_ == file | {"finished": True} | {name: summary_of(ended)[name] for name in COMPARED}
     assert file["rounds"] == 3 and file["scalars"] == 12 and file["snapshots"] == file["skipped_scalars"] == 0
+    assert ahead["replay_directions"] == 12 and ahead["replay_values"] % 12 == 0 and ahead["replay_seconds_here"] > 0
+    assert ahead["weight_bytes"] == ahead["replay_values"] // 12 * 4 > file["bytes"]
+    assert ahead["weights_sooner_above_bytes_per_second"] > 0
     assert file["bytes"] == (ended / "trajectory.seedtune").stat().st_size and file["base"] == "llama"
+
+
+def test_a_run_of_an_earlier_seedtune_is_described_without_what_its_replay_takes(ended):
+    summary = {name: value for name, value in summary_of(ended).items() if name != "replay"}
+    (ended / "summary.json").write_text(json.dumps(summary))
+    assert not any(name.startswith("replay") for name in described(ended))
+
+
+def test_what_a_replay_will_take_is_said_before_it_begins(ended, tmp_path):
+    said = []
+    exported(ended, tmp_path / "tuned", None, None, False, said.append)
+    (line,) = said
+    assert line.startswith("replaying 12 directions, ") and line.endswith(" here")
 
 
 def test_a_trajectory_says_how_its_steps_are_split(tmp_path):

@@ -27,10 +27,11 @@ from .models.load import Tuned, kind_of, load
 from .models.objective import loss
 from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
 from .zo import noise
+from .zo.catching_up import CatchingUp, catching_up
 from .zo.meter import Meter, shape_of
 from .zo.noise import Distribution
 from .zo.perturb import Perturber
-from .zo.trajectory import Header, RoundRecord, Trajectory, check_base, follow, replay
+from .zo.trajectory import Header, RoundRecord, Trajectory, check_base, follow, path, replay, since_last_snapshot
 
 PROBE_EXAMPLES = 512
 TASK_KEY = noise.derive_key(0, "task")
@@ -188,9 +189,15 @@ def base_weights(experiment: Experiment) -> Weights:
 
 
 def load_replayed(
-    trajectory: Trajectory, base: str | None, num_rounds: int | None, snapshot: Callable[[int], Weights] | None
+    trajectory: Trajectory,
+    base: str | None,
+    num_rounds: int | None,
+    snapshot: Callable[[int], Weights] | None,
+    before: Callable[[CatchingUp], None] = lambda cost: None,
 ) -> tuple[Tuned, Space]:
     """The tuned model from its base and its trajectory; `base` says where the base is found now, not what it is.
+
+    `before` is told what the replay will take, before it begins.
 
     Raises:
         ModelError: the base is not found. DigestMismatch: the base is not the one recorded, or the outcome is not.
@@ -205,6 +212,7 @@ def load_replayed(
     install_initial(model, header.initial)
     space = space_of(model.module, model.trainable)
     check_base(header, model_digest(model.module), space)
+    before(catching_up(space, header, since_last_snapshot(path(trajectory.records[:num_rounds]))))
     replay(space, bound_weights(model.module, space), trajectory, num_rounds, snapshot)
     return model, space
 

@@ -149,7 +149,7 @@ def replay(
     """Rebuild the tuned model from its base and its trajectory, to the bit."""
     from . import inspection
 
-    state = inspection.exported(trajectory, folder, base, round_, merge)
+    state = inspection.exported(trajectory, folder, base, round_, merge, _say)
     out.print(
         f"{folder}: the model after {state['rounds']} rounds, state digest {state['state_digest']}", soft_wrap=True
     )

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,8 @@ from .run_folder import check_room
 from .run_store import RunStore
 from .space import copied, copy_into
 from .zo import kernels
-from .zo.trajectory import RoundRecord, Trajectory, path
+from .zo.catching_up import catching_up
+from .zo.trajectory import RoundRecord, Trajectory, path, since_last_snapshot
 
 PROTOCOLS = {"scalars": SeedScalar, "weights": WeightAverage}
 
@@ -240,6 +241,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         **scores_of(backpropagation(experiment) if recipe.baseline.num_steps else None, "backprop_"),
         **{name: sum(row.get(name, 0) for row in rows) for name in counted}, **_sent_each(rows),
         "failed_replies": sum(len(row.get("failed", ())) for row in rows),
+        "replay": asdict(catching_up(experiment.space, experiment.header, since_last_snapshot(path(server.log)))),
         "trajectory_bytes": (store.folder / run_store.TRAJECTORY).stat().st_size,
         "round_seconds": round(sum(row.get("seconds", 0) for row in rows), 2), "seconds": rows[-1]["elapsed_seconds"],
         "peak_memory_bytes": peak, "state_digest": experiment.site.replica.digest.hex(),

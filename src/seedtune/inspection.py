@@ -19,8 +19,10 @@ from .experiment import versions
 from .metrics import scores_of
 from .models.export import export
 from .models.generate import generate
+from .quantities import duration, operations
 from .space import Weights, bound_weights, digest
 from .zo import kernels, noise, trajectory, trajectory_file
+from .zo.catching_up import CatchingUp, pace_here
 from .zo.noise import Distribution
 from .zo.trajectory import Header, Trajectory
 
@@ -97,8 +99,17 @@ def opened(path: Path) -> tuple[Trajectory, Callable[[int], Weights] | None]:
     return trajectory_file.read(path), None
 
 
-def exported(path: Path, folder: Path, base: str | None, num_rounds: int | None, merge: bool) -> dict[str, Any]:
+def exported(
+    path: Path,
+    folder: Path,
+    base: str | None,
+    num_rounds: int | None,
+    merge: bool,
+    say: Callable[[str], None] = lambda note: None,
+) -> dict[str, Any]:
     """Replays `path` on its base and writes the tuned model to `folder`; the state that it stands at.
+
+    `say` is told what the replay will take, before it begins.
 
     Raises:
         TrajectoryError, DigestMismatch: damaged, too short, or another base. ModelError: `folder` is not free.
@@ -106,7 +117,13 @@ def exported(path: Path, folder: Path, base: str | None, num_rounds: int | None,
     state, snapshot = opened(path)
     trajectory.check_rounds(state, num_rounds)
     base = base or (run_store.recipe_of(path).model.name if snapshot else None)
-    model, space = load_replayed(state, base, num_rounds, snapshot)
+
+    def foretell(ahead: CatchingUp) -> None:
+        seconds = duration(ahead.seconds(pace_here(state.header.distribution, ahead.dtype)))
+        many = f"{ahead.num_directions:,} directions, {operations(ahead.num_values)} values"
+        say(f"replaying {many}: about {seconds} here")
+
+    model, space = load_replayed(state, base, num_rounds, snapshot, foretell)
     export(model, folder, merged=merge)
     rounds = len(state.records) if num_rounds is None else num_rounds
     return {"rounds": rounds, "state_digest": digest(bound_weights(model.module, space)).hex()}
@@ -129,7 +146,21 @@ def described(path: Path) -> dict[str, Any]:
     if path.is_dir():
         summary = run_store.summary_of(path)
         found |= {"finished": summary is not None, **(_compared(summary) if summary else {})}
+        found |= _replay_of(summary, header, found["bytes"]) if summary else {}
     return found
+
+
+def _replay_of(summary: Mapping[str, Any], header: Header, record_bytes: int) -> dict[str, Any]:
+    """What rebuilding the run's weights takes here, and the link's bytes a second from which sending them is sooner."""
+    if "replay" not in summary:  # of an earlier seedtune
+        return {}
+    ahead = CatchingUp(**summary["replay"])
+    pace = pace_here(header.distribution, ahead.dtype)
+    return {
+        "replay_directions": ahead.num_directions, "replay_values": ahead.num_values,
+        "replay_seconds_here": float(f"{ahead.seconds(pace):.3g}"), "weight_bytes": ahead.weight_bytes,
+        "weights_sooner_above_bytes_per_second": round(ahead.break_even(pace, record_bytes)) if ahead.num_values else 0,
+    }  # fmt: skip
 
 
 def _split_of(header: Header) -> dict[str, Any]:

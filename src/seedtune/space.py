@@ -52,6 +52,10 @@ class Space:
         return sum(spec.num_elements for spec in self.tensors)
 
     @cached_property
+    def num_bytes(self) -> int:
+        return sum(spec.num_elements * getattr(torch, spec.dtype).itemsize for spec in self.tensors)
+
+    @cached_property
     def fingerprint(self) -> str:
         """32 hex digits that two spaces share exactly if names, shapes, dtypes and coordinates agree."""
         rows = [[spec.name, spec.shape, spec.dtype, spec.start] for spec in self.tensors]

@@ -187,7 +187,7 @@ def follow(
     Raises:
         TrajectoryError: a snapshot is needed and not there.
     """
-    since = _since_last_snapshot(records)
+    since = since_last_snapshot(records)
     if since and since[0].is_snapshot:
         _set(weights, since[0], snapshot)
         since = since[1:]
@@ -229,7 +229,8 @@ def check_digest(found: bytes, expected: bytes, when: str) -> None:
         raise DigestMismatch(f"the weights' digest {when} is {found.hex()}, expected {expected.hex()}")
 
 
-def _since_last_snapshot(records: tuple[RoundRecord, ...]) -> tuple[RoundRecord, ...]:
+def since_last_snapshot(records: tuple[RoundRecord, ...]) -> tuple[RoundRecord, ...]:
+    """The last snapshot and what follows it, or all records."""
     last = max((i for i, record in enumerate(records) if record.is_snapshot), default=0)
     return records[last:]
 
