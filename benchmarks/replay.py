@@ -21,7 +21,10 @@ from seedtune.zo.catching_up import CatchingUp, pace_here
 from seedtune.zo.noise import Distribution
 from seedtune.zo.update import Update, apply
 
-NUM_DIRECTIONS = {Distribution.RADEMACHER: 400, Distribution.GAUSSIAN: 20}
+NUM_DIRECTIONS = {
+    (torch.float32, Distribution.RADEMACHER): 400, (torch.float32, Distribution.GAUSSIAN): 20,
+    (torch.bfloat16, Distribution.RADEMACHER): 80, (torch.bfloat16, Distribution.GAUSSIAN): 10,
+}  # fmt: skip
 RECORD_BYTES = 400  # of a round with one scalar, in a trajectory
 
 
@@ -57,7 +60,7 @@ def figures(quick: bool) -> list[dict[str, Any]]:
     for dtype in (torch.float32, torch.bfloat16):
         weights = Weights(dtype, num_layers=1 if quick else 0)
         for distribution in Distribution:
-            num = 20 if quick else NUM_DIRECTIONS[distribution]
+            num = 20 if quick else NUM_DIRECTIONS[dtype, distribution]
             rows += [_row(weights, distribution, *case, 1 if quick else 3) for case in _cases(num)]
     return rows
 
