@@ -65,7 +65,8 @@ class CutLosses:
     def losses(self, first: Point, seconds: Sequence[Point], kept: Activations) -> list[float]:
         most = self.most or len(seconds)
         groups = [seconds[start : start + most] for start in range(0, len(seconds), most)]
-        return [float(loss) for group in groups for loss in self._of_group(first, group, kept)]
+        losses = [loss for group in groups for loss in self._of_group(first, group, kept)]
+        return torch.stack(losses).tolist()  # one wait for a device, whatever the number of forwards
 
     def _of_group(self, first: Point, seconds: Sequence[Point], kept: Activations) -> list[torch.Tensor]:
         run = partial(evaluated_suffix, self.cut, self.perturber, self.whole, first, seconds, kept, self.batched)

@@ -39,7 +39,8 @@ class WholeLosses:
             return self._behind_frozen(self.batched, points)
         batched = self.batched if isinstance(self.batched, BatchedWhole) else None
         groups = [points[start : start + most] for start in range(0, len(points), most)]
-        return [float(loss) for group in groups for loss in self._of_group(group, batched)]
+        losses = [loss for group in groups for loss in self._of_group(group, batched)]
+        return torch.stack(losses).tolist()  # one wait for a device, whatever the number of forwards
 
     def _of_group(self, points: Sequence[Point], batched: BatchedWhole | None) -> list[torch.Tensor]:
         run = partial(evaluated_whole, self.perturber, self.whole, points, batched)
