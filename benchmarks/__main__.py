@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("noise", "step", "split", "memory")
+NAMES = ("noise", "step", "batched", "split", "memory")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Several directions in one forward: the losses of each alone, for every family, and a word where that cannot be."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,7 +18,7 @@ from seedtune.models.encoder import EncoderWithHead
 from seedtune.models.load import Tuned
 from seedtune.models.objective import loss
 from seedtune.space import bound_weights, digest, space_of
-from seedtune.zo import noise
+from seedtune.zo import batched, noise
 from seedtune.zo.batched import each_at
 from seedtune.zo.noise import Distribution
 from seedtune.zo.perturb import Perturbation, Perturber
@@ -182,6 +183,22 @@ def test_functions_of_rows(name):
     with each_at(perturber, POINTS):
         found = module(rows.repeat(Q, 1, 1)).unflatten(0, (Q, 2))
     for point, own in zip(POINTS, found, strict=True):
+        with perturber.at(point):
+            torch.testing.assert_close(own, module(rows), rtol=1e-6, atol=1e-6)
+
+
+SIDES = [None, POINTS[0], replace(POINTS[0], mu=-POINTS[0].mu), replace(POINTS[1], mu=-POINTS[1].mu)]
+
+
+@pytest.mark.parametrize("small_bytes", [2**18, 0])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_theta_itself_and_both_sides_of_a_direction(name, small_bytes, monkeypatch):
+    """In one product, and chunk by chunk."""
+    monkeypatch.setattr(batched, "_SMALL_BYTES", small_bytes)
+    module, perturber, rows = calling(FUNCTIONS[name])
+    with each_at(perturber, SIDES):
+        found = module(rows.repeat(len(SIDES), 1, 1)).unflatten(0, (len(SIDES), 2))
+    for point, own in zip(SIDES, found, strict=True):
         with perturber.at(point):
             torch.testing.assert_close(own, module(rows), rtol=1e-6, atol=1e-6)
 

@@ -207,8 +207,10 @@ class _ByRows(TorchFunctionMode):
             last = min(first + step, num_rows)
             for sides in self._sides:
                 for q, chunk in zip(sides, self._of_sides(weight, first, last, sides), strict=True):
-                    part = None if biases is None else biases[q][first:last]
-                    out[q, :, first:last] = functional.linear(rows[q], chunk, part)
+                    if biases is None:
+                        torch.mm(rows[q], chunk.T, out=out[q, :, first:last])
+                    else:
+                        torch.addmm(biases[q][first:last], rows[q], chunk.T, out=out[q, :, first:last])
         return out
 
     def _of_sides(self, weight: torch.Tensor, first: int, last: int, sides: _Sides) -> Sequence[torch.Tensor]:
