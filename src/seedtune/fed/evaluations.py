@@ -34,10 +34,11 @@ Value = TypeVar("Value")
 MOST_TOKENS = 512
 """Of one forward of several points."""
 LEAST = 4
-"""Points that must fit into one forward, so that a batch has at most 128 tokens."""
+"""Points that must fit into one forward, so that a batch has at most 128 tokens. Two points of OPT-125m under LoRA in
+one forward took 0.77 of one by one at 32 tokens, 0.89 at 128, 0.95 at 256 and 1.03 at 512."""
 FEW = 1 / 8
 """A share of the parameters up to which a model counts as mostly frozen: a guess between LoRA's 0.01 and 1. With more,
-`LEAST` points must be there too: two or three save nothing."""
+`LEAST` points must be there too: two of OPT-125m took 1.01 of one by one at 32 tokens, 0.93 at 128, 1.04 at 256."""
 _TRIAL_SCALE = 0.02
 
 
