@@ -201,13 +201,17 @@ class _AtUse(TorchFunctionMode):
         if id(weight) not in self._moved or weight.dim() != 2:
             return functional.linear(value, self._perturbed(weight), bias)
         num_rows, step = len(weight), rows_at_once(weight, self._scratch_bytes)
-        if step >= num_rows:
+        if step >= num_rows or value.dim() < 2:
             return functional.linear(value, self._chunk(weight, 0, num_rows), bias)
-        out = value.new_empty(*value.shape[:-1], num_rows)
+        rows, out = value.reshape(-1, row), value.new_empty(*value.shape[:-1], num_rows)
+        columns = out.view(-1, num_rows)
         for first in range(0, num_rows, step):
             last = min(first + step, num_rows)
-            part = None if bias is None else bias[first:last]
-            out[..., first:last] = functional.linear(value, self._chunk(weight, first, last), part)
+            chunk = self._chunk(weight, first, last).T
+            if bias is None:
+                torch.mm(rows, chunk, out=columns[:, first:last])
+            else:
+                torch.addmm(bias[first:last], rows, chunk, out=columns[:, first:last])
         return out
 
     def _chunk(self, weight: torch.Tensor, first: int, last: int) -> torch.Tensor:
