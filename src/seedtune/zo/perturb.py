@@ -203,7 +203,7 @@ class _AtUse(TorchFunctionMode):
         num_rows, step = len(weight), rows_at_once(weight, self._scratch_bytes)
         if step >= num_rows or value.dim() < 2:
             return functional.linear(value, self._chunk(weight, 0, num_rows), bias)
-        rows, out = value.reshape(-1, row), value.new_empty(*value.shape[:-1], num_rows)
+        rows, out = value.reshape(-1, weight.shape[1]), value.new_empty(*value.shape[:-1], num_rows)
         columns = out.view(-1, num_rows)
         for first in range(0, num_rows, step):
             last = min(first + step, num_rows)
