@@ -10,9 +10,8 @@ from small_federation import recipe, site, without_a_model
 from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune import experiment, run_store
-from seedtune.engines import in_process
 from seedtune.experiment import resume, run
-from seedtune.fed import guard
+from seedtune.fed import cohort, guard
 from seedtune.fed.rounds import Server, after
 from seedtune.inspection import exported
 from seedtune.metrics import History, result_of
@@ -154,7 +153,7 @@ OVERFLOWING = {
 def overflowing(monkeypatch, settings, since=4, rounds=()):
     """Lets every client's loss be without bounds from a round on, or in some; the weights instead, where it moves them
     by backpropagation."""
-    local_round = in_process.local_round
+    local_round = cohort.local_round
 
     def round_(site, order):
         bad = order.round in rounds if rounds else order.round >= since
@@ -162,7 +161,8 @@ def overflowing(monkeypatch, settings, since=4, rounds=()):
             return local_round(site, replace(order, rate=3e38))
         return local_round(replace(site, loss=lambda batch: site.loss(batch) * (torch.inf if bad else 1)), order)
 
-    monkeypatch.setattr(in_process, "local_round", round_)
+    monkeypatch.setattr(cohort, "local_round", round_)
+    monkeypatch.setattr(cohort, "MOST_COPIED", -1)  # so that nobody rides past it
     return recipe(**settings)
 
 

@@ -7,8 +7,8 @@ import pytest
 import tiny_runs
 
 from seedtune import experiment, run_store
-from seedtune.engines import in_process
 from seedtune.errors import EngineError, NotFinite
+from seedtune.fed import cohort
 from seedtune.studies import folders
 from seedtune.studies.workers import Ended, Here, Processes, crew_of, perform
 
@@ -64,7 +64,7 @@ def test_a_run_that_ends_in_divergence_is_no_result(tiny_recipe, tmp_path, monke
         raise NotFinite("weights are finite")
 
     recipe = tiny_recipe(federation={"upload": "weights", "num_rounds": 9}, local={"order": "first"})
-    monkeypatch.setattr(in_process, "local_round", overflowing)
+    monkeypatch.setattr(cohort, "local_round", overflowing)
     if before is not None:
         with pytest.raises(KeyboardInterrupt):
             experiment.run(recipe, experiment.Machine(), tmp_path / "run", tiny_runs.StopAfter(before))

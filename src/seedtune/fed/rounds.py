@@ -74,7 +74,8 @@ class Server:
     round: the next round's number. log: the records that lead from the base to the weights. up_to_date: for each
     client that ever was asked, the number of these that its weights stand at, `AHEAD` or `LOST`. rates: what the
     clients' own learning rates follow from. guard: what it knows of the loss. rates_at: the rates as they were at each
-    of the guard's good states, a number of rounds.
+    of the guard's good states, a number of rounds. packed: by round, records as they travel, one memory for all states
+    of a run.
     """
 
     recipe: Recipe
@@ -87,6 +88,7 @@ class Server:
     rates: Rates
     guard: Guard
     rates_at: Mapping[int, Rates]
+    packed: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def at_start(cls, recipe: Recipe, header: Header, space: Space, replica: Replica) -> "Server":
@@ -99,14 +101,16 @@ class Server:
         return pack_weights(self.replica.weights)
 
     def packed_since(self, place: int) -> tuple[bytes, ...]:
-        """The records of the log from `place` on as they travel, each packed once a round."""
-        wanted = self.log[place:]
-        self._packed.update({each.round: pack_record(each) for each in wanted if each.round not in self._packed})
-        return tuple(self._packed[record.round] for record in wanted)
+        """The records of the log from `place` on as they travel, each packed once a run and gathered once a round."""
+        if place not in self._gathered:
+            wanted = self.log[place:]
+            self.packed.update({each.round: pack_record(each) for each in wanted if each.round not in self.packed})
+            self._gathered[place] = tuple(self.packed[record.round] for record in wanted)
+        return self._gathered[place]
 
     @cached_property
-    def _packed(self) -> dict[int, bytes]:
-        """By round, what `packed_since` has packed so far."""
+    def _gathered(self) -> dict[int, tuple[bytes, ...]]:
+        """By place, what `packed_since` has given in this round."""
         return {}
 
     @property
