@@ -10,6 +10,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 Clock = Callable[[], float]
+_LEAST_TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,23 @@ def spread(numbers: Sequence[float]) -> Spread:
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]], num_turns: int, seconds: float = 0.02, clock: Clock = perf_counter
+    calls: Mapping[str, Callable[[], object]],
+    num_turns: int,
+    seconds: float = 0.02,
+    clock: Clock = perf_counter,
+    most_seconds: float = inf,
 ) -> dict[str, list[float]]:
     """Seconds a call of each, turn by turn: in every turn each runs, one after the other, for about `seconds`.
 
     `clock`: `process_time` leaves out the time that other processes have the core, and counts all threads' time.
+    `most_seconds`: after so many, whole turns are left out, but for the first three.
     """
+    started = perf_counter()
     repeats = {name: _repeats(call, seconds) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(num_turns):
+    for turn in range(num_turns):
+        if turn >= _LEAST_TURNS and perf_counter() - started > most_seconds:
+            break
         for name, call in calls.items():
             times[name].append(_seconds(call, repeats[name], clock))
     return times

@@ -33,7 +33,8 @@ from seedtune.zo.update import Update, apply
 SCORED = 16
 LORA = ModelConfig(name="random", adapter="lora", lora_rank=8, lora_targets=("q_proj", "v_proj"))
 TURNS = {32: 9, 128: 7, 256: 5, 512: 5}
-DIRECTIONS = (1, 4)
+DIRECTIONS = {1: (32, 128, 256, 512), 4: (32, 128)}  # and the tokens of their batches
+MOST_SECONDS = 15
 
 
 class Steps:
@@ -68,15 +69,15 @@ class Steps:
 
 
 def times(quick: bool) -> list[dict[str, Any]]:
-    tokens = (32,) if quick else TURNS
-    cases = [(lora, num, size) for lora in (True, False) for num in DIRECTIONS for size in tokens]
+    tokens = {num: (32,) if quick else sizes for num, sizes in DIRECTIONS.items()}
+    cases = [(lora, num, size) for lora in (True, False) for num in DIRECTIONS for size in tokens[num]]
     return [_times(*case, 1 if quick else TURNS[case[2]]) for case in cases]
 
 
 def _times(is_lora: bool, num_directions: int, num_tokens: int, num_turns: int) -> dict[str, Any]:
     steps = Steps(is_lora, num_tokens, num_directions)
     calls = {way: partial(steps.step, steps.decided(way)) for way in ("one-by-one", "batched")}
-    found = in_turns({"forwards": steps.forwards, **calls}, num_turns, seconds=0, clock=process_time)
+    found = in_turns({"forwards": steps.forwards, **calls}, num_turns, 0, process_time, MOST_SECONDS)
     most = steps.decided("auto").most(shape_of(steps.work.batch))
     return {
         "tuned": "LoRA" if is_lora else "all", "directions": num_directions, "tokens": num_tokens,
@@ -91,7 +92,7 @@ def _times(is_lora: bool, num_directions: int, num_tokens: int, num_turns: int) 
 def memory(quick: bool) -> list[dict[str, Any]]:
     rows = []
     for is_lora in (True, False):
-        for num_tokens in (128,) if quick else (32, 128, 512):
+        for num_tokens in (128,) if quick else (128, 512):
             peaks = {way: _peak(way, is_lora, num_tokens) for way in ("forwards", "one-by-one", "batched")}
             row = {f"{way} / forwards": round(peaks[way] / peaks["forwards"], 3) for way in ("one-by-one", "batched")}
             inference = {"forwards, MB": round(peaks["forwards"] / 1e6)}

@@ -100,7 +100,11 @@ def _times(name: str, is_lora: bool, num_sequences: int, num_turns: int) -> dict
     ways = {way: steps.decided(way) for way in ("one-by-one", "batched")}
     calls: dict[str, Callable[[], object]] = {way: partial(steps.step, decided) for way, decided in ways.items()}
     found = in_turns(
-        {"forwards": steps.forwards, "move": steps.move, **calls}, num_turns, seconds=0, clock=process_time
+        {"forwards": steps.forwards, "move": steps.move, **calls},
+        num_turns,
+        seconds=0,
+        clock=process_time,
+        most_seconds=15,
     )
     most = steps.decided("auto").most(shape_of(steps.work.batch))
     auto = "one-by-one" if most == 1 else "batched"

@@ -1,13 +1,15 @@
 """Time of a two-point step over its own two forwards, and its peak memory over that of inference.
 
-Full-parameter, OPT-125m shape with random weights, one sequence of 512 or 1,024 tokens, language-modelling loss at 16
-answer positions (as a classification task has) and at all of them. Beside it the textbook MeZO step: draw z, move the
+OPT-125m shape with random weights, one sequence, language-modelling loss at its last 16 positions (as a classification
+task has) or at all of them; all weights tuned, or LoRA of rank 8 on `q_proj` and `v_proj`. Points one by one
+(`benchmarks.batched` has those that share a forward). Beside it the textbook MeZO step on all weights: draw z, move the
 weights in place, and back, three times over (Malladi et al. 2023, Algorithm 1), with `torch.normal_`.
 Memory: resident-set peaks of fresh processes, one that runs forwards and one that runs steps.
 """
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,20 +17,40 @@ import torch
 
 from benchmarks._report import arguments, in_turns, ratio, report, spread
 from benchmarks._workload import MU, RATE, forward, random_model, shape, text_batch, two_point_step, work
+from seedtune.config import ModelConfig
 from seedtune.experiment import peak_memory_bytes
 from seedtune.zo.noise import Distribution
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ANSWERS = 16
+ANSWERS, MOST_SECONDS = 16, 30
+LORA = ModelConfig(name="random", adapter="lora", lora_rank=8, lora_targets=("q_proj", "v_proj"))
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: str
+    num_tokens: int
+    is_lora: bool = False
+    scores_all: bool = False
+    has_mezo: bool = False
+
+
+CASES = (
+    Case("float32", 128, has_mezo=True), Case("float32", 512, has_mezo=True), Case("float32", 1024),
+    Case("float32", 1024, scores_all=True),
+    *(Case("float32", num_tokens, is_lora=True) for num_tokens in (128, 512, 1024)),
+    *(Case("bfloat16", num_tokens) for num_tokens in (128, 512, 1024)), Case("bfloat16", 512, is_lora=True),
+)  # fmt: skip
 
 
 class Steps:
     """The calls that are timed, all on one model and one batch."""
 
-    def __init__(self, dtype: str, num_tokens: int, all_positions: bool):
+    def __init__(self, case: Case):
         config = shape("opt-125m")
-        scored = num_tokens - 1 if all_positions else ANSWERS
-        self.work = work(random_model(config, DTYPES[dtype]), text_batch(config.vocab_size, num_tokens, scored))
+        scored = case.num_tokens - 1 if case.scores_all else ANSWERS
+        model = random_model(config, DTYPES[case.dtype], LORA if case.is_lora else None)
+        self.work = work(model, text_batch(config.vocab_size, case.num_tokens, scored))
         self.count = 0
 
     def forward(self) -> float:
@@ -57,22 +79,23 @@ class Steps:
 
 
 def times(quick: bool) -> list[dict[str, Any]]:
-    cases = [(512, False)] if quick else [(512, False), (1024, False), (1024, True)]
-    return [_times(dtype, *case, num_turns=1 if quick else 5) for dtype in DTYPES for case in cases]
+    return [_times(case, num_turns=1 if quick else 7) for case in (CASES[:1] if quick else CASES)]
 
 
-def _times(dtype: str, num_tokens: int, all_positions: bool, num_turns: int) -> dict[str, Any]:
-    steps = Steps(dtype, num_tokens, all_positions)
+def _times(case: Case, num_turns: int) -> dict[str, Any]:
+    steps = Steps(case)
     calls = {
         "two forwards": lambda: (steps.forward(), steps.forward()),
         **{str(name): partial(steps.seedtune, name) for name in Distribution},
-        "mezo": steps.mezo,
+        **({"mezo": steps.mezo} if case.has_mezo else {}),
     }
-    found = in_turns(calls, num_turns, seconds=0)
+    found = in_turns(calls, num_turns, seconds=0, most_seconds=MOST_SECONDS)
     ratios = {name: ratio(found[name], found["two forwards"]) for name in calls if name != "two forwards"}
-    scored = "all" if all_positions else str(ANSWERS)
-    milliseconds = spread([t * 1e3 for t in found["two forwards"]])
-    return {"dtype": dtype, "tokens": num_tokens, "scored": scored, "two forwards, ms": milliseconds, **ratios}
+    return {
+        "dtype": case.dtype, "tuned": "LoRA" if case.is_lora else "all", "tokens": case.num_tokens,
+        "scored": "all" if case.scores_all else str(ANSWERS), "turns": len(found["two forwards"]),
+        "two forwards, ms": spread([t * 1e3 for t in found["two forwards"]]), "mezo": "", **ratios,
+    }  # fmt: skip
 
 
 def memory(quick: bool) -> list[dict[str, Any]]:
@@ -93,7 +116,7 @@ def _peak(what: str, dtype: str, num_tokens: int) -> int:
 
 def measure(what: str, dtype: str, num_tokens: int) -> None:
     """Run in a process of its own by `_peak`."""
-    steps = Steps(dtype, num_tokens, all_positions=False)
+    steps = Steps(Case(dtype, num_tokens))
     for _ in range(3):
         steps.forward() if what == "forward" else steps.seedtune(Distribution(what))
     print(peak_memory_bytes())
