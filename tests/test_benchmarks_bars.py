@@ -2,9 +2,9 @@
 
 import json
 
+from benchmarks.__main__ import NAMES, rows
 from benchmarks._bars import BARS, Bar, measured
 from benchmarks._report import Spread, report
-from benchmarks.__main__ import NAMES, rows
 from seedtune.zo.noise import Distribution
 
 BAR = Bar("a step", "step", "step", {"dtype": "float32", "tokens": 512}, "rademacher", 1.1, 1.03)
