@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks._bars import BARS, measured
 from benchmarks._report import machine, report
 
-NAMES = ("noise", "step", "batched", "split", "memory", "replay", "wire", "first_run")
+NAMES = ("noise", "step", "batched", "split", "memory", "replay", "scale", "wire", "first_run")
 
 
 def main() -> None:
