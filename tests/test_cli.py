@@ -268,6 +268,7 @@ ARGUMENTS = {
     ("run", "tiny.toml", "--method", "fedag"): "unknown method 'fedag': did you mean 'fedavg'? Known: "
     + ", ".join(sorted(presets.names("methods"))),
     ("run", "tiny.toml", "--kernel", "cuda"): "--kernel 'cuda': must be auto, compiled or torch",
+    ("run", "tiny.toml", "--device", "gpu"): "--device 'gpu': must be cpu, cuda or, for one of several GPUs, cuda:N",
     ("run", "tiny.toml", "--rounds", "-1"): "recipe tiny.toml: federation.num_rounds = -1: input should be greater "
     "than or equal to 0",
     ("run", "tiny.toml", "--out", "tiny.toml"): "run folder tiny.toml: is a file; choose another with --out",
@@ -289,6 +290,16 @@ ARGUMENTS = {
 def test_arguments_that_lead_nowhere_are_refused(seedtune, arguments, tmp_path):
     refused(seedtune(*arguments), ARGUMENTS[arguments])
     assert os.listdir(tmp_path) == ["tiny.toml"]
+
+
+def test_a_gpu_that_is_not_there_is_refused(seedtune, stopped, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    reason = "--device 'cuda': torch finds no GPU: look at its driver, or use --device cpu"
+    for command in (("run", "tiny.toml"), ("resume", "runs/stopped"), ("evaluate", "runs/stopped")):
+        refused(seedtune(*command, "--device", "cuda"), reason)
+    assert not (tmp_path / "runs/tiny").exists()
+    assert seedtune("resume", "runs/stopped", "--device", "cpu").code == 0
 
 
 def test_a_task_is_unknown_with_the_nearest(seedtune, tmp_path):

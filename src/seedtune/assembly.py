@@ -25,6 +25,7 @@ from .models.blocks import Cut, cut_before, default_cut
 from .models.evaluation import Evaluation, evaluate
 from .models.load import Tuned, kind_of, load
 from .models.objective import loss
+from .models.placement import device_of
 from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
 from .zo import noise
 from .zo.catching_up import CatchingUp, catching_up
@@ -71,18 +72,22 @@ class Experiment:
 def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tensor] | None = None) -> Experiment:
     """Loads the model and the task, deals the examples to clients, prepares one site for all of them.
 
+    The model is on `machine.device` from here on, and so are its batches.
+
     `initial` is the start of a fresh head as a trajectory recorded it; by default the recipe's is computed.
 
     Cost: the model once, and one copy of the tuned tensors. Reads files; writes none.
 
     Raises:
-        SeedtuneError: a model, task, template or partition that cannot be used.
+        SeedtuneError: a device that is not there; a model, task, template or partition that cannot be used.
     """
+    device = device_of(machine, recipe.model)
     if recipe.run.num_threads:
         torch.set_num_threads(recipe.run.num_threads)
     kind, seed = kind_of(recipe.model), recipe.run.seed
     task = load_task(recipe.task, TASK_KEY, kind)
     model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
+    model.module.to(device)
     train, test = (encode(task, part, model.tokenizer, kind, model.window) for part in (task.train, task.test))
     dealt = partition(task.train, recipe.partition, noise.derive_key(seed, "partition"))
     clients, heldout = held_out(dealt, recipe.partition, noise.derive_key(seed, "held out"))
@@ -129,7 +134,8 @@ def _head_start(recipe: Recipe, model: Tuned, task: Task, train: EncodedSet) -> 
     else:
         key = noise.derive_key(recipe.run.seed, "probe")
         chosen = client_batch_indices(key, len(train), PROBE_EXAMPLES)
-        values = heads.from_probe(model, [batch_of(train, part) for part in np.array_split(chosen, 16) if len(part)])
+        parts = (part for part in np.array_split(chosen, 16) if len(part))
+        values = heads.from_probe(model, (batch_of(train, part).to(model.device) for part in parts))
     return {f"head.{name}": tensor for name, tensor in values.items()}
 
 
@@ -140,11 +146,11 @@ def _site(
 
     def batch(client: int, key: int) -> Batch:
         own = clients[client]
-        return batch_of(train, own[client_batch_indices(key, len(own), size)])
+        return batch_of(train, own[client_batch_indices(key, len(own), size)]).to(model.device)
 
     def epoch(client: int, key: int) -> Iterator[Batch]:
         own = clients[client][keyed_permutation(key, len(clients[client]))]
-        return (batch_of(train, own[first : first + size]) for first in range(0, len(own), size))
+        return (batch_of(train, own[first : first + size]).to(model.device) for first in range(0, len(own), size))
 
     perturber = Perturber(model.module, space, machine.scratch_bytes)
     return Site(

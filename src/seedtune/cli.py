@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 a request that cannot be met, with one line that says why;
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,10 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Kernel = Annotated[
     str,
     typer.Option("--kernel", help="noise kernel: auto, compiled or torch; the result is the same", show_default=False),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="where the model computes: cpu, cuda or cuda:N; default cpu", show_default=False),
 ]
 
 
@@ -94,6 +99,7 @@ def run(
     settings: Set = None,
     replace: Annotated[bool, typer.Option("--replace", help="delete a run that is in the folder")] = False,
     kernel: Kernel = "auto",
+    device: Device = "cpu",
 ) -> None:
     """Start a run."""
     flags: dict[str, Any] = {}
@@ -105,7 +111,7 @@ def run(
         flags = merged(flags, {section: {key: value}} if value is not None else {})
     composed = presets.composed(recipe, method, flags, *(assignment(text) for text in settings or []))
     folder = folder or Path("runs") / Path(recipe).stem
-    machine = _machine(kernel)
+    machine = _machine(kernel, device)
     from . import experiment
 
     with _progress(composed.federation.num_rounds, folder) as listen:
@@ -114,11 +120,13 @@ def run(
 
 
 @app.command()
-def resume(folder: Annotated[Path, typer.Argument(help="a run folder")], kernel: Kernel = "auto") -> None:
+def resume(
+    folder: Annotated[Path, typer.Argument(help="a run folder")], kernel: Kernel = "auto", device: Device = "cpu"
+) -> None:
     """Go on with a run that was stopped, from its last whole round."""
     from . import experiment, run_store
 
-    recipe, machine = run_store.recipe_of(folder), _machine(kernel)
+    recipe, machine = run_store.recipe_of(folder), _machine(kernel, device)
     sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in run_store.metrics_of(folder))
     with _progress(recipe.federation.num_rounds, folder, sent) as listen:
         summary = experiment.resume(folder, machine, listen, _say)
@@ -130,12 +138,14 @@ def evaluate(
     subject: Annotated[str, typer.Argument(help="a run folder, or a model: 'starter', a folder, a hub id")],
     task: Annotated[str | None, typer.Option(help="another task than the run's")] = None,
     settings: Set = None,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's tuned model, or any model, on a task's test examples."""
+    overrides, machine = [assignment(text) for text in settings or []], _machine("auto", device)
     from . import inspection
 
-    _print(inspection.evaluated(subject, task, *(assignment(text) for text in settings or [])), as_json)
+    _print(inspection.evaluated(subject, task, *overrides, machine=machine), as_json)
 
 
 @app.command()
@@ -305,10 +315,12 @@ def _progress(num_rounds: int, folder: Path, sent: int = 0) -> Iterator[Any]:
         sys.exit(130)
 
 
-def _machine(kernel: str) -> Machine:
+def _machine(kernel: str, device: str) -> Machine:
     if kernel not in ("auto", "compiled", "torch"):
         raise ConfigError(f"--kernel {kernel!r}: must be auto, compiled or torch")
-    return Machine(kernel=kernel)
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
+        raise ConfigError(f"--device {device!r}: must be cpu, cuda or, for one of several GPUs, cuda:N")
+    return Machine(kernel=kernel, device=device)
 
 
 def _say(note: str) -> None:

@@ -311,11 +311,18 @@ class Recipe(_Section):
 
 
 class Machine(_Section):
-    """What changes speed and memory, never a result."""
+    """What changes speed and memory; of a result no more than the last bits of losses, by `device`."""
 
     kernel: Literal["auto", "compiled", "torch"] = "auto"
-    device: str = "cpu"
-    scratch_bytes: int = Field(2**22, ge=2**12, description="largest piece of perturbed weights held at once")
+    device: str = Field(
+        "cpu", pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description="where model and batches are: 'cpu', 'cuda', 'cuda:N'"
+    )
+    scratch_bytes: int = Field(
+        2**22,
+        ge=2**12,
+        description="largest piece of perturbed weights held at once; twice that where both points of a pair are made "
+        "from one generation of their direction",
+    )
 
 
 def build(values: Mapping[str, Any], source: str = "recipe") -> Recipe:

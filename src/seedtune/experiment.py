@@ -70,7 +70,7 @@ def run(
 
 def resume(folder: Path, machine: Machine, listen: Listener, say: Say = unsaid) -> dict[str, Any]:
     """Goes on with a run after its last whole round. Ends as the uninterrupted run would have, by digest, on the same
-    machine with the same number of threads.
+    machine and device with the same number of threads.
 
     Raises:
         RunStoreError: no run, in use, ended, or damaged. DigestMismatch: its model or its weights are no longer the
@@ -283,7 +283,7 @@ def backpropagation(experiment: Experiment) -> Evaluation:
         site, recipe=_baseline_recipe(recipe), num_examples=lambda client: len(everyone),
         batch=lambda client, key: batch_of(
             experiment.train, everyone[client_batch_indices(key, len(everyone), recipe.federation.batch_size)]
-        ),
+        ).to(experiment.model.device),
     )  # fmt: skip
     try:
         reply = local_round(one, Order(0, 0, site.replica.digest, recipe.baseline.learning_rate))

@@ -31,6 +31,7 @@ COMPARED = (
     "flops", "seconds", "peak_memory_bytes", "state_digest",
 )  # fmt: skip
 ANSWER_TOKENS = 32
+_CPU = Machine()
 _ONE_PLACE = {"kind": "iid", "num_clients": 1, "heldout_fraction": 0.0}
 _ONE_CLIENT = {"cohort_size": 0, "min_replies": 1}
 KNOWN_NOISE = {
@@ -40,7 +41,9 @@ KNOWN_NOISE = {
 """Digests of 4,096 values of noise version 1, from coordinate 2^40 + 77 on, under derive_key(0, "doctor")."""
 
 
-def evaluated(subject: str, task: str | None = None, *overrides: dict[str, Any]) -> dict[str, Any]:
+def evaluated(
+    subject: str, task: str | None = None, *overrides: dict[str, Any], machine: Machine = _CPU
+) -> dict[str, Any]:
     """A run's tuned model, or a model as it is, on a task's test examples.
 
     `task`: another task than the run's, with none of that one's settings; `overrides` are laid over it all.
@@ -48,18 +51,18 @@ def evaluated(subject: str, task: str | None = None, *overrides: dict[str, Any])
     Cost: loads the model, replays the run, one forward a batch; tasks with reference answers are also generated.
 
     Raises:
-        SeedtuneError: no such run or model, or a task that it cannot be put to.
+        SeedtuneError: no such run, model or device, or a task that it cannot be put to.
     """
     folder = Path(subject)
     if run_store.is_run(folder):
         state = run_store.trajectory_of(folder)
         recipe = _put(run_store.recipe_of(folder).model_dump(), task, overrides, subject)
-        experiment = assemble(recipe, Machine(), state.header.initial)
+        experiment = assemble(recipe, machine, state.header.initial)
         restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
         stands = {"rounds": len(state.records)}
     else:
         recipe = _put({"model": {"name": subject}}, task, overrides, subject)
-        experiment, stands = assemble(recipe, Machine()), {}
+        experiment, stands = assemble(recipe, machine), {}
     found = experiment.evaluate()
     return {
         "model": experiment.model.base_id, **stands, "task": experiment.recipe.task.name,
@@ -286,6 +289,6 @@ def _is_known(kernel: str, distribution: Distribution) -> bool:
 def _starter() -> str:
     try:
         recipe = build({"partition": {"num_clients": 1}}, "starter")
-        return f"loads, {assemble(recipe, Machine()).space.num_parameters:,} parameters"
+        return f"loads, {assemble(recipe, _CPU).space.num_parameters:,} parameters"
     except SeedtuneError as error:
         return f"does not load: {error}"

@@ -108,3 +108,15 @@ def test_evaluation_sees_every_example_once_longest_first(bpe):
     assert lengths == sorted((len(e.prompt) for e in encoded.examples), reverse=True)
     again = list(eval_batches(encoded, 2))
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(batches, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["causal", "classifier"])
+def test_a_batch_goes_to_a_device_whole(bpe, kind):
+    batch = batch_of(of(films((" good", " bad")), bpe, kind), [0, 1])
+    there = batch.to(torch.device("meta"))
+    assert there.num_examples == 2 and vars(there).keys() == vars(batch).keys()
+    for name, tensor in vars(batch).items():
+        if isinstance(tensor, torch.Tensor):
+            moved = getattr(there, name)
+            assert (moved.device.type, moved.shape, moved.dtype) == ("meta", tensor.shape, tensor.dtype), name
+            assert getattr(batch.to(tensor.device), name) is tensor

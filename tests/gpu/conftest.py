@@ -4,12 +4,15 @@ Under TRITON_INTERPRET=1 those of the kernels run on a CPU, through Triton's int
 """
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+sys.path.append(str(Path(__file__).parents[1]))  # for tiny_runs, also where the conftest.py above is not read
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -1,12 +1,12 @@
 """Batches: what an objective consumes. Right-padded tokens, the positions to score, and what to predict there.
 
 Positions are gathered before the vocabulary is touched, so nobody needs logits of a whole [batch, time, vocabulary]
-tensor. Which examples make a batch is decided elsewhere (`keyed.client_batch_indices`); devices are not a concern
-here, every tensor is on the CPU.
+tensor. Which examples make a batch is decided elsewhere (`keyed.client_batch_indices`). Batches are made on the CPU;
+whoever makes one for a model that is elsewhere sends it there (`Batch.to`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ class Batch:
     candidates: torch.Tensor | None  # [C]
     labels: torch.Tensor | None  # [B]
     num_examples: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with all its tensors on `device`; those that are there are not copied."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def batch_of(encoded: EncodedSet, indices: Sequence[int] | np.ndarray) -> Batch:

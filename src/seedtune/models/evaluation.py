@@ -32,11 +32,12 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(model: Tuned, encoded: EncodedSet, batch_size: int = 64) -> Evaluation:
     """The evaluation over all of `encoded`. Cost: one forward a batch of `batch_size`, in order of length."""
+    batches = (batch.to(model.device) for batch in eval_batches(encoded, batch_size))
     if encoded.examples[0].label is None:
-        sums = [token_loss_sum(model, batch) for batch in eval_batches(encoded, batch_size)]
+        sums = [token_loss_sum(model, batch) for batch in batches]
         return Evaluation(sum(s for s, _ in sums) / sum(n for _, n in sums), None, len(encoded))
     loss, correct = 0.0, 0
-    for batch in eval_batches(encoded, batch_size):
+    for batch in batches:
         values = scores(model, batch)
         loss += cross_entropy(values, batch.labels, reduction="sum").item()
         correct += int((values.argmax(1) == batch.labels).sum())

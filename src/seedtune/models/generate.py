@@ -53,7 +53,7 @@ def _room(model: Tuned, length: int, max_new_tokens: int) -> int:
 def _continued(model: Tuned, prompts: list[list[int]], room: int) -> list[list[int]]:
     """Greedy continuations of prompts of one length."""
     ends = torch.tensor(sorted(_end_tokens(model)), dtype=torch.int64)
-    fed = torch.tensor(prompts, device=next(model.module.parameters()).device)
+    fed = torch.tensor(prompts, device=model.device)
     rows = torch.arange(len(prompts), device=fed.device)
     made, ended, cache = [], torch.zeros(len(prompts), dtype=torch.bool), None
     while len(made) < room and not ended.all():

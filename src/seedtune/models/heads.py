@@ -25,7 +25,7 @@ RIDGES = tuple(10.0**power for power in range(-3, 3))
 SCALES = tuple(2.0**power for power in range(0, 7))
 
 HeadValues = dict[str, torch.Tensor]
-"""`weight` [num_labels, width] and `bias` [num_labels], float32."""
+"""`weight` [num_labels, width] and `bias` [num_labels], float32, on the CPU."""
 
 
 @torch.no_grad()
@@ -49,8 +49,8 @@ def from_labels(model: Tuned, descriptions: Sequence[str]) -> HeadValues:
         raise ModelError(f"model.label_descriptions: text {empty[0]} is empty; describe the label in a few words")
     longest = min(DESCRIPTION_TOKENS, model.window or DESCRIPTION_TOKENS)
     options = dict(padding=True, padding_side="right", truncation=True, max_length=longest)
-    tokens = model.tokenizer(list(descriptions), return_tensors="pt", **options).to(_head(model).weight.device)
-    embeddings = model.module.features(tokens["input_ids"], tokens["attention_mask"])
+    tokens = model.tokenizer(list(descriptions), return_tensors="pt", **options).to(model.device)
+    embeddings = model.module.features(tokens["input_ids"], tokens["attention_mask"]).cpu()
     weight = LOGIT_SCALE / embeddings.norm(dim=1).mean() * normalize(embeddings)
     return {"weight": weight, "bias": torch.zeros_like(weight[:, 0])}
 
@@ -60,14 +60,14 @@ def from_probe(model: Tuned, batches: Iterable[Batch]) -> HeadValues:
     """A linear probe of the frozen features: ridge regression to the one-hot labels, scaled to be logits.
 
     The ridge (in units of the mean squared singular value) and the scale are those of `RIDGES` and `SCALES` with the
-    least cross-entropy of the leave-one-out predictions, which ridge regression has in closed form. All in float64,
-    without any random choice. Cost: one forward a batch, and an SVD of [num_examples, width].
+    least cross-entropy of the leave-one-out predictions, which ridge regression has in closed form. All in float64 on
+    the CPU, without any random choice. Cost: one forward a batch, and an SVD of [num_examples, width].
 
     Raises:
         ModelError: no fresh head, or a label without any example.
     """
     num_labels = len(_head(model).weight)
-    pairs = [(model.module.features(b.input_ids, b.attention_mask), b.labels) for b in batches]
+    pairs = [(model.module.features(b.input_ids, b.attention_mask).cpu(), b.labels.cpu()) for b in batches]
     labels = torch.cat([labels for _, labels in pairs]) if pairs else torch.zeros(0, dtype=torch.int64)
     if missing := set(range(num_labels)) - set(labels.tolist()):
         raise ModelError(

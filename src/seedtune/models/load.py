@@ -66,6 +66,11 @@ class Tuned:
     adapter: Literal["none", "lora"] = "none"
     quantisation: Literal["none", "8bit", "4bit"] = "none"
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are, and its batches have to be."""
+        return next(self.module.parameters()).device
+
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The tensors to tune, by name: the model's own storage."""
         named = dict(self.module.named_parameters())

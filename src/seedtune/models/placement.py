@@ -1,0 +1,40 @@
+"""Which device a model computes on: the one that the machine's settings name, checked before anything is loaded.
+
+Not here: batches, which are moved to the model where they are made (`data.batches.Batch.to`).
+"""
+
+import torch
+
+from ..config import Machine, ModelConfig
+from ..errors import ConfigError
+
+
+def device_of(machine: Machine, config: ModelConfig) -> torch.device:
+    """
+    Raises:
+        ConfigError: a GPU that torch does not find, or one with a quantised base or a kernel that needs the CPU.
+    """
+    if machine.device == "cpu":
+        return torch.device("cpu")
+    if not torch.backends.cuda.is_built():
+        raise _refused(machine, f"this torch ({torch.__version__}) has no CUDA: install a CUDA build of torch")
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_gpus == 0:
+        raise _refused(machine, "torch finds no GPU: look at its driver")
+    device = torch.device(machine.device)
+    if (device.index or 0) >= num_gpus:
+        known = "cuda:0" if num_gpus == 1 else f"cuda:0 to cuda:{num_gpus - 1}"
+        raise _refused(machine, f"torch finds {known} alone: choose from there")
+    if config.quantisation != "none":
+        raise _refused(
+            machine,
+            f"model.quantisation is {config.quantisation!r}, and bases are packed and decoded on the CPU: set it to "
+            "'none'",
+        )
+    if machine.kernel == "compiled":
+        raise _refused(machine, "kernel 'compiled' works on the CPU: choose 'auto' or 'torch'")
+    return device
+
+
+def _refused(machine: Machine, reason: str) -> ConfigError:
+    return ConfigError(f"--device {machine.device!r}: {reason}, or use --device cpu")
