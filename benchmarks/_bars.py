@@ -43,6 +43,16 @@ def _replay(dtype: str) -> Bar:
     return Bar(figure, "replay", "replay", where, "a direction / one pass", 0.5, 0.2)
 
 
+def _overhead(keys: str) -> Bar:
+    figure = f"ms a client and round beyond its losses: {keys} keys, 10,000 clients, 100 a round"
+    where = {"keys": keys, "varied": "N = 100, 1,000, 10,000"}
+    return Bar(figure, "scale", "overhead", where, "at most", 2.0, 2.0)
+
+
+def _start(kind: str) -> Bar:
+    return Bar(f"seconds to deal to 10,000 clients: {kind}", "scale", "start", {"partition": kind}, "seconds", 10, 10)
+
+
 _DTYPES, _DIRECTIONS = ("float32", "bfloat16"), ("rademacher", "gaussian")
 _GAUSSIAN = {512: 1.30, 1024: 1.20}
 
@@ -54,6 +64,11 @@ BARS = (
     *(_batched(num) for num in (32, 128)),
     *(_memory(dtype, num) for dtype in _DTYPES for num in (512, 1024)),
     *(_replay(dtype) for dtype in _DTYPES),
+    Bar(
+        "a whole run / its own forwards: the first run's recipe", "scale", "run", {}, "whole / own forwards", 1.15, 1.05
+    ),
+    *(_overhead(keys) for keys in ("own", "shared")),
+    *(_start(kind) for kind in ("iid", "dirichlet", "natural")),
 )
 
 
