@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..space import Weights
 from . import noise
-from .perturb import Perturbation, Perturber, rows_at_once
+from .perturb import Perturbation, Perturber, linear_by_chunks, rows_at_once
 
 _ALIGNED = 64  # bytes: where torch's own storage begins, and the scratch of `Perturber`
 
@@ -71,13 +71,9 @@ class _InChunks(TorchFunctionMode):
 
     def _linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         step = self._rows_of.get(id(weight))
-        if step is None:
+        if step is None or input.dim() < 2:
             return functional.linear(input, weight, bias)
-        out = input.new_empty(*input.shape[:-1], len(weight))
-        for first in range(0, len(weight), step):
-            part = None if bias is None else bias[first : first + step]
-            out[..., first : first + step] = functional.linear(input, _aligned(weight[first : first + step]), part)
-        return out
+        return linear_by_chunks(input, len(weight), step, lambda first, last: _aligned(weight[first:last]), bias)
 
 
 def _aligned(rows: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ parameter from outside that module's forward is not seen; `Perturber` then names
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -200,19 +201,10 @@ class _AtUse(TorchFunctionMode):
         value, bias = self._perturbed(input), self._perturbed(bias)
         if id(weight) not in self._moved or weight.dim() != 2:
             return functional.linear(value, self._perturbed(weight), bias)
-        num_rows, step = len(weight), rows_at_once(weight, self._scratch_bytes)
-        if step >= num_rows or value.dim() < 2:
-            return functional.linear(value, self._chunk(weight, 0, num_rows), bias)
-        rows, out = value.reshape(-1, weight.shape[1]), value.new_empty(*value.shape[:-1], num_rows)
-        columns = out.view(-1, num_rows)
-        for first in range(0, num_rows, step):
-            last = min(first + step, num_rows)
-            chunk = self._chunk(weight, first, last).T
-            if bias is None:
-                torch.mm(rows, chunk, out=columns[:, first:last])
-            else:
-                torch.addmm(bias[first:last], rows, chunk, out=columns[:, first:last])
-        return out
+        step = rows_at_once(weight, self._scratch_bytes)
+        if step >= len(weight) or value.dim() < 2:
+            return functional.linear(value, self._chunk(weight, 0, len(weight)), bias)
+        return linear_by_chunks(value, len(weight), step, partial(self._chunk, weight), bias)
 
     def _chunk(self, weight: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Rows `first` to `last` of theta + mu z, in the scratch that the next chunk overwrites."""
@@ -247,3 +239,26 @@ def rows_at_once(weight: torch.Tensor, scratch_bytes: int) -> int:
     num_rows, row = weight.shape
     most = max(1, scratch_bytes // (row * weight.element_size()))
     return -(-num_rows // -(-num_rows // most))
+
+
+def linear_by_chunks(
+    value: torch.Tensor,
+    num_rows: int,
+    step: int,
+    chunk: Callable[[int, int], torch.Tensor],
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """`functional.linear` of a value of two dimensions or more, `step` of the weight's rows at a time.
+
+    chunk(first, last): these rows, to be used before it is called again.
+    """
+    rows, out = value.reshape(-1, value.shape[-1]), value.new_empty(*value.shape[:-1], num_rows)
+    columns = out.view(-1, num_rows)
+    for first in range(0, num_rows, step):
+        last = min(first + step, num_rows)
+        weight = chunk(first, last).T
+        if bias is None:
+            torch.mm(rows, weight, out=columns[:, first:last])
+        else:
+            torch.addmm(bias[first:last], rows, weight, out=columns[:, first:last])
+    return out
