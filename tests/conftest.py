@@ -1,9 +1,11 @@
-"""Fixtures for all rooms: where the shared data sets and models lie, a tiny model, table and recipe."""
+"""Fixtures for all rooms: shared data sets and models, a tiny model, table and recipe, one thread, the command line."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,8 +13,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub'
 
 import small_federation
 import tiny_runs
+import torch
 
-from seedtune import assembly, experiment
+from seedtune import assembly, cli, experiment
 from seedtune.config import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,3 +54,31 @@ def small_runs(monkeypatch):
     monkeypatch.setattr(experiment, "assemble", small_federation.without_a_model)
     monkeypatch.setattr(assembly, "base_weights", lambda made: small_federation.site(made.recipe).replica.weights)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On a busy machine, waking threads for tiny products takes far longer than the products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def seedtune(tmp_path, capsys, monkeypatch) -> Callable[..., SimpleNamespace]:
+    """Runs a command in `tmp_path`; gives exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments) -> SimpleNamespace:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["seedtune", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return command

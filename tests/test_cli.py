@@ -10,29 +10,16 @@ import pytest
 import tiny_runs
 from tiny_runs import MACHINE, NOTHING
 
-from seedtune import assembly, cli, experiment, presets, run_store
+from seedtune import assembly, experiment, presets, run_store
 from seedtune.models.evaluation import Evaluation
 from seedtune.zo.trajectory_file import header_frame
 
 
 @pytest.fixture
-def seedtune(tmp_path, tiny_model, tiny_table, capsys, monkeypatch):
+def seedtune(seedtune, tmp_path, tiny_model, tiny_table):
     """Runs a command in a folder that has a recipe, `tiny.toml`; gives exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(tiny_runs.toml(tiny_runs.values(tiny_model, tiny_table)))
-
-    def command(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["seedtune", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
-
-    return command
+    return seedtune
 
 
 @pytest.fixture
@@ -172,7 +159,8 @@ def test_doctor_fails_where_the_noise_differs(seedtune, monkeypatch):
     result = seedtune("doctor", "--json")
     assert result.code == 2 and json.loads(result.out)["noise"] == "differs: compiled rademacher, compiled gaussian"
     assert result.err == (
-        "error: noise: differs: compiled rademacher, compiled gaussian; directions made here would not replay elsewhere\n"
+        "error: noise: differs: compiled rademacher, compiled gaussian; directions made here would not replay "
+        "elsewhere\n"
     )
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from seedtune.config import Machine, Recipe, build, merged
-from seedtune.experiment import Listener
+from seedtune.experiment import Listener, resume, run
 
 WORDS = ("red", "green", "blue")
 THINGS = ("apple", "brick", "cherry", "grass", "leaf", "pine", "sky", "sea", "ice", "berry")
@@ -131,6 +132,14 @@ class StopAfter:
 
 MACHINE = Machine()
 NOTHING: Listener = quiet
+
+
+def run_thrice(recipe: Recipe, folder: Path) -> list[dict]:
+    """Summaries of a run, of the same again, and of one that was stopped after two rounds and resumed."""
+    whole = [run(recipe, MACHINE, folder / name, NOTHING) for name in ("first", "again")]
+    with suppress(KeyboardInterrupt):
+        run(recipe, MACHINE, folder / "stopped", StopAfter(2))
+    return [*whole, resume(folder / "stopped", MACHINE, NOTHING)]
 
 
 def command(arguments: list[str], output: Path, folder: Path) -> None:

@@ -6,12 +6,12 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from tiny_runs import MACHINE, NOTHING, StopAfter
+from tiny_runs import MACHINE, NOTHING, run_thrice
 
 from seedtune.assembly import assemble
 from seedtune.config import Recipe
 from seedtune.errors import ModelError
-from seedtune.experiment import resume, run
+from seedtune.experiment import run
 from seedtune.fed import evaluations
 from seedtune.fed.client import local_round
 from seedtune.fed.evaluations import Evaluations, evaluations_of
@@ -219,9 +219,6 @@ def test_a_loss_that_is_not_finite_skips_the_step(split_recipe):
 @every_reading
 def test_runs_repeat_and_resume_to_the_same_digest(split_recipe, tmp_path, reading):
     recipe = split_recipe(READINGS[reading], model=LORA, federation={"local_steps": 2})
-    first, again = (run(recipe, MACHINE, tmp_path / name, NOTHING) for name in ("first", "again"))
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, MACHINE, tmp_path / "stopped", StopAfter(2))
-    resumed = resume(tmp_path / "stopped", MACHINE, NOTHING)
+    first, again, resumed = run_thrice(recipe, tmp_path)
     assert first["state_digest"] == again["state_digest"] == resumed["state_digest"]
     assert first["evaluations"] == resumed["evaluations"] and "in one forward" in first["evaluations"]

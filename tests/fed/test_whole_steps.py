@@ -4,11 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny_runs import MACHINE, NOTHING, StopAfter
+from tiny_runs import MACHINE, run_thrice
 
 from seedtune.assembly import assemble
 from seedtune.errors import ConfigError
-from seedtune.experiment import resume, run
 from seedtune.fed.client import local_round
 from seedtune.fed.evaluations import BatchedWhole, Evaluations
 from seedtune.fed.messages import Order
@@ -124,10 +123,7 @@ def test_first_order_steps_have_one_evaluation(tiny_recipe):
 
 def test_runs_repeat_and_resume_to_the_same_digest(whole_recipe, tmp_path):
     recipe = whole_recipe(model=LORA, federation={"local_steps": 2})
-    first, again = (run(recipe, MACHINE, tmp_path / name, NOTHING) for name in ("first", "again"))
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, MACHINE, tmp_path / "stopped", StopAfter(2))
-    resumed = resume(tmp_path / "stopped", MACHINE, NOTHING)
+    first, again, resumed = run_thrice(recipe, tmp_path)
     assert first["state_digest"] == again["state_digest"] == resumed["state_digest"]
     assert first["evaluations"] == resumed["evaluations"] and "in one forward" in first["evaluations"]
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_models import CAUSAL, gaussian, tiny_module
+from tiny_models import CAUSAL, IDS, MASK, gaussian, tiny_module
 from torch.nn.functional import linear
 
 from seedtune.errors import ModelError
@@ -12,9 +12,6 @@ from seedtune.models import answer_head
 from seedtune.models.answer_head import AnswerHead, Selection, answering_at
 from seedtune.models.batched_forward import batched_suffix, trial_call
 from seedtune.models.blocks import cut_before
-
-IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 4, 31, 0]])
-MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
 
 
 @pytest.mark.parametrize("family", [*CAUSAL, "bert", "roberta", "distilbert", "bert_classifier"])

@@ -6,12 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_models import batch_of, gaussian, tiny_module
+from tiny_models import IDS, MASK, adapted, batch_of, gaussian, tiny_module, with_values
 from torch.nn import ModuleList
 
 from seedtune.config import ModelConfig
 from seedtune.errors import ModelError
-from seedtune.models import lora
 from seedtune.models.blocks import cut_before, default_cut, num_layers
 from seedtune.models.encoder import EncoderWithHead
 from seedtune.models.load import load
@@ -40,17 +39,7 @@ TIED = {
     "gpt2 lora",
 }
 PLACES = range(1, NUM_LAYERS + 1)
-IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 4, 31, 0]])
-MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine, waking threads for these tiny products takes far longer than the products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def model_of(name: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -58,15 +47,10 @@ def model_of(name: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     family = "encoder" if name.startswith("encoder") else name.removesuffix(" lora")
     module = tiny_module(family, NUM_LAYERS).to(dtype)
     if name.endswith("lora"):
-        config = ModelConfig(name="tiny", adapter="lora", lora_rank=3)
-        with torch.random.fork_rng(devices=[]):
-            module = lora.attach(module, config, ADAPTED.get(name, "FEATURE_EXTRACTION"))
+        module = adapted(module, ADAPTED.get(name, "FEATURE_EXTRACTION"))
     if family == "encoder":
         module = EncoderWithHead(module, 2)
-    for key, parameter in module.named_parameters():
-        if lora.is_adapter(key) or key.startswith("head."):
-            parameter.data.copy_(0.3 * gaussian(key, tuple(parameter.shape)))
-    return module.eval().requires_grad_(False)
+    return with_values(module)
 
 
 def output(module: torch.nn.Module, ids=IDS, mask=MASK, **options) -> torch.Tensor:

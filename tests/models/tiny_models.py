@@ -1,4 +1,5 @@
-"""Tiny models of several families: random weights from numpy and a tokenizer of words; and batches written by hand."""
+"""Tiny models of several families, plain, adapted or as if loaded: random weights from numpy; a tokenizer of words; and
+batches written by hand."""
 
 import zlib
 
@@ -8,7 +9,10 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from seedtune.config import ModelConfig
 from seedtune.data.batches import Batch
+from seedtune.models import answer_head, lora
+from seedtune.models.load import Tuned
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", "it", "was", "good", "bad", "a", "film", "the", "plot", "dull"]
 VOCABULARY = 32
@@ -35,6 +39,8 @@ CONFIGS = {
 }
 CAUSAL = ("llama", "qwen2", "qwen3", "gemma2", "opt", "gpt2")
 MASKED = ("bert", "roberta", "distilbert")
+IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 4, 31, 0]])
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
 
 
 def gaussian(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -61,6 +67,30 @@ def tiny_module(family: str, num_layers: int = 2) -> torch.nn.Module:
             is_scale = parameter.dim() == 1 and not name.endswith("bias")
             parameter.copy_(is_scale + 0.3 * gaussian(name, tuple(parameter.shape)))
     return module.eval()
+
+
+def adapted(module: torch.nn.Module, task_type: str, targets: tuple[str, ...] = ()) -> torch.nn.Module:
+    """Under LoRA of rank 3."""
+    config = ModelConfig(name="tiny", adapter="lora", lora_rank=3, lora_targets=targets)
+    with torch.random.fork_rng(devices=[]):
+        return lora.attach(module, config, task_type)
+
+
+def with_values(module: torch.nn.Module) -> torch.nn.Module:
+    """Ready to be evaluated, its adapters and its head of ours at 0.3 times standard normal."""
+    for name, parameter in module.named_parameters():
+        if lora.is_adapter(name) or name.startswith("head."):
+            parameter.data.copy_(0.3 * gaussian(name, tuple(parameter.shape)))
+    return module.eval().requires_grad_(False)
+
+
+def as_loaded(module: torch.nn.Module, family: str, trainable: list[str] | None = None) -> Tuned:
+    """As `load` would make it; `trainable`: the tensors to tune, all by default."""
+    kind = "masked" if family in MASKED else "classifier" if family in ("bert_classifier", "encoder") else "causal"
+    if kind != "classifier":
+        answer_head.install(module)
+    names = trainable or [name for name, _ in module.named_parameters()]
+    return Tuned(module.requires_grad_(False), None, kind, tuple(names), family)
 
 
 def batch_of(sequences: list[list[int]], rows: list[int], columns: list[int], **given) -> Batch:

@@ -1,30 +1,20 @@
 """`seedtune report` as a user meets it: over runs as they are made, with errors of one line."""
 
-import sys
-
 import pytest
 import run_folders
 from tiny_runs import MACHINE, NOTHING, StopAfter
 
-from seedtune import cli, experiment, run_store
+from seedtune import experiment, run_store
 from seedtune.report import page
 
 
 @pytest.fixture
-def report(tmp_path, capsys, monkeypatch):
+def report(seedtune):
     """Runs the command in `tmp_path`; gives exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
 
     def command(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["seedtune", "report", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        found = seedtune("report", *arguments)
+        return found.code, found.out, found.err
 
     return command
 

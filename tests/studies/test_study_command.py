@@ -8,33 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tiny_runs
 
-from seedtune import cli, run_store
+from seedtune import run_store
 from seedtune.studies import runner
 from seedtune.studies.catalogue import STUDIES
-
-
-@pytest.fixture
-def seedtune(tmp_path, capsys, monkeypatch):
-    """Runs a command in an empty folder; gives exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["seedtune", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
-
-    return command
 
 
 @pytest.fixture

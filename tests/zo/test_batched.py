@@ -5,13 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_models import MASKED, batch_of, gaussian, tiny_module
+from tiny_models import adapted, as_loaded, batch_of, gaussian, tiny_module, with_values
 from torch.nn import functional
 
-from seedtune.config import ModelConfig
 from seedtune.data.batches import Batch
 from seedtune.errors import ModelError
-from seedtune.models import answer_head, lora
+from seedtune.models import lora
 from seedtune.models.batched_forward import batched_suffix
 from seedtune.models.blocks import cut_before
 from seedtune.models.encoder import EncoderWithHead
@@ -38,34 +37,18 @@ BATCHES = {
     "texts": batch_of(SEQUENCES, rows=[0, 0, 1, 2, 2, 2], columns=[2, 3, 1, 0, 1, 2], targets=[8, 9, 4, 6, 13, 12]),
 }  # fmt: skip
 POINTS = [Perturbation(key, 0.03, Distribution.GAUSSIAN) for key in (3, 8, 5, 1)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine, waking threads for these tiny products takes far longer than the products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tuned(family: str, dtype: torch.dtype = torch.float32, is_adapted: bool = False) -> Tuned:
     """A tiny model as `load` would make it, with all its tensors tuned, or its adapters."""
     module = tiny_module(family, NUM_LAYERS).to(dtype)
     if is_adapted:
-        with torch.random.fork_rng(devices=[]):
-            config = ModelConfig(name="tiny", adapter="lora", lora_rank=3, lora_targets=())
-            module = lora.attach(module, config, ADAPTED[family])
+        module = adapted(module, ADAPTED[family])
     if family == "encoder":
         module = EncoderWithHead(module, 2)
     names = [name for name, _ in module.named_parameters() if not is_adapted or lora.is_adapter(name)]
-    for name, parameter in module.named_parameters():
-        if lora.is_adapter(name) or name.startswith("head."):
-            parameter.data.copy_(0.3 * gaussian(name, tuple(parameter.shape)))
-    kind = "masked" if family in MASKED else "classifier" if family in ("bert_classifier", "encoder") else "causal"
-    if kind != "classifier":
-        answer_head.install(module)
-    return Tuned(module.eval().requires_grad_(False), None, kind, tuple(names), family)
+    return as_loaded(with_values(module), family, names)
 
 
 def batch_for(model: Tuned, name: str = "choices") -> Batch:

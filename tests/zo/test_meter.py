@@ -5,12 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import CAUSAL, MASKED, batch_of, gaussian, tiny_module
+from tiny_models import CAUSAL, MASKED, as_loaded, batch_of, gaussian, tiny_module
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from seedtune.data.batches import Batch
-from seedtune.models import answer_head
 from seedtune.models.load import Tuned
 from seedtune.models.objective import loss
 from seedtune.space import space_of
@@ -23,21 +22,11 @@ from seedtune.zo.reuse import Prefix
 SEQUENCES = [[5, 6, 7, 8, 9, 4, 3], [10, 11, 4], [9, 6, 13, 12]]
 LABELS = dict(rows=[0, 1, 2], columns=[6, 2, 3], candidates=[7, 8, 30, 1], labels=[0, 1, 3])
 POINT = Perturbation(7, 0.05, Distribution.GAUSSIAN)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tuned(family: str, dtype: torch.dtype = torch.float32) -> Tuned:
-    module = tiny_module(family).to(dtype).requires_grad_(False)
-    answer_head.install(module)
-    kind = "masked" if family in MASKED else "causal"
-    return Tuned(module, None, kind, tuple(name for name, _ in module.named_parameters()), family)
+    return as_loaded(tiny_module(family).to(dtype), family)
 
 
 def text_batch(num_scored: int, length: int = 7) -> Batch:

@@ -1,17 +1,16 @@
 """F(theta + mu z) is what a copy whose weights were really moved computes, and theta is never written."""
 
-import copy
 from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_models import gaussian, tiny_module
+from moved_copies import moved_copy
+from tiny_models import IDS, MASK, adapted, gaussian, tiny_module, with_values
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seedtune.config import ModelConfig
 from seedtune.errors import ModelError
 from seedtune.models import answer_head, lora
 from seedtune.space import Space, bind, bound_weights, copied, digest, space_of
@@ -23,44 +22,17 @@ GAUSSIAN, RADEMACHER = Distribution.GAUSSIAN, Distribution.RADEMACHER
 FAMILIES = ("llama", "qwen2", "gemma2", "opt", "gpt2", "bert", "roberta", "bert_classifier")
 ADAPTED = {"llama": ("CAUSAL_LM", ("q_proj", "v_proj")), "gpt2": ("CAUSAL_LM", ()), "bert_classifier": ("SEQ_CLS", ())}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 4, 31, 0]])
-MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
 POINT = Perturbation(7, 0.05, GAUSSIAN)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine, waking threads for these tiny products takes far longer than the products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def with_adapters(family: str) -> torch.nn.Module:
     task_type, targets = ADAPTED[family]
-    config = ModelConfig(name="tiny", adapter="lora", lora_rank=3, lora_targets=targets)
-    with torch.random.fork_rng(devices=[]):
-        module = lora.attach(tiny_module(family), config, task_type)
-    for name, parameter in module.named_parameters():
-        if lora.is_adapter(name):
-            parameter.data.copy_(0.3 * gaussian(name, tuple(parameter.shape)))
-    return module.eval().requires_grad_(False)
+    return with_values(adapted(tiny_module(family), task_type, targets))
 
 
 def whole_space(module: torch.nn.Module) -> Space:
     return space_of(module, [name for name, _ in module.named_parameters()])
-
-
-def moved_copy(module: torch.nn.Module, space: Space, point: Perturbation) -> torch.nn.Module:
-    """A deep copy at theta + mu z, made from the definition of directions."""
-    moved = copy.deepcopy(module)
-    parameters, mu = dict(moved.named_parameters()), torch.tensor(point.mu, dtype=torch.float32)
-    for spec in space.tensors:
-        z = noise.values(point.key, spec.start, spec.num_elements, point.distribution).view(spec.shape)
-        data = parameters[spec.name].data
-        data.copy_((data.float() + mu * z).to(data.dtype))
-    return moved
 
 
 def output(module: torch.nn.Module) -> torch.Tensor:

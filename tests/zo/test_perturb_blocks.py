@@ -1,51 +1,30 @@
 """The two blocks of a cut model at points of their own: a prefix and a suffix give what a moved copy gives whole."""
 
-import copy
 from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
-from tiny_models import gaussian, tiny_module
+from moved_copies import moved_apart
+from tiny_models import IDS, MASK, adapted, gaussian, tiny_module, with_values
 
-from seedtune.config import ModelConfig
 from seedtune.errors import ModelError
 from seedtune.models import lora
 from seedtune.models.blocks import Cut, cut_before
 from seedtune.space import bound_weights, copied, digest, space_of
-from seedtune.zo import noise
 from seedtune.zo.noise import Distribution
 from seedtune.zo.perturb import Perturbation, Perturber
 
 NUM_LAYERS, K = 4, 2
 GAUSSIAN = Distribution.GAUSSIAN
 FAMILIES = ("llama", "qwen2", "gemma2", "opt", "gpt2", "bert", "roberta", "distilbert", "bert_classifier")
-IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 4, 31, 0]])
-MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine, waking threads for these tiny products takes far longer than the products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def adapted(layers: list[int]) -> torch.nn.Module:
+def adapted_at(layers: list[int]) -> torch.nn.Module:
     """A llama with LoRA on the given layers alone."""
     targets = tuple(f"model.layers.{i}.self_attn.{name}" for i in layers for name in ("q_proj", "v_proj"))
-    with torch.random.fork_rng(devices=[]):
-        module = lora.attach(
-            tiny_module("llama", NUM_LAYERS),
-            ModelConfig(name="tiny", adapter="lora", lora_rank=3, lora_targets=targets),
-            "CAUSAL_LM",
-        )
-    for name, parameter in module.named_parameters():
-        if lora.is_adapter(name):
-            parameter.data.copy_(0.3 * gaussian(name, tuple(parameter.shape)))
-    return module.eval().requires_grad_(False)
+    return with_values(adapted(tiny_module("llama", NUM_LAYERS), "CAUSAL_LM", targets))
 
 
 def perturber_of(module: torch.nn.Module) -> Perturber:
@@ -62,18 +41,6 @@ def point(key: int, mu: float, names: frozenset[str] | None = None) -> Perturbat
     return Perturbation(key, mu, GAUSSIAN, names)
 
 
-def moved_copy(perturber: Perturber, module: torch.nn.Module, points: dict[str, Perturbation]) -> torch.nn.Module:
-    """A deep copy whose tensors are at the points given by name."""
-    moved = copy.deepcopy(module)
-    parameters = dict(moved.named_parameters())
-    for spec in perturber.space.tensors:
-        if at := points.get(spec.name):
-            z = noise.values(at.key, spec.start, spec.num_elements, at.distribution).view(spec.shape)
-            data = parameters[spec.name].data
-            data.copy_((data.float() + torch.tensor(at.mu) * z).to(data.dtype))
-    return moved
-
-
 def at_blocks(perturber: Perturber, cut: Cut, first: Perturbation, second: Perturbation) -> torch.Tensor:
     call = partial(output, cut.module)
     with perturber.at(point(first.key, first.mu, cut.block1)):
@@ -86,12 +53,12 @@ def at_blocks(perturber: Perturber, cut: Cut, first: Perturbation, second: Pertu
 @pytest.mark.parametrize("family", [*FAMILIES, "adapted"])
 def test_each_block_is_at_its_own_point(family, dtype):
     """Tied tensors included: the suffix sees them where the prefix saw them."""
-    module = adapted([0, 1, 2, 3]) if family == "adapted" else tiny_module(family, NUM_LAYERS).to(dtype)
+    module = adapted_at([0, 1, 2, 3]) if family == "adapted" else tiny_module(family, NUM_LAYERS).to(dtype)
     perturber, cut = perturber_of(module), cut_before(module, K)
     before = digest(copied(bound_weights(module, perturber.space)))
     first, second = point(3, 0.05), point(4, -0.03)
     points = dict.fromkeys(cut.block1, first) | dict.fromkeys(cut.block2, second)
-    expected = output(moved_copy(perturber, module, points))
+    expected = output(moved_apart(module, perturber.space, points))
     for _ in range(2):
         assert torch.equal(at_blocks(perturber, cut, first, second), expected)
     assert digest(bound_weights(module, perturber.space)) == before
@@ -100,7 +67,7 @@ def test_each_block_is_at_its_own_point(family, dtype):
 
 @pytest.mark.parametrize("family", [*FAMILIES, "adapted"])
 def test_one_point_for_both_blocks_is_that_point_of_the_whole(family):
-    module = adapted([0, 1, 2, 3]) if family == "adapted" else tiny_module(family, NUM_LAYERS)
+    module = adapted_at([0, 1, 2, 3]) if family == "adapted" else tiny_module(family, NUM_LAYERS)
     perturber, cut = perturber_of(module), cut_before(module, K)
     with perturber.at(point(3, 0.05)):
         expected = output(module)
@@ -116,7 +83,7 @@ def test_a_block_alone_moves_over_the_other_at_rest(family):
     with perturber.at(None):
         activations = cut.prefix(call)
     for block, run in ((cut.block1, call), (cut.block2, lambda: cut.suffix(call, activations))):
-        expected = output(moved_copy(perturber, module, dict.fromkeys(block, point(5, 0.04))))
+        expected = output(moved_apart(module, perturber.space, dict.fromkeys(block, point(5, 0.04))))
         with perturber.at(point(5, 0.04, block)):
             assert torch.equal(run(), expected)
 
@@ -146,7 +113,7 @@ def test_a_model_that_reads_parameters_itself():
     assert cut.shared == {"scale"}
     first, second = point(3, 0.05), point(4, -0.03)
     points = dict.fromkeys(cut.block1, first) | dict.fromkeys(cut.block2, second)
-    assert torch.equal(at_blocks(perturber, cut, first, second), output(moved_copy(perturber, module, points)))
+    assert torch.equal(at_blocks(perturber, cut, first, second), output(moved_apart(module, perturber.space, points)))
 
 
 # What is perturbed must be used, and once
@@ -223,7 +190,7 @@ def nested(perturber: Perturber, cut: Cut, is_reused: bool) -> list[torch.Tensor
     [([0, 1, 2, 3], [3, 3, 5, 5]), ([1, 2, 3], [1, 3, 5, 5]), ([2, 3], [1, 1, 5, 5]), ([3], [1, 1, 5, 5])],
 )
 def test_frozen_layers_before_the_cut_are_computed_once_for_all_prefixes(layers, calls):
-    module = adapted(layers)
+    module = adapted_at(layers)
     perturber, cut = perturber_of(module), cut_before(module, K)
     expected = nested(perturber, cut, is_reused=False)
     counts = computed(module)
@@ -234,7 +201,7 @@ def test_frozen_layers_before_the_cut_are_computed_once_for_all_prefixes(layers,
 
 def test_suffixes_of_several_prefixes_made_before_the_batch_share_nothing():
     """No tuned tensor runs between the cut and the frozen layer 2, yet its output differs from prefix to prefix."""
-    module = adapted([0, 3])
+    module = adapted_at([0, 3])
     perturber, cut, call = perturber_of(module), cut_before(module, K), partial(output, module)
     made = []
     for mu in (0.05, -0.05):
