@@ -79,8 +79,11 @@ def test_a_run_of_an_earlier_seedtune_is_described_without_what_its_replay_takes
     assert not any(name.startswith("replay") for name in described(ended))
 
 
-def test_what_a_replay_will_take_is_said_before_it_begins(ended, tmp_path):
+def test_what_a_replay_will_take_is_said_where_it_is_worth_waiting_for(ended, tmp_path, monkeypatch):
     said = []
+    exported(ended, tmp_path / "quick", None, None, False, said.append)
+    assert not said
+    monkeypatch.setattr(inspection, "SECONDS_WORTH_SAYING", 0.0)
     exported(ended, tmp_path / "tuned", None, None, False, said.append)
     (line,) = said
     assert line.startswith("replaying 12 directions, ") and line.endswith(" here")

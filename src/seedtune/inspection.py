@@ -17,7 +17,7 @@ from .data import metrics
 from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import versions
 from .metrics import scores_of
-from .models.export import export
+from .models.export import check_free, export
 from .models.generate import generate
 from .quantities import duration, operations
 from .space import Weights, bound_weights, digest
@@ -31,6 +31,7 @@ COMPARED = (
     "flops", "seconds", "peak_memory_bytes", "state_digest",
 )  # fmt: skip
 ANSWER_TOKENS = 32
+SECONDS_WORTH_SAYING = 1.0
 _CPU = Machine()
 _ONE_PLACE = {"kind": "iid", "num_clients": 1, "heldout_fraction": 0.0}
 _ONE_CLIENT = {"cohort_size": 0, "min_replies": 1}
@@ -112,19 +113,21 @@ def exported(
 ) -> dict[str, Any]:
     """Replays `path` on its base and writes the tuned model to `folder`; the state that it stands at.
 
-    `say` is told what the replay will take, before it begins.
+    `say` is told what the replay will take, before it begins, where it is worth waiting for.
 
     Raises:
         TrajectoryError, DigestMismatch: damaged, too short, or another base. ModelError: `folder` is not free.
     """
+    check_free(folder)
     state, snapshot = opened(path)
     trajectory.check_rounds(state, num_rounds)
     base = base or (run_store.recipe_of(path).model.name if snapshot else None)
 
     def foretell(ahead: CatchingUp) -> None:
-        seconds = duration(ahead.seconds(pace_here(state.header.distribution, ahead.dtype)))
-        many = f"{ahead.num_directions:,} directions, {operations(ahead.num_values)} values"
-        say(f"replaying {many}: about {seconds} here")
+        seconds = ahead.seconds(pace_here(state.header.distribution, ahead.dtype))
+        if seconds >= SECONDS_WORTH_SAYING:
+            many = f"{ahead.num_directions:,} directions, {operations(ahead.num_values)} values"
+            say(f"replaying {many}: about {duration(seconds)} here")
 
     model, space = load_replayed(state, base, num_rounds, snapshot, foretell)
     export(model, folder, merged=merge)

@@ -43,8 +43,7 @@ def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
             base.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"export to {str(folder)!r}: it exists and is not empty; give a new folder or empty this one")
+    check_free(folder)
     if merged and model.adapter != "lora":
         raise ModelError("export with merged weights was asked for, but the model has no LoRA adapter to merge")
     if merged and model.quantisation != "none":
@@ -59,6 +58,15 @@ def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
             (Path(scratch) / "model").replace(folder)
     except OSError as error:
         raise ModelError(f"export to {str(folder)!r}: cannot be written ({error.strerror or error})") from None
+
+
+def check_free(folder: Path) -> None:
+    """
+    Raises:
+        ModelError: the folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"export to {str(folder)!r}: it exists and is not empty; give a new folder or empty this one")
 
 
 def _write(model: Tuned, folder: Path, merged: bool) -> None:
