@@ -50,7 +50,7 @@ def throughput(quick: bool) -> list[dict]:
     rows = []
     for kernel, operation, dtype, size, num_keys, call in cases((CACHED,) if quick else (CACHED, LARGE)):
         buffer = warmed(size)
-        times = in_turns({"normal": buffer.normal_, "noise": call}, num_turns=3 if quick else 15)
+        times = in_turns({"normal": buffer.normal_, "noise": call}, num_turns=3 if quick else 9, most_seconds=5)
         rows.append(
             {
                 "kernel": kernel,
@@ -77,7 +77,7 @@ def overhead(quick: bool) -> list[dict]:
         calls[f"perturb_rows {len(rows)} rows of 256, {distribution}"] = partial(
             perturb_rows, out, table, rows, KEY, 0, 1e-3, distribution
         )
-    times = in_turns(calls, num_turns=3 if quick else 15)
+    times = in_turns(calls, num_turns=3 if quick else 9, most_seconds=5)
     return [{"call": name, "microseconds": spread([t * 1e6 for t in times[name]])} for name in calls]
 
 
