@@ -9,7 +9,7 @@ never written to. Nothing here runs anything.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def held(folder: Path) -> dict[str, Path]:
 
 
 def ended(folder: Path) -> Run | None:
-    """The run in this folder; None while it has not ended.
+    """The run in this folder; None while it has not ended. One that could not go on, since nothing that its clients
+    sent was finite, comes without a summary: its last weights are no result.
 
     Raises:
         RunStoreError: no run there, or a damaged one.
@@ -92,16 +93,8 @@ def ended(folder: Path) -> Run | None:
     summary = run_store.summary_of(folder)
     if summary is None:
         return None
-    return diverged(folder) if summary["stopped_by"] == "divergence" else _run(folder, summary)
-
-
-def diverged(folder: Path) -> Run:
-    """A run that could not go on, since nothing that its clients sent was finite; its last weights are no result."""
-    return _run(folder, None)
-
-
-def _run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
-    return Run(folder, run_store.recipe_of(folder), tuple(run_store.metrics_of(folder)), summary)
+    result = None if summary["stopped_by"] == "divergence" else summary
+    return Run(folder, run_store.recipe_of(folder), tuple(run_store.metrics_of(folder)), result)
 
 
 def check_free(folder: Path, job: Job) -> None:

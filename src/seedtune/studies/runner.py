@@ -129,7 +129,7 @@ def _run_all(state: _State, crew: Crew, listen: Listener) -> None:
 def _noted(state: _State, end: Ended) -> News:
     """Files a run that ended, and the news of it."""
     job = state.running.pop(end.folder)
-    run = folders.diverged(end.folder) if end.diverged else None if end.error else folders.ended(end.folder)
+    run = None if end.error else folders.ended(end.folder)
     if run:
         state.ended[key(job.recipe)] = run
     else:

@@ -24,11 +24,10 @@ Hear = Callable[[Path, int], None]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended. `error`: None where it came to a summary; `diverged`: its clients sent nothing finite."""
+    """How a run ended. `error`: None where it came to a summary."""
 
     folder: Path
     error: str | None = None
-    diverged: bool = False
 
 
 class Crew(Protocol):
@@ -156,13 +155,13 @@ def perform(folder: Path, recipe: Recipe, hear: Hear) -> Ended:
 
     try:
         if run_store.is_run(folder):
-            summary = experiment.resume(folder, Machine(), listen)
+            experiment.resume(folder, Machine(), listen)
         else:
-            summary = experiment.run(recipe, Machine(), folder, listen)
+            experiment.run(recipe, Machine(), folder, listen)
     except ConnectionError:
         raise
     except SeedtuneError as error:
         return Ended(folder, str(error))
     except Exception as error:  # whatever a run does, the others go on
         return Ended(folder, f"{type(error).__name__}: {error}")
-    return Ended(folder, diverged=summary["stopped_by"] == "divergence")
+    return Ended(folder)
