@@ -120,7 +120,7 @@ def measure_peak(case: Case, method: str) -> dict[str, float]:
     libraries = peak(case.device)
     if method == "two-point":
         _load_kernels(case)
-    kernels = peak(case.device) - libraries  # Numba and LLVM
+    kernels = peak(case.device) - libraries
     made = built(case)
     loading = peak(case.device)
     restart_peak(case.device)
