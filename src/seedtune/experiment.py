@@ -32,6 +32,7 @@ from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
 from .models.evaluation import Evaluation
+from .models.placement import slowness
 from .run_folder import check_room
 from .run_store import RunStore
 from .space import copied, copy_into
@@ -93,6 +94,8 @@ def resume(folder: Path, machine: Machine, listen: Listener, say: Say = unsaid) 
 def _told(experiment: Experiment, say: Say) -> Experiment:
     if experiment.recipe.is_split or experiment.site.evaluations.batched:
         say(experiment.site.evaluations.note)
+    if note := slowness(experiment.recipe.model, next(experiment.site.module.parameters()).device):
+        say(note)
     return experiment
 
 

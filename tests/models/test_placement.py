@@ -5,7 +5,7 @@ import torch
 
 from seedtune.config import Machine, ModelConfig
 from seedtune.errors import ConfigError
-from seedtune.models.placement import device_of
+from seedtune.models.placement import device_of, slowness
 
 PACKED = ModelConfig(adapter="lora", quantisation="4bit")
 
@@ -26,6 +26,14 @@ def gpus(monkeypatch):
 def test_the_cpu_is_always_there(gpus, config):
     gpus(None)
     assert device_of(Machine(kernel="compiled"), config) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("is_supported", [True, False])
+def test_bfloat16_is_said_to_be_slow_where_the_processor_cannot_multiply_it(monkeypatch, is_supported):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: is_supported)
+    cpu, half = torch.device("cpu"), ModelConfig(dtype="bfloat16")
+    assert slowness(ModelConfig(), cpu) is None and slowness(half, torch.device("cuda")) is None
+    assert is_supported == (slowness(half, cpu) is None)
 
 
 def test_gpus_that_are_there(gpus):

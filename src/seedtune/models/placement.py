@@ -1,4 +1,5 @@
-"""Which device a model computes on: the one that the machine's settings name, checked before anything is loaded.
+"""Which device a model computes on: the one that the machine's settings name, checked before anything is loaded; and
+what a user should know of a dtype there.
 
 Not here: batches, which are moved to the model where they are made (`data.batches.Batch.to`).
 """
@@ -34,6 +35,16 @@ def device_of(machine: Machine, config: ModelConfig) -> torch.device:
     if machine.kernel == "compiled":
         raise _refused(machine, "kernel 'compiled' works on the CPU: choose 'auto' or 'torch'")
     return device
+
+
+def slowness(config: ModelConfig, device: torch.device) -> str | None:
+    """A line for a model in bfloat16 on a processor that torch has no bfloat16 products for; None otherwise.
+
+    Two forwards of OPT-125m then took 4 to 6 times as long as in float32 (`benchmarks.step`).
+    """
+    if config.dtype != "bfloat16" or device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return "model.dtype: this processor multiplies bfloat16 matrices several times slower than float32 ones"
 
 
 def _refused(machine: Machine, reason: str) -> ConfigError:
