@@ -33,8 +33,8 @@ from seedtune.zo.update import Update, apply
 SCORED = 16
 LORA = ModelConfig(name="random", adapter="lora", lora_rank=8, lora_targets=("q_proj", "v_proj"))
 TURNS = {32: 9, 128: 7, 256: 5, 512: 5}
-DIRECTIONS = {1: (32, 128, 256, 512), 4: (32, 128)}  # and the tokens of their batches
-MOST_SECONDS = 15
+DIRECTIONS = {1: (32, 128, 256, 512), 4: (32,)}  # and the tokens of their batches
+MOST_SECONDS = 10
 
 
 class Steps:

@@ -104,7 +104,7 @@ def _times(name: str, is_lora: bool, num_sequences: int, num_turns: int) -> dict
         num_turns,
         seconds=0,
         clock=process_time,
-        most_seconds=15,
+        most_seconds=10,
     )
     most = steps.decided("auto").most(shape_of(steps.work.batch))
     auto = "one-by-one" if most == 1 else "batched"

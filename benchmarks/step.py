@@ -36,8 +36,8 @@ class Case:
 
 
 CASES = (
-    Case("float32", 128, has_mezo=True), Case("float32", 512, has_mezo=True), Case("float32", 1024),
-    Case("float32", 1024, scores_all=True),
+    Case("float32", 128, has_mezo=True), Case("float32", 512), Case("float32", 512, scores_all=True),
+    Case("float32", 1024),
     *(Case("float32", num_tokens, is_lora=True) for num_tokens in (128, 512, 1024)),
     *(Case("bfloat16", num_tokens) for num_tokens in (128, 512, 1024)),
 )  # fmt: skip
