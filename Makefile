@@ -21,7 +21,7 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
