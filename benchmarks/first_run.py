@@ -64,7 +64,7 @@ def figures(quick: bool) -> list[dict[str, Any]]:
         **{name: partial(python, SEEDTUNE, *command, fails="refused" in name) for name, command in COMMANDS.items()},
         "demo, first round": first_round,
     }
-    times = in_turns(calls, num_turns=1 if quick else 5, seconds=0)
+    times = in_turns(calls, num_turns=1 if quick else 3, seconds=0)
     return [
         {
             "command": name, "seconds": spread(times[name]), "over python": ratio(times[name], times["python"]),
