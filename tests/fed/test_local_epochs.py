@@ -71,7 +71,7 @@ def test_passes_are_keyed_by_round_and_client_and_repeat():
 
 def test_a_real_clients_pass_is_its_training_examples(tiny_recipe, monkeypatch):
     """11 or 12 examples a client, of which 2 are held out, in batches of 4."""
-    monkeypatch.setattr(assembly, "batch_of", lambda examples, indices: indices)
+    monkeypatch.setattr(assembly, "batch_of", lambda examples, indices: torch.from_numpy(indices))
     made = assembly.assemble(tiny_recipe(partition={"heldout_fraction": 0.2}), MACHINE)
     for client, own in enumerate(made.clients):
         first, again, other = ([part.tolist() for part in made.site.epoch(client, key)] for key in (1, 1, 2))

@@ -74,8 +74,8 @@ class Server:
     round: the next round's number. log: the records that lead from the base to the weights. up_to_date: for each
     client that ever was asked, the number of these that its weights stand at, `AHEAD` or `LOST`. rates: what the
     clients' own learning rates follow from. guard: what it knows of the loss. rates_at: the rates as they were at each
-    of the guard's good states, a number of rounds. packed: by round, records as they travel, one memory for all states
-    of a run.
+    of the guard's good states, a number of rounds. packed: by round, a record and how it travels, one memory for all
+    states of a run.
     """
 
     recipe: Recipe
@@ -88,7 +88,7 @@ class Server:
     rates: Rates
     guard: Guard
     rates_at: Mapping[int, Rates]
-    packed: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
+    packed: dict[int, tuple[RoundRecord, bytes]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def at_start(cls, recipe: Recipe, header: Header, space: Space, replica: Replica) -> "Server":
@@ -103,10 +103,15 @@ class Server:
     def packed_since(self, place: int) -> tuple[bytes, ...]:
         """The records of the log from `place` on as they travel, each packed once a run and gathered once a round."""
         if place not in self._gathered:
-            wanted = self.log[place:]
-            self.packed.update({each.round: pack_record(each) for each in wanted if each.round not in self.packed})
-            self._gathered[place] = tuple(self.packed[record.round] for record in wanted)
+            self._gathered[place] = tuple(self._packed(record) for record in self.log[place:])
         return self._gathered[place]
+
+    def _packed(self, record: RoundRecord) -> bytes:
+        held, data = self.packed.get(record.round, (None, b""))
+        if held is not record:  # none yet, or that of another future of an earlier state
+            data = pack_record(record)
+            self.packed[record.round] = record, data
+        return data
 
     @cached_property
     def _gathered(self) -> dict[int, tuple[bytes, ...]]:
