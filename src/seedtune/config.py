@@ -314,15 +314,8 @@ class Machine(_Section):
     """What changes speed and memory; of a result no more than the last bits of losses, by `device`."""
 
     kernel: Literal["auto", "compiled", "torch"] = "auto"
-    device: str = Field(
-        "cpu", pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description="where model and batches are: 'cpu', 'cuda', 'cuda:N'"
-    )
-    scratch_bytes: int = Field(
-        2**22,
-        ge=2**12,
-        description="largest piece of perturbed weights held at once; twice that where both points of a pair are made "
-        "from one generation of their direction",
-    )
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description="of the model and the batches")
+    scratch_bytes: int = Field(2**22, ge=2**12, description="largest piece of perturbed weights; a pair takes two")
 
 
 def build(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
