@@ -7,7 +7,7 @@ and over, since neither time nor memory depends on them. The global random gener
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -187,12 +187,6 @@ def choice_batch(vocabulary: int, num_sequences: int, num_tokens: int, is_causal
     rows, candidates = torch.arange(num_sequences), torch.tensor([5, 6]) if is_causal else None
     columns = torch.full_like(rows, num_tokens - 1 if is_causal else 0)
     return Batch(ids, torch.ones_like(ids), rows, columns, None, candidates, rows % 2, num_sequences)
-
-
-def on_device(batch: Batch, device: str) -> Batch:
-    """The batch with all its tensors there."""
-    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-    return replace(batch, **{name: value.to(device) for name, value in tensors.items()})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks._report import Clock, arguments, in_turns, ratio, report, spread
-from benchmarks._workload import Work, forward, on_device, random_model, shape, text_batch, two_point_step, work
+from benchmarks._workload import Work, forward, random_model, shape, text_batch, two_point_step, work
 from seedtune.zo.kernels import kernel_for
 from seedtune.zo.noise import Distribution, accumulate, derive_key, perturb, perturb_both
 from seedtune.zo.perturb import Perturber
@@ -54,7 +54,7 @@ def _work(device: str, num_layers: int) -> Work:
     config = shape("opt-1.3b", num_layers)
     model = random_model(config, torch.bfloat16)
     model.module.to(device)
-    made = work(model, on_device(text_batch(config.vocab_size, TOKENS, ANSWERS), device))
+    made = work(model, text_batch(config.vocab_size, TOKENS, ANSWERS).to(torch.device(device)))
     return replace(made, perturber=Perturber(model.module, made.space, SCRATCH_BYTES))
 
 

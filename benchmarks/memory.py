@@ -41,7 +41,6 @@ from benchmarks._workload import (
     Work,
     forward,
     loaded_base,
-    on_device,
     random_model,
     save_base,
     shape,
@@ -73,7 +72,7 @@ def built(case: Case) -> Work:
     model.module.to(case.device)
     for parameter in model.parameters().values():
         parameter.requires_grad_(True)
-    return work(model, on_device(batch, case.device))
+    return work(model, batch.to(torch.device(case.device)))
 
 
 def steps(work: Work, methods: Sequence[str]) -> dict[str, Callable[[], float]]:
