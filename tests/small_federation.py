@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from seedtune.config import Recipe, build, merged
+from seedtune.config import Recipe
 from seedtune.data.keyed import client_batch_indices, keyed_permutation
 from seedtune.experiment import PROTOCOLS
 from seedtune.fed.client import Replica, Site
 from seedtune.fed.messages import Reply, encode_reply
 from seedtune.fed.rounds import Server
 from seedtune.models.evaluation import Evaluation
+from seedtune.recipe_text import build, merged
 from seedtune.space import bound_weights, copied, digest, model_digest, space_of
 from seedtune.zo.meter import Meter, Shape
 from seedtune.zo.noise import Distribution

@@ -228,7 +228,10 @@ def test_bases_on_a_gpu_are_refused(tiny: str) -> None:
 
 def test_measurements_in_this_process(tiny: str) -> None:
     found = memory.measure_peak(case(tiny), "two-point")
-    assert found["peak"] >= found["libraries"] > 0 and found["kernels"] >= 0
+    counting = (
+        1 << 20
+    )  # Linux counts resident pages on each processor and adds up later: a peak may be read lower again
+    assert found["libraries"] > 0 and found["peak"] >= found["libraries"] - counting and found["kernels"] >= -counting
     assert found["weights"] == 4 * memory.size_of(case(tiny)).model
     seconds = memory.measure_seconds(case(tiny), METHODS, 2)
     assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(METHODS, 2)

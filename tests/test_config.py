@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from seedtune.config import Machine, Recipe, assignment, build, merged, read_toml
+from seedtune.config import Machine, Recipe
 from seedtune.errors import ConfigError
+from seedtune.recipe_text import assignment, build, merged, read_toml
 
 SPLIT = {"local": {"estimator": "split"}}
 LEAVE_ONE_OUT = (

@@ -10,9 +10,10 @@ import tiny_runs
 from tiny_runs import MACHINE, NOTHING
 
 from seedtune import presets, run_store
-from seedtune.config import Recipe, merged
+from seedtune.config import Recipe
 from seedtune.errors import ConfigError
 from seedtune.experiment import run
+from seedtune.recipe_text import merged
 
 PAGE = Path(__file__).parent.parent / "docs" / "fedspzo.md"
 

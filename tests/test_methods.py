@@ -18,13 +18,13 @@ from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune import presets, run_store
 from seedtune.assembly import load_replayed
-from seedtune.config import merged
 from seedtune.engines.in_process import InProcess
 from seedtune.errors import TrajectoryError
 from seedtune.experiment import resume, run
 from seedtune.fed.client import local_round
 from seedtune.fed.messages import Order, decode_order, decode_reply, encode_reply, unpack_weights
 from seedtune.fed.rounds import one_round, run_rounds
+from seedtune.recipe_text import merged
 from seedtune.space import bound_weights, digest
 from seedtune.zo import noise
 from seedtune.zo.perturb import Perturbation

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from seedtune.config import Machine, build
+from seedtune.config import Machine
 from seedtune.experiment import run
+from seedtune.recipe_text import build
 
 
 def test_federated_lora_steps_lower_held_out_loss(shared_data: Path, tmp_path: Path) -> None:

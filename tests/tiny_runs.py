@@ -14,8 +14,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from seedtune.config import Machine, Recipe, build, merged
+from seedtune.config import Machine, Recipe
 from seedtune.experiment import Listener, resume, run
+from seedtune.recipe_text import build, merged
 
 WORDS = ("red", "green", "blue")
 THINGS = ("apple", "brick", "cherry", "grass", "leaf", "pine", "sky", "sea", "ice", "berry")

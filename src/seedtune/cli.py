@@ -18,8 +18,9 @@ import typer
 from rich.console import Console
 
 from . import presets
-from .config import Machine, assignment, merged
+from .config import Machine
 from .errors import ConfigError, SeedtuneError
+from .recipe_text import assignment, merged
 
 app = typer.Typer(
     help="Tune language models across devices with forward passes only.",

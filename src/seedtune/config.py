@@ -1,17 +1,12 @@
 """A run as frozen data: `Recipe` is everything that changes results, `Machine` everything that changes only speed.
 
-Each field says its unit and its range; building one checks them. A recipe is written as TOML (one table a section) and
-saved resolved with the run. Presets (`seedtune.presets`) are partial recipes.
+Each field says its unit and its range; building one checks them. How a recipe is written is `recipe_text`; presets
+(`seedtune.presets`) are partial recipes.
 """
 
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from .errors import ConfigError, unknown
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_DIRECTIONS = 100_000
 """In one local step."""
@@ -316,84 +311,3 @@ class Machine(_Section):
     kernel: Literal["auto", "compiled", "torch"] = "auto"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description="of the model and the batches")
     scratch_bytes: int = Field(2**22, ge=2**12, description="largest piece of perturbed weights; a pair takes two")
-
-
-def build(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
-    """A checked recipe from nested values (as TOML gives them); `source` names them in errors.
-
-    Raises:
-        ConfigError: an unknown section or key (with the nearest known one), a wrong type or range.
-    """
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_explained(error)}") from None
-
-
-def _explained(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        *sections, key = [str(part) for part in first["loc"]]
-        fields = Recipe.model_fields[sections[0]].annotation.model_fields if sections else Recipe.model_fields
-        return unknown("key" if sections else "section", key, fields) + (f" (in [{sections[0]}])" if sections else "")
-    if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
-    rule = _RULES.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
-    return f"{where} = {first['input']!r}: {rule}"
-
-
-_RULES = {
-    "model_type": "must be a table of settings",
-    "tuple_type": "must be a list, such as ['first', 'second']",
-    "dict_type": "must be a table, such as {first = 'one', second = 'two'}",
-}
-"""What TOML calls the types whose names pydantic takes from Python."""
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The nested values of a recipe file.
-
-    Raises:
-        ConfigError: no such file, or not TOML; says the line.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"recipe {path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path}: is not valid TOML: {error}") from None
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` laid on top, section by section.
-
-    >>> merged({"run": {"seed": 1, "eval_every": 5}}, {"run": {"seed": 2}})
-    {'run': {'seed': 2, 'eval_every': 5}}
-    """
-    result = dict(base)
-    for key, value in over.items():
-        below = result.get(key)
-        nested = isinstance(below, Mapping) and isinstance(value, Mapping) and key != "answers"
-        result[key] = merged(below, value) if nested else value
-    return result
-
-
-def assignment(text: str) -> dict[str, Any]:
-    """The nested values of one `section.key=value`; the value is read as TOML, else as a plain string.
-
-    >>> assignment("local.learning_rate=3e-4"), assignment("model.name=gpt2")
-    ({'local': {'learning_rate': 0.0003}}, {'model': {'name': 'gpt2'}})
-
-    Raises:
-        ConfigError: no '=' or no dot.
-    """
-    name, equals, raw = text.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not (equals and dot and section and key):
-        raise ConfigError(f"--set {text!r}: expected section.key=value, for example --set local.learning_rate=3e-4")
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw.strip()
-    return {section: {key: value}}

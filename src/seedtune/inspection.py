@@ -12,7 +12,7 @@ import torch
 
 from . import presets, run_store
 from .assembly import Experiment, assemble, load_replayed, restore
-from .config import Machine, Recipe, build, merged
+from .config import Machine, Recipe
 from .data import metrics
 from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import versions
@@ -20,6 +20,7 @@ from .metrics import scores_of
 from .models.export import check_free, export
 from .models.generate import generate
 from .quantities import duration, operations
+from .recipe_text import build, merged
 from .space import Weights, bound_weights, digest
 from .zo import kernels, noise, trajectory, trajectory_file
 from .zo.catching_up import CatchingUp, pace_here

@@ -25,8 +25,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import Recipe, build
+from .config import Recipe
 from .errors import RunStoreError
+from .recipe_text import build
 from .run_folder import LOCK, PROBE, check_room, claimed, replace_text, sync, writing
 from .space import DIGEST_BYTES, Weights
 from .zo.trajectory import Header, RoundRecord, Trajectory

@@ -8,12 +8,12 @@ from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune import presets, run_store
 from seedtune.assembly import assemble, load_replayed, restore
-from seedtune.config import merged
 from seedtune.experiment import PROTOCOLS, resume, run
 from seedtune.fed.client import catch_up
 from seedtune.fed.messages import decode_order, encode_order
 from seedtune.fed.rounds import Server, after
 from seedtune.metrics import result_of
+from seedtune.recipe_text import merged
 from seedtune.space import bound_weights, digest
 
 EXCHANGES = {

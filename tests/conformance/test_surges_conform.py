@@ -9,8 +9,8 @@ from test_rates_conform import late_client as joined_late
 from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune import run_store
-from seedtune.config import merged
 from seedtune.experiment import resume, run
+from seedtune.recipe_text import merged
 
 EXPLOSIVE = {"num_directions": 2, "learning_rate": 3.0}
 CASES = list(itertools.product(EXCHANGES, ("float32", "bfloat16")))

@@ -8,11 +8,11 @@ import torch
 from small_federation import batch_of, module, protocol, recipe, server, site
 
 from seedtune import presets
-from seedtune.config import build, merged
 from seedtune.engines.in_process import InProcess
 from seedtune.fed.messages import decode_reply, unpack_weights
 from seedtune.fed.personalise import POLICIES
 from seedtune.fed.rounds import after, one_round, run_rounds
+from seedtune.recipe_text import build, merged
 from seedtune.space import copied, digest
 from seedtune.zo import noise
 from seedtune.zo.noise import Distribution

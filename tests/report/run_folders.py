@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from seedtune.config import build, merged
+from seedtune.recipe_text import build, merged
 
 DIGEST = "ab" * 16
 SURGE = "the training loss rose from 1.100 to 3.300: the learning rate is too large"

@@ -5,7 +5,8 @@ import shlex
 import pytest
 
 from seedtune import presets
-from seedtune.config import Recipe, assignment, build
+from seedtune.config import Recipe
+from seedtune.recipe_text import assignment, build
 from seedtune.report.settings import command, settings
 
 

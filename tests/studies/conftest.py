@@ -7,7 +7,7 @@ import pytest
 import tiny_runs
 from small_studies import STUDY
 
-from seedtune.config import merged
+from seedtune.recipe_text import merged
 from seedtune.studies.plan import Request
 
 

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from seedtune.config import build
+from seedtune.recipe_text import build
 from seedtune.studies.findings import trend
 from seedtune.studies.measured import Measured, Result, Run
 from seedtune.studies.study import Axis, Case, Study

@@ -8,8 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import Recipe, build, merged, read_toml
+from ..config import Recipe
 from ..errors import ConfigError, unknown
+from ..recipe_text import build, merged, read_toml
 
 Kind = Literal["methods", "recipes"]
 DEFAULT_RECIPE = "demo"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import presets
-from ..config import Recipe, assignment
+from ..config import Recipe
 from ..errors import ConfigError
+from ..recipe_text import assignment
 from .reading import MOST_LETTERS
 
 

@@ -11,7 +11,7 @@ says otherwise. How the paper's own comparison was set is not known to us, so no
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import merged
+from ..recipe_text import merged
 from . import findings
 from .study import Axis, Case, Study, View
 

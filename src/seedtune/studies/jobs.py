@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import Recipe, build, merged
+from ..config import Recipe
+from ..recipe_text import build, merged
 from .measured import Run
 from .plan import Plan, PlannedCase, multiple, slug
 

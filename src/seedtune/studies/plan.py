@@ -10,12 +10,13 @@ from typing import Any
 
 from .. import presets
 from ..assembly import TASK_KEY
-from ..config import Recipe, build, merged
+from ..config import Recipe
 from ..data.partition import partition
 from ..data.tasks import load_task
 from ..errors import ConfigError, DataError
 from ..experiment import resolved
 from ..models.load import kind_of, num_layers_of
+from ..recipe_text import build, merged
 from ..zo.noise import derive_key
 from .study import Case, Study
 

@@ -1,0 +1,95 @@
+"""Recipes as they are written: TOML with one table a section, laid over one another, and `section.key=value`.
+
+`build` turns nested values into a checked `Recipe`, and what is wrong with them into one line.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from .config import Recipe
+from .errors import ConfigError, unknown
+
+
+def build(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """A checked recipe from nested values (as TOML gives them); `source` names them in errors.
+
+    Raises:
+        ConfigError: an unknown section or key (with the nearest known one), a wrong type or range.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explained(error)}") from None
+
+
+def _explained(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *sections, key = [str(part) for part in first["loc"]]
+        fields = Recipe.model_fields[sections[0]].annotation.model_fields if sections else Recipe.model_fields
+        return unknown("key" if sections else "section", key, fields) + (f" (in [{sections[0]}])" if sections else "")
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    rule = _RULES.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
+    return f"{where} = {first['input']!r}: {rule}"
+
+
+_RULES = {
+    "model_type": "must be a table of settings",
+    "tuple_type": "must be a list, such as ['first', 'second']",
+    "dict_type": "must be a table, such as {first = 'one', second = 'two'}",
+}
+"""What TOML calls the types whose names pydantic takes from Python."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The nested values of a recipe file.
+
+    Raises:
+        ConfigError: no such file, or not TOML; says the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"recipe {path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path}: is not valid TOML: {error}") from None
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` laid on top, section by section.
+
+    >>> merged({"run": {"seed": 1, "eval_every": 5}}, {"run": {"seed": 2}})
+    {'run': {'seed': 2, 'eval_every': 5}}
+    """
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        nested = isinstance(below, Mapping) and isinstance(value, Mapping) and key != "answers"
+        result[key] = merged(below, value) if nested else value
+    return result
+
+
+def assignment(text: str) -> dict[str, Any]:
+    """The nested values of one `section.key=value`; the value is read as TOML, else as a plain string.
+
+    >>> assignment("local.learning_rate=3e-4"), assignment("model.name=gpt2")
+    ({'local': {'learning_rate': 0.0003}}, {'model': {'name': 'gpt2'}})
+
+    Raises:
+        ConfigError: no '=' or no dot.
+    """
+    name, equals, raw = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set {text!r}: expected section.key=value, for example --set local.learning_rate=3e-4")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    return {section: {key: value}}
