@@ -39,16 +39,16 @@ def test_a_recipe_does_not_change():
 
 
 CLIP = (
-    "local.clip needs local.order = 'zeroth' and federation.aggregation = 'mean': it cuts the projected gradients that "
-    "the mean is made of"
+    "local.clip needs local.order = 'zeroth' and another federation.aggregation than 'sign-vote': it cuts projected "
+    "gradients, and a vote is none"
 )
 
 
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"locals": {}}, "unknown section 'locals': did you mean 'local'? Known: baseline, federation, local, model, "
-                         "partition, personalise, run, split, task"),
+        ({"locals": {}}, "unknown section 'locals': did you mean 'local'? Known: baseline, byzantine, federation, "
+                         "local, model, partition, personalise, run, split, task"),
         ({"run": {"sed": 1}}, "unknown key 'sed': did you mean 'seed'? Known: eval_every, keep_snapshots, method, "
                               "num_threads, on_surge, patience, seed (in [run])"),
         ({"model": 3}, "model = 3: must be a table of settings"),
@@ -75,8 +75,16 @@ CLIP = (
          "0.0001"),
         ({"federation": {"key_pool": 4, "upload": "weights"}}, "federation.key_pool needs federation.upload = "
                                                                "'scalars'"),
-        ({"federation": {"aggregation": "sign-vote"}}, "federation.aggregation = 'sign-vote' needs federation.keys = "
-                                                       "'shared': clients vote on directions that all of them try"),
+        ({"federation": {"aggregation": "sign-vote"}},
+         "federation.aggregation = 'sign-vote' needs federation.keys = 'shared': scalars can be set against one "
+         "another only where all clients try the same directions"),
+        ({"federation": {"aggregation": "median", "keys": "shared"}},
+         "federation.aggregation = 'median' needs federation.weighting = 'equal': how many examples a client has is "
+         "its own claim"),
+        ({"federation": {"trimmed_fraction": 0.5}}, "federation.trimmed_fraction = 0.5: input should be less than 0.5"),
+        ({"federation": {"upload": "weights"}, "byzantine": {"num_clients": 1}},
+         "byzantine.num_clients needs federation.upload = 'scalars': what is falsified are scalars"),
+        ({"byzantine": {"num_clients": 9}}, "byzantine.num_clients is 9 but partition.num_clients is 8"),
         ({"federation": {"aggregation": "sign-vote", "keys": "shared"}, "personalise": {"policy": "random"}},
          "federation.aggregation = 'sign-vote' needs personalise.policy = 'fixed': a vote has no learning rate"),
         ({"federation": {"aggregation": "sign-vote", "keys": "shared"}, "local": {"clip": 1.0}}, CLIP),

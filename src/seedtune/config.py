@@ -89,8 +89,13 @@ class FederationConfig(_Section):
         le=1_000_000_000,
         description="K: every direction of the run is one of so many, drawn by key; 0: each is new",
     )
-    aggregation: Literal["mean", "sign-vote"] = Field(
-        "mean", description="shared keys: the mean of the scalars, or the sign that most clients see, sent as a bit"
+    aggregation: Literal["mean", "median", "trimmed-mean", "sign-vote"] = Field(
+        "mean",
+        description="of scalars, beyond the mean with shared keys only: the middle one, the mean without the largest "
+        "and smallest, or the sign that most clients see, sent as a bit",
+    )
+    trimmed_fraction: float = Field(
+        0.25, gt=0, lt=0.5, description="trimmed-mean: share of the clients left out at each end"
     )
     num_rounds: int = Field(100, ge=0, le=10_000_000, description="T")
     cohort_size: int = Field(0, ge=0, description="clients asked in a round; 0: all of them")
@@ -160,6 +165,18 @@ class SplitConfig(_Section):
         return counts[0] * counts[1] if self.reading == "nested" else sum(counts)
 
 
+class ByzantineConfig(_Section):
+    """Clients that lie, to try a rule of aggregation: they send other scalars than they found."""
+
+    num_clients: int = Field(0, ge=0, description="how many of them; which follows from the seed")
+    attack: Literal["scale", "noise"] = Field(
+        "scale", description="their scalars times `factor`; or Gaussian noise, `factor` times as large as they"
+    )
+    factor: float = Field(
+        -1.0, ge=-1e6, le=1e6, description="-1 turns the direction around; beyond: louder than honest"
+    )
+
+
 class PersonaliseConfig(_Section):
     """Learning rates of each client's own: eta_i = eta_0 + alpha Phi_i (FedMeZO, arXiv 2402.05926)."""
 
@@ -213,6 +230,7 @@ class Recipe(_Section):
     split: SplitConfig = SplitConfig()
     personalise: PersonaliseConfig = PersonaliseConfig()
     baseline: BaselineConfig = BaselineConfig()
+    byzantine: ByzantineConfig = ByzantineConfig()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
@@ -279,10 +297,15 @@ class Recipe(_Section):
         federation, is_vote = self.federation, self.federation.aggregation == "sign-vote"
         if federation.key_pool and federation.upload == "weights":
             raise ValueError("federation.key_pool needs federation.upload = 'scalars'")
-        if is_vote and federation.keys == "own":
+        if federation.aggregation != "mean" and federation.keys == "own":
             raise ValueError(
-                "federation.aggregation = 'sign-vote' needs federation.keys = 'shared': clients vote on directions "
-                "that all of them try"
+                f"federation.aggregation = {federation.aggregation!r} needs federation.keys = 'shared': scalars can be "
+                "set against one another only where all clients try the same directions"
+            )
+        if federation.aggregation in ("median", "trimmed-mean") and federation.weighting != "equal":
+            raise ValueError(
+                f"federation.aggregation = {federation.aggregation!r} needs federation.weighting = 'equal': how many "
+                "examples a client has is its own claim"
             )
         if is_vote and self.personalise.policy != "fixed":
             raise ValueError(
@@ -290,8 +313,15 @@ class Recipe(_Section):
             )
         if self.local.clip and (is_vote or self.local.order == "first"):
             raise ValueError(
-                "local.clip needs local.order = 'zeroth' and federation.aggregation = 'mean': it cuts the projected "
-                "gradients that the mean is made of"
+                "local.clip needs local.order = 'zeroth' and another federation.aggregation than 'sign-vote': it cuts "
+                "projected gradients, and a vote is none"
+            )
+        if self.byzantine.num_clients and federation.upload == "weights":
+            raise ValueError("byzantine.num_clients needs federation.upload = 'scalars': what is falsified are scalars")
+        if self.byzantine.num_clients > self.partition.num_clients:
+            raise ValueError(
+                f"byzantine.num_clients is {self.byzantine.num_clients} but partition.num_clients is "
+                f"{self.partition.num_clients}"
             )
 
     def _check_alpha(self) -> None:

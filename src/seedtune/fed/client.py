@@ -25,6 +25,7 @@ from ..zo.meter import BACKPROPAGATION_FORWARDS, WHOLE, Meter, Shape, Tally
 from ..zo.perturb import Perturber
 from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_updates
 from ..zo.update import apply
+from .byzantine import falsified, liars
 from .evaluations import ONE_BY_ONE, Evaluations
 from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
 from .split_steps import CutLosses
@@ -108,6 +109,8 @@ def local_round(site: Site, order: Order) -> Reply:
 def reply_of(site: Site, order: Order, steps: Sequence[Step], packed: bytes = b"") -> Reply:
     """What a client says of its steps: their scalars, or the packed weights that they led to."""
     scalars, sends_weights = np.stack([step.scalars for step in steps]), bool(packed)
+    if order.client in liars(site.recipe):
+        scalars = told(site.recipe, falsified(site.recipe, order.round, order.client, scalars))
     return Reply(
         order.round, order.client, site.num_examples(order.client), sum(step.num_forwards for step in steps),
         _mean_of_finite([step.loss for step in steps]),

@@ -3,8 +3,9 @@
 Down goes what the client missed: for each round the scalars that moved the weights, from which it rebuilds them; or
 the weights themselves, where that is shorter. Up go the projected gradients of its local steps. With keys of its own
 (`keys = "own"`) each client explores other directions and the server applies them all: FedMeZO told in scalars. With
-shared keys the cohort measures the same directions and the server applies their mean: DeComFL; or the sign that most
-clients see, which costs a bit a direction in place of 4 bytes: FeedSign.
+shared keys the cohort measures the same directions and the server applies their mean: DeComFL; their median or trimmed
+mean, which a few liars cannot move far; or the sign that most clients see, which costs a bit a direction in place of
+4 bytes: FeedSign.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from ..space import digest
 from ..zo.expansion import moves
 from ..zo.trajectory import RoundRecord, round_keys, round_updates
 from ..zo.update import apply
+from . import aggregation
 from .distances import from_scalars
 from .messages import Order, Reply
 from .rounds import AHEAD, Server, share_of
@@ -113,26 +115,21 @@ def _record(server: Server, replies: list[Reply]) -> RoundRecord:
         return RoundRecord(server.round, (), np.zeros(shape, np.float32), np.zeros(0), b"")
     scalars = np.stack([reply.scalars for reply in replies])
     counts = np.array([share_of(recipe, reply) for reply in replies])
-    shares = counts / counts.sum()
     factors = np.array([server.rate_factor(client) for client in clients])
     rate = server.rate / recipe.num_scalars
-    if recipe.federation.aggregation == "sign-vote":
-        return RoundRecord(server.round, clients, _majority(scalars, counts)[None], np.array([rate]), b"")
     if recipe.federation.keys == "shared":
-        mean = _mean(scalars * factors[:, None, None], shares)
-        return RoundRecord(server.round, clients, mean[None], np.array([rate]), b"")
-    return RoundRecord(server.round, clients, scalars, rate * factors * shares, b"")
+        one = _aggregated(recipe, scalars, factors, counts)
+        return RoundRecord(server.round, clients, one[None], np.array([rate]), b"")
+    return RoundRecord(server.round, clients, scalars, rate * factors * (counts / counts.sum()), b"")
 
 
-def _majority(signs: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The sign that most of [n, H, P] are, client i counting counts[i] times; 0 in a tie, NaN where all skipped."""
-    votes = np.sign(np.nansum(signs * counts[:, None, None], 0))  # counts are whole numbers: the sum is exact
-    return np.where(np.isnan(signs).all(0), np.nan, votes).astype(np.float32)
-
-
-def _mean(scalars: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Mean over clients, weighted by `shares`, of [n, H, P]; a step skipped by some is the mean of the others."""
-    finite = ~np.isnan(scalars)
-    total = (np.where(finite, scalars, 0.0) * shares[:, None, None]).sum(0)
-    weight = (finite * shares[:, None, None]).sum(0)
-    return np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan).astype(np.float32)
+def _aggregated(recipe: Recipe, scalars: np.ndarray, factors: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """What moves the weights in place of the scalars [n, H, P] of a cohort with shared directions; float32 [H, P]."""
+    if recipe.federation.aggregation == "sign-vote":
+        return aggregation.majority(scalars, counts)
+    scaled = scalars * factors[:, None, None]
+    if recipe.federation.aggregation == "median":
+        return aggregation.median(scaled)
+    if recipe.federation.aggregation == "trimmed-mean":
+        return aggregation.trimmed_mean(scaled, recipe.federation.trimmed_fraction)
+    return aggregation.mean(scaled, counts)
