@@ -27,7 +27,7 @@ from .engines.in_process import InProcess
 from .errors import NotFinite, RunStoreError
 from .fed.client import local_round
 from .fed.messages import Order, unpack_weights
-from .fed.rounds import RoundResult, Server, after, run_rounds
+from .fed.rounds import Engine, RoundResult, Server, after, run_rounds
 from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
@@ -46,14 +46,27 @@ Listener = Callable[[int, RoundResult | None, Evaluated | None], None]
 """Hears (rounds done, the round that ended or None before the first, the evaluation if there was one)."""
 Say = Callable[[str], None]
 """Is told in a line, before the rounds, what was decided for a run that its recipe leaves open."""
+MakeEngine = Callable[[Experiment], Engine]
+"""What carries the messages of a run, made once its objects are there."""
 
 
 def unsaid(note: str) -> None:
     """Tells nobody."""
 
 
+def in_process(experiment: Experiment) -> Engine:
+    """All clients here, on the server's own model."""
+    return InProcess(experiment.site)
+
+
 def run(
-    recipe: Recipe, machine: Machine, folder: Path, listen: Listener, replace_run: bool = False, say: Say = unsaid
+    recipe: Recipe,
+    machine: Machine,
+    folder: Path,
+    listen: Listener,
+    replace_run: bool = False,
+    say: Say = unsaid,
+    engine: MakeEngine = in_process,
 ) -> dict[str, Any]:
     """A new run in `folder`, from the first round to its summary, which is returned.
 
@@ -66,10 +79,12 @@ def run(
     with kernels.using(machine.kernel), claimed as store:
         experiment = _told(assemble(recipe, machine), say)
         check_room(folder, _snapshot_bytes(experiment))
-        return _rounds(experiment, _begin(experiment, store, listen), (), store, listen)
+        return _rounds(experiment, _begin(experiment, store, listen), (), store, listen, engine)
 
 
-def resume(folder: Path, machine: Machine, listen: Listener, say: Say = unsaid) -> dict[str, Any]:
+def resume(
+    folder: Path, machine: Machine, listen: Listener, say: Say = unsaid, engine: MakeEngine = in_process
+) -> dict[str, Any]:
     """Goes on with a run after its last whole round. Ends as the uninterrupted run would have, by digest, on the same
     machine and device with the same number of threads.
 
@@ -84,11 +99,11 @@ def resume(folder: Path, machine: Machine, listen: Listener, say: Say = unsaid) 
         recipe = run_store.recipe_of(folder)
         if store.recover() is None:
             experiment = _told(assemble(recipe, machine), say)
-            return _rounds(experiment, _begin(experiment, store, listen), (), store, listen)
+            return _rounds(experiment, _begin(experiment, store, listen), (), store, listen, engine)
         trajectory = run_store.trajectory_of(folder)
         experiment = _told(assemble(recipe, machine, trajectory.header.initial), say)
         start = _continue(experiment, trajectory, store, listen)
-        return _rounds(experiment, start, trajectory.records, store, listen)
+        return _rounds(experiment, start, trajectory.records, store, listen, engine)
 
 
 def _told(experiment: Experiment, say: Say) -> Experiment:
@@ -130,12 +145,17 @@ def _snapshot_bytes(experiment: Experiment) -> int:
 
 
 def _rounds(
-    experiment: Experiment, start: Server, done: Sequence[RoundRecord], store: RunStore, listen: Listener
+    experiment: Experiment,
+    start: Server,
+    done: Sequence[RoundRecord],
+    store: RunStore,
+    listen: Listener,
+    make_engine: MakeEngine,
 ) -> dict[str, Any]:
     """The rounds after those `done`, each kept before the next begins, and the summary."""
     recipe, clock = experiment.recipe, _Clock(time.perf_counter(), _seconds_before(store))
     records = list(done)
-    engine, protocol = InProcess(experiment.site), PROTOCOLS[recipe.federation.upload]()
+    engine, protocol = make_engine(experiment), PROTOCOLS[recipe.federation.upload]()
     history = History.of(recipe, run_store.metrics_of(store.folder))
     rounds = run_rounds(start, protocol, engine, partial(_put_back, experiment, store))
     server = start

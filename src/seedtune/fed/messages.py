@@ -1,12 +1,11 @@
 """What travels between server and clients: orders down, replies up, as bytes.
 
-Each message is a msgpack array whose first two items are a format version and a kind; arrays of numbers are raw
-little-endian bytes, and scalars that are all signs (votes, and what came of them) are bits. No pickle, no code.
-`decode_*` checks every length, range and number before anything is used. A message's cost is the length of these bytes:
-what is reported as traffic is what was encoded. Message encoding knows neither models nor files.
+Each is framed as `wire` says; arrays of numbers are raw little-endian bytes, and scalars that are all signs (votes, and
+what came of them) are bits. No pickle, no code. `decode_*` checks every length, range and number before anything is
+used. A message's cost is the length of these bytes: what is reported as traffic is what was encoded. Message encoding
+knows neither models nor files.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from typing import Any
@@ -19,10 +18,9 @@ from safetensors.torch import save as save_tensors
 from ..errors import MessageError, NotFinite
 from ..space import DIGEST_BYTES, Space, Weights
 from ..zo.trajectory import RoundRecord, broken_rule
+from .wire import array_of, check, fields_of, is_count, packed, unpacked
 
-VERSION = 2
-_ORDER, _REPLY = 0, 1
-_SMALLEST_RECORD = 32  # bytes
+ORDER, REPLY = 0, 1
 _MOST_BITS = 2**20  # signs in one array, so that few bytes do not unpack to gigabytes; more of them travel as numbers
 
 
@@ -71,7 +69,7 @@ class Reply:
 
 def encode_order(order: Order) -> bytes:
     rate, missed = float(order.rate), list(order.missed)
-    return _pack([_ORDER, order.round, order.client, order.digest, rate, missed, order.weights])
+    return packed(ORDER, [order.round, order.client, order.digest, rate, missed, order.weights])
 
 
 def decode_order(data: bytes) -> Order:
@@ -79,12 +77,12 @@ def decode_order(data: bytes) -> Order:
     Raises:
         MessageError: not an order of this version, or a field out of its range.
     """
-    round_, client, digest, rate, missed, weights = _fields(data, _ORDER, 6)
-    _check(_count(round_) and _count(client), "an order's round and client are counts")
-    _check(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES, f"an order's digest has {DIGEST_BYTES} bytes")
-    _check(isinstance(rate, float) and 0 < rate < inf, "an order's learning rate is positive and finite")
-    packed = isinstance(missed, list) and all(isinstance(record, bytes) for record in missed)
-    _check(packed and isinstance(weights, bytes), "missed rounds and weights come as bytes")
+    round_, client, digest, rate, missed, weights = fields_of(data, ORDER, 6)
+    check(is_count(round_) and is_count(client), "an order's round and client are counts")
+    check(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES, f"an order's digest has {DIGEST_BYTES} bytes")
+    check(isinstance(rate, float) and 0 < rate < inf, "an order's learning rate is positive and finite")
+    as_bytes = isinstance(missed, list) and all(isinstance(record, bytes) for record in missed)
+    check(as_bytes and isinstance(weights, bytes), "missed rounds and weights come as bytes")
     return Order(round_, client, digest, rate, tuple(missed), weights)
 
 
@@ -95,7 +93,7 @@ def encode_reply(reply: Reply) -> bytes:
     first, flops = reply.num_prefix_flops, reply.num_flops
     flops = [first, flops - first] if first else flops
     more = [reply.num_skipped, flops, None if reply.scalar_rms is None else float(reply.scalar_rms)]
-    return _pack([_REPLY, *counts, float(reply.loss), steps, directions, scalars, reply.weights, *more])
+    return packed(REPLY, [*counts, float(reply.loss), steps, directions, scalars, reply.weights, *more])
 
 
 def decode_reply(data: bytes) -> Reply:
@@ -103,18 +101,18 @@ def decode_reply(data: bytes) -> Reply:
     Raises:
         MessageError: not a reply of this version, a field out of its range, or an infinite number.
     """
-    fields = _fields(data, _REPLY, 12)
+    fields = fields_of(data, REPLY, 12)
     round_, client, examples, forwards, loss, steps, directions, raw, weights, skipped, flops, rms = fields
     counts = (round_, client, examples, forwards, steps, directions, skipped)
-    _check(all(_count(value) for value in counts), "a reply's counts are whole numbers from 0 to 2^31")
-    _check(isinstance(loss, float) and isinstance(weights, bytes), "a reply's loss is a number, its weights bytes")
+    check(all(is_count(value) for value in counts), "a reply's counts are whole numbers from 0 to 2^31")
+    check(isinstance(loss, float) and isinstance(weights, bytes), "a reply's loss is a number, its weights bytes")
     blocks = flops if isinstance(flops, list) else [0, flops]
     whole = len(blocks) == 2 and all(type(count) is int and 0 <= count < 2**62 for count in blocks)
-    _check(whole, "a reply's operations, or those of its two blocks, are whole numbers from 0 to 2^62")
-    _check(abs(loss) != inf, "a reply's loss is finite, or NaN where all steps were skipped")
-    _check(rms is None or (type(rms) is float and 0 <= rms < inf), "a root mean square is finite and not negative")
+    check(whole, "a reply's operations, or those of its two blocks, are whole numbers from 0 to 2^62")
+    check(abs(loss) != inf, "a reply's loss is finite, or NaN where all steps were skipped")
+    check(rms is None or (type(rms) is float and 0 <= rms < inf), "a root mean square is finite and not negative")
     scalars = _unpack_scalars(raw, (steps, directions), "a reply's scalars")
-    _check(not np.isinf(scalars).any(), "a reply's scalars are finite, or NaN where a step was skipped")
+    check(not np.isinf(scalars).any(), "a reply's scalars are finite, or NaN where a step was skipped")
     return Reply(round_, client, examples, forwards, loss, scalars, weights, skipped, sum(blocks), rms, blocks[0])
 
 
@@ -130,18 +128,18 @@ def unpack_record(data: bytes) -> RoundRecord:
     Raises:
         MessageError: bytes that are no record, or one that breaks a rule of records, such as infinite numbers.
     """
-    fields = _unpack(data)
-    _check(isinstance(fields, list) and len(fields) == 6, "a round's record has six fields")
+    fields = unpacked(data)
+    check(isinstance(fields, list) and len(fields) == 6, "a round's record has six fields")
     round_, clients, shape, scalars, factors, digest = fields
-    _check(_count(round_), "a record's round is a count")
-    _check(isinstance(shape, list) and len(shape) == 3 and all(map(_count, shape)), "scalars have three dimensions")
-    _check(isinstance(clients, bytes) and len(clients) % 4 == 0, "clients are 4-byte numbers")
-    _check(isinstance(digest, bytes), "a record's digest comes as bytes")
+    check(is_count(round_), "a record's round is a count")
+    check(isinstance(shape, list) and len(shape) == 3 and all(map(is_count, shape)), "scalars have three dimensions")
+    check(isinstance(clients, bytes) and len(clients) % 4 == 0, "clients are 4-byte numbers")
+    check(isinstance(digest, bytes), "a record's digest comes as bytes")
     values = _unpack_scalars(scalars, tuple(shape), "a record's scalars")
-    steps = _array(factors, "<f8", (shape[0],), "a record's factors")
+    steps = array_of(factors, "<f8", (shape[0],), "a record's factors")
     record = RoundRecord(round_, tuple(np.frombuffer(clients, "<i4").tolist()), values, steps, digest)
     fault = broken_rule(record)
-    _check(fault is None, f"in a record, {fault}")
+    check(fault is None, f"in a record, {fault}")
     return record
 
 
@@ -161,7 +159,7 @@ def unpack_weights(data: bytes, space: Space) -> Weights:
     except Exception as error:  # not only its own: a dtype that torch lacks is a KeyError
         raise MessageError(f"weights in a message are not readable: {type(error).__name__}: {error}") from None
     sent = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in weights.items()}
-    _check(sent == {spec.name: (spec.shape, spec.dtype) for spec in space.tensors}, "weights fill the tuned space")
+    check(sent == {spec.name: (spec.shape, spec.dtype) for spec in space.tensors}, "weights fill the tuned space")
     if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise NotFinite("a message breaks a rule: weights are finite")
     return weights
@@ -184,9 +182,9 @@ def _unpack_scalars(raw: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     size = prod(shape)
     as_bits = isinstance(raw, bytes) and 0 < size <= _MOST_BITS and len(raw) in (-(-size // 8), 2 * -(-size // 8))
     if not as_bits:
-        return _array(raw, "<f4", shape, what)
+        return array_of(raw, "<f4", shape, what)
     values = _from_bits(raw, size)
-    _check(_pack_scalars(values) == raw, f"{what} leave no bit over where they are signs")
+    check(_pack_scalars(values) == raw, f"{what} leave no bit over where they are signs")
     return values.reshape(shape)
 
 
@@ -197,41 +195,3 @@ def _from_bits(bits: bytes, size: int) -> np.ndarray:
     for silent in is_silent:
         values[silent] = np.where(is_minus[silent], np.float32("nan"), np.float32(0))
     return values
-
-
-def _pack(fields: Sequence[Any]) -> bytes:
-    return msgpack.packb([VERSION, *fields])
-
-
-def _unpack(data: bytes) -> Any:
-    longest = 16 + len(data) // _SMALLEST_RECORD  # room for a list is made before its items are read
-    try:
-        return msgpack.unpackb(data, max_array_len=longest, max_map_len=0, max_ext_len=0)
-    except Exception as error:  # msgpack raises a dozen unrelated types on bad bytes, one holds all of them
-        reason = f"{type(error).__name__}: {error}"
-        raise MessageError(f"a message of {len(data)} bytes is not readable: {reason}") from None
-
-
-def _fields(data: bytes, kind: int, num_fields: int) -> list:
-    fields = _unpack(data)
-    begins = isinstance(fields, list) and [type(value) for value in fields[:2]] == [int, int]
-    _check(begins, "a message is an array of version, kind and fields")
-    if fields[0] != VERSION:
-        raise MessageError(f"message format {fields[0]!r} is not ours, {VERSION}: use the same seedtune on both sides")
-    _check(fields[1] == kind and len(fields) == num_fields + 2, "a message's kind and number of fields agree")
-    return fields[2:]
-
-
-def _array(raw: Any, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
-    fits = isinstance(raw, bytes) and len(raw) == prod(shape) * np.dtype(dtype).itemsize
-    _check(fits and prod(max(size, 1) for size in shape) < 2**31, f"{what} fill their shape {shape}")
-    return np.frombuffer(raw, dtype).reshape(shape)
-
-
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
-def _check(holds: bool, rule: str) -> None:
-    if not holds:
-        raise MessageError(f"a message breaks a rule: {rule}")

@@ -1,0 +1,69 @@
+"""What clients answer to the messages that reach their site, whatever kind these are and whoever carried them.
+
+The one way in: in-process, in simulation and on a node, a message is answered by the same function. A kind of message
+says in `HANDLERS` who answers it. Nothing here moves bytes between machines.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import groupby
+from typing import TypeVar
+
+from ..errors import MessageError
+from .client import Site
+from .cohort import Cohort
+from .messages import ORDER, decode_order, encode_reply
+from .wire import kind_of
+
+Given, Made = TypeVar("Given"), TypeVar("Made")
+
+Answer = tuple[int, bytes | Exception]
+Handler = Callable[[Iterable[tuple[int, bytes]]], Iterator[Answer]]
+"""Answers messages of one kind, each with the client that it is for, as they come; an error is an answer."""
+
+
+class Answering:
+    """The clients of one site, exchange after exchange."""
+
+    def __init__(self, site: Site):
+        self._handlers = {kind: made_for(site) for kind, made_for in HANDLERS.items()}
+
+    def answers(self, messages: Mapping[int, bytes]) -> Iterator[Answer]:
+        """For each client its answer, or what went wrong with it, whatever it is; messages are taken as needed."""
+        for kind, together in groupby(messages.items(), lambda message: attempted(kind_of, message[1])):
+            yield from self._handler(kind)(together)
+
+    def _handler(self, kind: int | Exception) -> Handler:
+        if kind in self._handlers:
+            return self._handlers[kind]
+        error = kind if isinstance(kind, Exception) else MessageError(f"no client answers messages of kind {kind}")
+        return lambda messages: ((client, error) for client, _ in messages)
+
+
+def orders(site: Site) -> Handler:
+    """Local rounds, one after another or side by side (`cohort`)."""
+    cohort = Cohort(site)
+
+    def answer(messages: Iterable[tuple[int, bytes]]) -> Iterator[Answer]:
+        decoded = ((client, attempted(decode_order, order)) for client, order in messages)
+        for client, reply in cohort.replies(decoded):
+            yield client, reply if isinstance(reply, Exception) else attempted(encode_reply, reply)
+
+    return answer
+
+
+def one_by_one(answer: Callable[[int, bytes], bytes]) -> Handler:
+    """The handler for a kind whose messages have nothing to do with one another; `answer` takes client and message."""
+    return lambda messages: ((client, attempted(partial(answer, client), data)) for client, data in messages)
+
+
+def attempted(call: Callable[[Given], Made], given: Given) -> Made | Exception:
+    """What a call gives, or what it raises."""
+    try:
+        return call(given)
+    except Exception as error:
+        return error
+
+
+HANDLERS: Mapping[int, Callable[[Site], Handler]] = {ORDER: orders}
+"""By kind, what makes the handler of a site; what a handler keeps between messages is its own."""
