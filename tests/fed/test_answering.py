@@ -43,15 +43,16 @@ def test_what_is_no_message_has_no_kind(data, rule):
 def test_each_kind_has_its_handler_and_each_site_its_own(monkeypatch):
     seen = []
 
-    def echo(at):
+    def echo(at, memory):
         seen.append(at)
+        memory["seen"] = b"yes"
         return one_by_one(lambda client, data: packed(ECHO, [client, len(data)]))
 
     monkeypatch.setattr(answering, "HANDLERS", {**answering.HANDLERS, ECHO: echo})
-    at = site(recipe())
+    at, memory = site(recipe()), {}
     message = packed(ECHO, [])
-    answers = dict(Answering(at).answers({0: order_of(at, 0), 3: message, 1: order_of(at, 1), 2: message}))
-    assert list(answers) == [0, 3, 1, 2] and seen == [at]
+    answers = dict(Answering(at, memory).answers({0: order_of(at, 0), 3: message, 1: order_of(at, 1), 2: message}))
+    assert list(answers) == [0, 3, 1, 2] and seen == [at] and memory == {"seen": b"yes"}
     assert answers[3] == packed(ECHO, [3, len(message)])
     assert isinstance(decode_reply(answers[1]), Reply)
 
@@ -60,7 +61,7 @@ def test_an_error_of_one_message_and_a_kind_that_nobody_knows_are_answers(monkey
     def failing(client, data):
         raise ZeroDivisionError("here")
 
-    monkeypatch.setattr(answering, "HANDLERS", {**answering.HANDLERS, ECHO: lambda at: one_by_one(failing)})
+    monkeypatch.setattr(answering, "HANDLERS", {**answering.HANDLERS, ECHO: lambda at, memory: one_by_one(failing)})
     at = site(recipe())
     answers = dict(Answering(at).answers({0: packed(ECHO, []), 1: packed(77, []), 2: b"\xc1", 3: order_of(at, 3)}))
     assert isinstance(answers[0], ZeroDivisionError)

@@ -4,7 +4,7 @@ The one way in: in-process, in simulation and on a node, a message is answered b
 says in `HANDLERS` who answers it. Nothing here moves bytes between machines.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from itertools import groupby
 from typing import TypeVar
@@ -21,12 +21,17 @@ Answer = tuple[int, bytes | Exception]
 Handler = Callable[[Iterable[tuple[int, bytes]]], Iterator[Answer]]
 """Answers messages of one kind, each with the client that it is for, as they come; an error is an answer."""
 
+Memory = MutableMapping[str, bytes]
+"""What clients must still know when the next message comes, be it after a restart: on a node it is on disk, readable by
+nobody else; elsewhere a dictionary. Clients share it, so a name in it has the client's number."""
+
 
 class Answering:
     """The clients of one site, exchange after exchange."""
 
-    def __init__(self, site: Site):
-        self._handlers = {kind: made_for(site) for kind, made_for in HANDLERS.items()}
+    def __init__(self, site: Site, memory: Memory | None = None):
+        memory = {} if memory is None else memory
+        self._handlers = {kind: made_for(site, memory) for kind, made_for in HANDLERS.items()}
 
     def answers(self, messages: Mapping[int, bytes]) -> Iterator[Answer]:
         """For each client its answer, or what went wrong with it, whatever it is; messages are taken as needed."""
@@ -40,7 +45,7 @@ class Answering:
         return lambda messages: ((client, error) for client, _ in messages)
 
 
-def orders(site: Site) -> Handler:
+def orders(site: Site, memory: Memory) -> Handler:
     """Local rounds, one after another or side by side (`cohort`)."""
     cohort = Cohort(site)
 
@@ -65,5 +70,5 @@ def attempted(call: Callable[[Given], Made], given: Given) -> Made | Exception:
         return error
 
 
-HANDLERS: Mapping[int, Callable[[Site], Handler]] = {ORDER: orders}
-"""By kind, what makes the handler of a site; what a handler keeps between messages is its own."""
+HANDLERS: Mapping[int, Callable[[Site, Memory], Handler]] = {ORDER: orders}
+"""By kind, what makes the handler of a site. What a handler must keep between messages it keeps in the memory."""
