@@ -9,7 +9,8 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from fuzzed import fuzzed
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -403,7 +404,7 @@ near_weights = st.dictionaries(
 ).map(lambda tensors: declared(**tensors) + bytes(40))
 
 
-@settings(max_examples=300, deadline=None)
+@fuzzed(300)
 @given(st.binary(max_size=60) | anything.map(msgpack.packb) | near_messages | near_weights)
 @example(save({"a": torch.zeros(0)}))
 def test_nothing_but_message_errors_comes_out(data):
@@ -414,7 +415,7 @@ def test_nothing_but_message_errors_comes_out(data):
             assert "\n" not in str(error) and len(str(error)) < 1_000
 
 
-@settings(max_examples=60, deadline=None)
+@fuzzed(60)
 @given(st.data())
 def test_a_flipped_bit_is_refused_or_decoded_within_the_rules(data):
     votes = replace(REPLY, scalars=np.array([[1.0, -1.0, NAN]], np.float32))

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzzed import fuzzed
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 from tiny_trajectories import HEADER, INF, NAN, SHARED, assert_same, frames, int32, lived, record, written
@@ -28,7 +29,7 @@ def test_what_was_written_is_read(header, tmp_path):
     assert_same(trajectory_file.read(path), header, records)
 
 
-@settings(max_examples=25, deadline=None)
+@fuzzed(25)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=4), st.data())
 def test_any_rounds_are_read_as_written(shapes, data):
     number = st.floats(width=32, allow_infinity=False)
@@ -232,7 +233,7 @@ lying = st.builds(  # a safetensors header that declares what is not there
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@fuzzed(150)
 @given(some_headers | junk | lying, st.lists(some_rounds | junk | lying, max_size=2), junk)
 def test_nothing_but_trajectory_errors_comes_out(first, rounds, tail):
     for data in (tail, sealed(first, *rounds), sealed(header_payload(), *rounds), sealed(header_payload()) + tail):

@@ -143,12 +143,14 @@ def catch_up(site: Site, order: Order) -> None:
     replica, space = site.replica, site.perturber.space
     if order.digest == replica.digest:
         return
-    if order.weights:
-        copy_into(replica.weights, unpack_weights(order.weights, space))
     records = _since(replica.digest, [unpack_record(packed) for packed in order.missed])
     updates = (update for record in records for update in round_updates(site.header, record))
-    apply(space, replica.weights, updates, site.header.distribution)
-    replica.digest = digest(replica.weights)
+    try:
+        if order.weights:
+            copy_into(replica.weights, unpack_weights(order.weights, space))
+        apply(space, replica.weights, updates, site.header.distribution)
+    finally:  # also after an order that breaks off: a replica never says that it is what it is not
+        replica.digest = digest(replica.weights)
     check_digest(replica.digest, order.digest, f"of client {order.client} at the start of round {order.round}")
 
 
