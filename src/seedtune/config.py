@@ -199,6 +199,28 @@ class BaselineConfig(_Section):
     learning_rate: float = Field(1e-3, gt=0, le=1e6, description="its learning rate, constant")
 
 
+class PrivacyConfig(_Section):
+    """Differential privacy: scalars are clipped and noised, and every round is accounted for (docs/privacy.md)."""
+
+    unit: Literal["none", "example", "client"] = Field(
+        "none", description="what is protected: nothing, each single example, or all that a client has"
+    )
+    clip: float = Field(1.0, gt=0, le=1e6, description="C: largest L2 norm of what a unit contributes to a round")
+    noise: Literal["central", "local"] = Field(
+        "central", description="who adds the noise: a server that is trusted, once; or each client to what it sends"
+    )
+    noise_multiplier: float = Field(
+        0.0, ge=0, le=1e6, description="z: the noise's standard deviation over C; 0: as target_epsilon needs"
+    )
+    target_epsilon: float = Field(
+        0.0, ge=0, le=1e6, description="the run ends before its rounds are worth more; 0: no limit"
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="at which epsilon is accounted; well below 1 over the units")
+    sampling: Literal["none", "poisson", "fixed-size"] = Field(
+        "none", description="whose secrecy is counted on: nobody's, or that of clients or examples drawn in secret"
+    )
+
+
 class RunConfig(_Section):
     """What holds for the run as a whole."""
 
@@ -231,6 +253,7 @@ class Recipe(_Section):
     personalise: PersonaliseConfig = PersonaliseConfig()
     baseline: BaselineConfig = BaselineConfig()
     byzantine: ByzantineConfig = ByzantineConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")

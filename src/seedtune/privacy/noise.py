@@ -1,0 +1,40 @@
+"""Gaussian noise on a grid.
+
+The sum is taken in whole multiples of a power of two, so it is exact in any order. The noise is float64, from words of
+a cryptographic stream, and what is released is rounded to multiples of another power of two, of about a thousandth of
+the noise. So its last bits do not tell the sum, as those of a floating-point sampler's output do (Mironov 2012, "On
+significance of the least significant bits for differential privacy"). What stays open: the sampler is a float64
+approximation of a Gaussian (Box-Muller on 64-bit words: nothing lies beyond 9.5 standard deviations, and the chance of
+a point of the grid is right to about float64's precision, not exactly), and the time that drawing takes is not hidden.
+"""
+
+from math import floor, log2
+
+import numpy as np
+
+_FINENESS = 2.0**-10  # of a released value, in standard deviations of its noise
+
+
+def power_of_two_below(value: float) -> float:
+    """The largest power of two that is not above a positive value.
+
+    >>> power_of_two_below(3.0), power_of_two_below(0.25)
+    (2.0, 0.25)
+    """
+    return 2.0 ** floor(log2(value))
+
+
+def gaussian(words: np.ndarray) -> np.ndarray:
+    """Standard normal values, float64 [n], from 64-bit words [2 n] (Box and Muller 1958)."""
+    first, second = words.astype(np.float64).reshape(2, -1) * 2.0**-64
+    return np.sqrt(-2 * np.log(np.maximum(first, 2.0**-65))) * np.cos(2 * np.pi * second)
+
+
+def noisy(values: np.ndarray, standard_deviation: float, words: np.ndarray) -> np.ndarray:
+    """Values plus Gaussian noise, rounded to the grid; float64, in their shape.
+
+    words: two for each value.
+    """
+    step = power_of_two_below(standard_deviation * _FINENESS)
+    drawn = gaussian(words).reshape(values.shape)
+    return np.rint((values + standard_deviation * drawn) / step) * step
