@@ -8,7 +8,7 @@ import tiny_runs
 import torch
 from tiny_runs import MACHINE, NOTHING
 
-from seedtune import assembly, experiment, inspection
+from seedtune import assembly, experiment, trying
 from seedtune.config import Machine
 from seedtune.data.batches import Batch, batch_of
 from seedtune.errors import ConfigError
@@ -105,7 +105,7 @@ def test_the_model_goes_to_the_machine_s_device_before_any_forward(tiny_recipe, 
 USES: dict[str, Callable] = {
     "run": lambda recipe, folder: experiment.run(recipe, Machine(device="cuda:77"), folder / "new", NOTHING),
     "resume": lambda recipe, folder: experiment.resume(folder / "run", Machine(device="cuda:77"), NOTHING),
-    "evaluate": lambda recipe, folder: inspection.evaluated(str(folder / "run"), machine=Machine(device="cuda:77")),
+    "evaluate": lambda recipe, folder: trying.evaluated(str(folder / "run"), machine=Machine(device="cuda:77")),
 }
 
 

@@ -30,9 +30,10 @@ from seedtune.errors import (
 from seedtune.experiment import resolved, resume, run
 from seedtune.fed.client import local_round
 from seedtune.fed.messages import Order
-from seedtune.inspection import evaluated, exported
+from seedtune.inspection import exported
 from seedtune.models.evaluation import Evaluation
 from seedtune.space import bound_weights, digest
+from seedtune.trying import evaluated
 from seedtune.zo import noise
 
 CLOCKED = ("seconds", "round_seconds", "peak_memory_bytes")

@@ -3,13 +3,12 @@ import math
 from dataclasses import replace
 
 import pytest
-from tiny_runs import MACHINE, NOTHING, StopAfter, save_task
+from tiny_runs import MACHINE, NOTHING, StopAfter
 
 from seedtune import inspection
-from seedtune.errors import ConfigError, DataError, RunStoreError, TrajectoryError
+from seedtune.errors import ConfigError, RunStoreError, TrajectoryError
 from seedtune.experiment import run
-from seedtune.inspection import COMPARED, compared, compared_at, described, evaluated, exported, health, to_target
-from seedtune.models.evaluation import Evaluation
+from seedtune.inspection import COMPARED, compared, compared_at, described, exported, health, to_target
 from seedtune.zo.expansion import Split
 from seedtune.zo.noise import Distribution
 from seedtune.zo.trajectory import Header
@@ -24,42 +23,6 @@ def ended(tiny_recipe, tmp_path):
 
 def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
-
-
-def test_a_run_is_evaluated_where_it_stands(ended):
-    found, summary = evaluated(str(ended)), summary_of(ended)
-    assert {name: found[name] for name in ("loss", "accuracy", "state_digest", "rounds")} == {
-        name: summary[name] for name in ("loss", "accuracy", "state_digest", "rounds")
-    }
-    assert found["examples"] == 14 and 0 < found["truncated_examples"] <= 14 and found["model"] == "llama"
-
-
-def test_a_run_is_evaluated_on_another_task_without_its_own_settings(ended):
-    found = evaluated(str(ended), "stdlib-topics", {"task": {"max_eval": 12}})
-    assert found["task"] == "stdlib-topics" and found["examples"] == 12
-    assert found["state_digest"] == summary_of(ended)["state_digest"]
-
-
-def test_a_model_is_evaluated_as_it_is(tiny_recipe, tiny_model, tiny_table, ended):
-    found = evaluated(str(tiny_model), None, {"task": tiny_recipe(task={"max_tokens": 5}).task.model_dump()})
-    summary = summary_of(ended)
-    assert found["loss"] == summary["zero_shot_loss"] and found["accuracy"] == summary["zero_shot_accuracy"]
-    assert "rounds" not in found
-
-
-def test_evaluation_deals_no_examples_to_clients(tiny_recipe, tiny_model, tmp_path):
-    few = save_task(tmp_path / "few.csv", num_rows=8)
-    task = tiny_recipe(task={"path": str(few)}).task.model_dump()
-    assert evaluated(str(tiny_model), None, {"task": task, "federation": {"min_replies": 1}})["examples"] >= 1
-    with pytest.raises(DataError, match="unknown task 'sst-2': did you mean 'sst2'"):
-        evaluated(str(tiny_model), "sst-2")
-
-
-def test_an_evaluation_that_is_not_finite_is_null(tiny_recipe, tiny_model, monkeypatch):
-    nan = Evaluation(math.nan, None, 3)
-    monkeypatch.setattr(inspection.Experiment, "evaluate", lambda self: nan)
-    found = evaluated(str(tiny_model), None, {"task": tiny_recipe().task.model_dump()})
-    assert found["loss"] is None and found["perplexity"] is None
 
 
 def test_a_run_and_its_trajectory_are_described_alike(ended):

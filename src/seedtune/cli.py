@@ -142,11 +142,38 @@ def evaluate(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run's tuned model, or any model, on a task's test examples."""
+    """Evaluate a run's tuned model, or any model, on a task's test examples, class by class."""
     overrides, machine = [assignment(text) for text in settings or []], _machine("auto", device)
-    from . import inspection
+    from . import terminal, trying
 
-    _print(inspection.evaluated(subject, task, *overrides, machine=machine), as_json)
+    found = trying.evaluated(subject, task, *overrides, machine=machine)
+    if as_json or "confusion" not in found:
+        _print(found, as_json)
+        return
+    confusion, classes = found.pop("confusion"), found.pop("classes")
+    for table in (terminal.pairs(found), terminal.classes(classes), terminal.confusion(classes, confusion)):
+        out.print(table)
+        out.print()
+
+
+@app.command()
+def generate(
+    subject: Annotated[str, typer.Argument(help="a run folder, or a model: 'starter', a folder, a hub id")],
+    prompt: Annotated[str, typer.Argument(help="the text to go on from; '-' reads it from standard input")],
+    tokens: Annotated[int, typer.Option(min=1, help="most tokens to write")] = 64,
+    base: Annotated[str | None, typer.Option(help="where the base is now, if it has moved")] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Let a run's tuned model, or any causal model, write on from a prompt: the most likely token each time."""
+    machine = _machine("auto", device)
+    from . import trying
+
+    written = trying.written(subject, sys.stdin.read() if prompt == "-" else prompt, tokens, base, machine)
+    if as_json:
+        _print(written, as_json)
+    else:
+        out.print(written["text"], soft_wrap=True)
 
 
 @app.command()

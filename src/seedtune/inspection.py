@@ -11,16 +11,13 @@ import numpy as np
 import torch
 
 from . import presets, run_store
-from .assembly import Experiment, assemble, load_replayed, restore
-from .config import Machine, Recipe
-from .data import metrics
+from .assembly import assemble, load_replayed
+from .config import Machine
 from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import versions
-from .metrics import scores_of
 from .models.export import check_free, export
-from .models.generate import generate
 from .quantities import duration, operations
-from .recipe_text import build, merged
+from .recipe_text import build
 from .space import Weights, bound_weights, digest
 from .zo import kernels, noise, trajectory, trajectory_file
 from .zo.catching_up import CatchingUp, pace_here
@@ -31,70 +28,13 @@ COMPARED = (
     "method", "model", "task", "rounds", "loss", "accuracy", "perplexity", "bytes_up", "bytes_down", "forwards",
     "flops", "seconds", "peak_memory_bytes", "state_digest",
 )  # fmt: skip
-ANSWER_TOKENS = 32
 SECONDS_WORTH_SAYING = 1.0
 _CPU = Machine()
-_ONE_PLACE = {"kind": "iid", "num_clients": 1, "heldout_fraction": 0.0}
-_ONE_CLIENT = {"cohort_size": 0, "min_replies": 1}
 KNOWN_NOISE = {
     Distribution.RADEMACHER: "14ba06512066c6e59719742b5004cc32",
     Distribution.GAUSSIAN: "43e441c5f9b7f8a0521f35d9d8568bf3",
 }
 """Digests of 4,096 values of noise version 1, from coordinate 2^40 + 77 on, under derive_key(0, "doctor")."""
-
-
-def evaluated(
-    subject: str, task: str | None = None, *overrides: dict[str, Any], machine: Machine = _CPU
-) -> dict[str, Any]:
-    """A run's tuned model, or a model as it is, on a task's test examples.
-
-    `task`: another task than the run's, with none of that one's settings; `overrides` are laid over it all.
-
-    Cost: loads the model, replays the run, one forward a batch; tasks with reference answers are also generated.
-
-    Raises:
-        SeedtuneError: no such run, model or device, or a task that it cannot be put to.
-    """
-    folder = Path(subject)
-    if run_store.is_run(folder):
-        state = run_store.trajectory_of(folder)
-        recipe = _put(run_store.recipe_of(folder).model_dump(), task, overrides, subject)
-        experiment = assemble(recipe, machine, state.header.initial)
-        restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
-        stands = {"rounds": len(state.records)}
-    else:
-        recipe = _put({"model": {"name": subject}}, task, overrides, subject)
-        experiment, stands = assemble(recipe, machine), {}
-    found = experiment.evaluate()
-    return {
-        "model": experiment.model.base_id, **stands, "task": experiment.recipe.task.name,
-        "examples": found.num_examples, **scores_of(found), **_written(experiment),
-        "truncated_examples": experiment.test.num_truncated, "state_digest": experiment.site.replica.digest.hex(),
-    }  # fmt: skip
-
-
-def _put(values: dict[str, Any], task: str | None, overrides: Sequence[dict[str, Any]], source: str) -> Recipe:
-    """A recipe to evaluate: nobody trains, so all training examples may lie in one place."""
-    if task and values.get("task", {}).get("name") != task:
-        values = {**values, "task": {"name": task}}
-    for over in ({"partition": _ONE_PLACE, "federation": _ONE_CLIENT}, *overrides):
-        values = merged(values, over)
-    return build(values, source)
-
-
-def _written(experiment: Experiment) -> dict[str, float]:
-    """Token F1 and exact match of generated answers, where the task has references to compare with."""
-    examples = experiment.task.test
-    if not any(example.references for example in examples):
-        return {}
-    prompts = [encoded.prompt.tolist() for encoded in experiment.test.examples]
-    tokens = generate(experiment.model, prompts, ANSWER_TOKENS)
-    answers = [experiment.model.tokenizer.decode(ids).split("\n")[0] for ids in tokens]
-    scored = [(answer, example.references) for answer, example in zip(answers, examples, strict=True)]
-    return {
-        "token_f1": float(np.mean([metrics.token_f1(*pair) for pair in scored])),
-        "exact_match": float(np.mean([metrics.exact_match(*pair) for pair in scored])),
-    }
 
 
 def opened(path: Path) -> tuple[Trajectory, Callable[[int], Weights] | None]:

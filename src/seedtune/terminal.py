@@ -171,6 +171,23 @@ def _counted(flops: int | None) -> str:
     return "not counted" if flops is None else operations(flops)
 
 
+def classes(rows: Sequence[dict[str, Any]]) -> Table:
+    """How well each class was told from the others, one a row."""
+    table = _table("class", "examples", "precision", "recall", "F1", "most often taken for")
+    for row in rows:
+        shares = ("none" if row[name] is None else f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
+        table.add_row(row["class"], str(row["examples"]), *shares, row["mistaken_for"] or "")
+    return table
+
+
+def confusion(rows: Sequence[dict[str, Any]], counts: Sequence[Sequence[int]]) -> Table:
+    """How many examples of each class, a row, were taken for which, a column by its number."""
+    table = _table("confusion: class", *(str(number) for number in range(1, len(rows) + 1)))
+    for number, (row, taken) in enumerate(zip(rows, counts, strict=True), start=1):
+        table.add_row(f"{number} {row['class']}", *map(str, taken))
+    return table
+
+
 def pairs(values: dict[str, Any]) -> Table:
     """Names and values, one a row."""
     table = _table("", "")

@@ -5,7 +5,7 @@ forwards on whatever weights the model is bound to; it moves and perturbs nothin
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -18,11 +18,15 @@ from .objective import scores, token_loss_sum
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean over examples (choices) or tokens (texts), in nats; accuracy in [0, 1], None for texts."""
+    """loss: mean over examples (choices) or tokens (texts), in nats; accuracy in [0, 1], None for texts.
+
+    confusion: for choices, how many examples of each label (row) were given which (column), int [C, C].
+    """
 
     loss: float
     accuracy: float | None
     num_examples: int
+    confusion: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def perplexity(self) -> float | None:
@@ -36,9 +40,11 @@ def evaluate(model: Tuned, encoded: EncodedSet, batch_size: int = 64) -> Evaluat
     if encoded.examples[0].label is None:
         sums = [token_loss_sum(model, batch) for batch in batches]
         return Evaluation(sum(s for s, _ in sums) / sum(n for _, n in sums), None, len(encoded))
-    loss, correct = 0.0, 0
+    loss, confusion = 0.0, 0
     for batch in batches:
         values = scores(model, batch)
         loss += cross_entropy(values, batch.labels, reduction="sum").item()
-        correct += int((values.argmax(1) == batch.labels).sum())
-    return Evaluation(loss / len(encoded), correct / len(encoded), len(encoded))
+        pairs = (batch.labels * values.shape[1] + values.argmax(1)).bincount(minlength=values.shape[1] ** 2)
+        confusion += pairs.view(values.shape[1], -1).cpu()
+    accuracy = int(confusion.trace()) / len(encoded)
+    return Evaluation(loss / len(encoded), accuracy, len(encoded), tuple(map(tuple, confusion.tolist())))

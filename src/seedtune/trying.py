@@ -1,0 +1,133 @@
+"""A model tried out: evaluated on a task's test examples, class by class, or asked to write. Nothing here trains."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import run_store
+from .assembly import Experiment, assemble, initial_values, load_replayed, restore
+from .config import Machine, ModelConfig, Recipe
+from .data import metrics
+from .inspection import opened
+from .metrics import scores_of
+from .models.evaluation import Evaluation
+from .models.generate import generate
+from .models.load import Tuned, load
+from .models.placement import device_of
+from .recipe_text import build, merged
+
+ANSWER_TOKENS = 32
+_CPU = Machine()
+_ONE_PLACE = {"kind": "iid", "num_clients": 1, "heldout_fraction": 0.0}
+_ONE_CLIENT = {"cohort_size": 0, "min_replies": 1}
+
+
+def evaluated(
+    subject: str, task: str | None = None, *overrides: dict[str, Any], machine: Machine = _CPU
+) -> dict[str, Any]:
+    """A run's tuned model, or a model as it is, on a task's test examples.
+
+    `task`: another task than the run's, with none of that one's settings; `overrides` are laid over it all.
+
+    Cost: loads the model, replays the run, one forward a batch; tasks with reference answers are also generated.
+
+    Raises:
+        SeedtuneError: no such run, model or device, or a task that it cannot be put to.
+    """
+    folder = Path(subject)
+    if run_store.is_run(folder):
+        state = run_store.trajectory_of(folder)
+        recipe = _put(run_store.recipe_of(folder).model_dump(), task, overrides, subject)
+        experiment = assemble(recipe, machine, state.header.initial)
+        restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
+        stands = {"rounds": len(state.records)}
+    else:
+        recipe = _put({"model": {"name": subject}}, task, overrides, subject)
+        experiment, stands = assemble(recipe, machine), {}
+    found = experiment.evaluate()
+    return {
+        "model": experiment.model.base_id, **stands, "task": experiment.recipe.task.name,
+        "examples": found.num_examples, **scores_of(found), **_written(experiment), **_by_class(experiment, found),
+        "truncated_examples": experiment.test.num_truncated, "state_digest": experiment.site.replica.digest.hex(),
+    }  # fmt: skip
+
+
+def _put(values: dict[str, Any], task: str | None, overrides: Sequence[dict[str, Any]], source: str) -> Recipe:
+    """A recipe to evaluate: nobody trains, so all training examples may lie in one place."""
+    if task and values.get("task", {}).get("name") != task:
+        values = {**values, "task": {"name": task}}
+    for over in ({"partition": _ONE_PLACE, "federation": _ONE_CLIENT}, *overrides):
+        values = merged(values, over)
+    return build(values, source)
+
+
+def _written(experiment: Experiment) -> dict[str, float]:
+    """Token F1 and exact match of generated answers, where the task has references to compare with."""
+    examples = experiment.task.test
+    if not any(example.references for example in examples):
+        return {}
+    prompts = [encoded.prompt.tolist() for encoded in experiment.test.examples]
+    tokens = generate(experiment.model, prompts, ANSWER_TOKENS)
+    answers = [experiment.model.tokenizer.decode(ids).split("\n")[0] for ids in tokens]
+    scored = [(answer, example.references) for answer, example in zip(answers, examples, strict=True)]
+    return {
+        "token_f1": float(np.mean([metrics.token_f1(*pair) for pair in scored])),
+        "exact_match": float(np.mean([metrics.exact_match(*pair) for pair in scored])),
+    }
+
+
+def _by_class(experiment: Experiment, found: Evaluation) -> dict[str, Any]:
+    """`confusion`: how many examples of each class (row) were taken for which (column); `classes`: what follows from
+    it. Precision is None for a class that was never predicted, recall for one without examples."""
+    if found.confusion is None:
+        return {}
+    names, counts = experiment.task.label_names, np.array(found.confusion)
+    return {"confusion": counts.tolist(), "classes": [_class(name, i, counts, names) for i, name in enumerate(names)]}
+
+
+def _class(name: str, i: int, counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    right, own, predicted = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
+    wrong = counts[i] * (np.arange(len(names)) != i)
+    return {
+        "class": name, "examples": own, "precision": right / predicted if predicted else None,
+        "recall": right / own if own else None, "f1": 2 * right / (own + predicted) if own + predicted else None,
+        "mistaken_for": names[int(wrong.argmax())] if wrong.any() else None,
+    }  # fmt: skip
+
+
+def written(
+    subject: str, prompt: str, max_new_tokens: int = 64, base: str | None = None, machine: Machine = _CPU
+) -> dict[str, Any]:
+    """What a run's tuned model, or a model as it is, writes after `prompt`: greedily, the most likely token each time.
+
+    `base`: where a run's base is found now, if it has moved.
+
+    Cost: loads the model, replays the run, one forward over the prompt and one a new token. Reads no task.
+
+    Raises:
+        ModelError: no such model, none that writes, or a prompt that is empty or fills its window.
+    """
+    model, stands = _tuned(subject, base, machine)
+    tokens = model.tokenizer(prompt)["input_ids"]
+    end = model.tokenizer.eos_token_id
+    tokens = tokens[:-1] if len(tokens) > 1 and tokens[-1] == end else tokens  # a tokenizer may close every text
+    (made,) = generate(model, [tokens], max_new_tokens)
+    return {"model": model.base_id, **stands, "prompt": prompt, "prompt_tokens": len(tokens), "new_tokens": len(made),
+            "text": model.tokenizer.decode(made, skip_special_tokens=True)}  # fmt: skip
+
+
+def _tuned(subject: str, base: str | None, machine: Machine) -> tuple[Tuned, dict[str, Any]]:
+    folder = Path(subject)
+    if not run_store.is_run(folder):
+        config = ModelConfig(name=subject)
+        device = device_of(machine, config)
+        model, stands = load(config, None, initial_values(0)), {}
+    else:
+        recipe, (state, snapshot) = run_store.recipe_of(folder), opened(folder)
+        device = device_of(machine, recipe.model)
+        model, _ = load_replayed(state, base or recipe.model.name, None, snapshot)
+        stands = {"rounds": len(state.records)}
+    model.module.to(device)
+    return model, stands
