@@ -358,27 +358,8 @@ def _say(note: str) -> None:
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     from . import terminal
 
-    out.print(terminal.outcome(summary))
-    for name, text in _NOTES.items():
-        if summary[name]:
-            out.print(f"{summary[name]} {text}", soft_wrap=True)
-    for text in terminal.events(summary):
-        out.print(text, soft_wrap=True)
-    sent = terminal.amount(summary["bytes_up"]) + " up, " + terminal.amount(summary["bytes_down"]) + " down"
-    each = [summary[f"bytes_{way}_per_client_round"] for way in ("up", "down")]
-    if None not in each:
-        sent += f" ({terminal.amount(each[0])} and {terminal.amount(each[1])} a client and round)"
-    kept, pace = terminal.amount(summary["trajectory_bytes"]), summary["round_seconds"] / max(1, summary["rounds"])
-    out.print(f"sent in all: {sent}; the tuned model is {folder}/trajectory.seedtune, {kept}", soft_wrap=True)
-    out.print(f"{summary['rounds']} rounds in {summary['seconds']:.0f} s ({pace:.3f} s a round, evaluation apart)")
-    out.print(f"state digest {summary['state_digest']}")
-
-
-_NOTES = {
-    "truncated_examples": "examples were cut to the task's window",
-    "skipped_steps": "local steps were skipped, since a loss was not finite",
-    "failed_replies": "replies were missing or not usable; metrics.jsonl names clients and reasons",
-}
+    for part in terminal.results(summary, folder):
+        out.print(part, soft_wrap=True)
 
 
 def _print(values: dict[str, Any], as_json: bool) -> None:

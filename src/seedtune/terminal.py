@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -105,6 +106,30 @@ def quality(evaluation: Evaluated) -> str:
     if test.accuracy is not None:
         return f"test loss {test.loss:.3f}  accuracy {test.accuracy:.1%}"
     return f"test loss {test.loss:.3f}  perplexity {test.perplexity:.2f}"
+
+
+def results(summary: dict[str, Any], folder: Path) -> Iterator[Table | str]:
+    """What a run came to: quality, what a reader must know of the way there, traffic, time, digest."""
+    yield outcome(summary)
+    for name, text in _NOTES.items():
+        if summary[name]:
+            yield f"{summary[name]} {text}"
+    yield from events(summary)
+    sent = f"{amount(summary['bytes_up'])} up, {amount(summary['bytes_down'])} down"
+    each = [summary[f"bytes_{way}_per_client_round"] for way in ("up", "down")]
+    if None not in each:
+        sent += f" ({amount(each[0])} and {amount(each[1])} a client and round)"
+    kept, pace = amount(summary["trajectory_bytes"]), summary["round_seconds"] / max(1, summary["rounds"])
+    yield f"sent in all: {sent}; the tuned model is {folder}/trajectory.seedtune, {kept}"
+    yield f"{summary['rounds']} rounds in {summary['seconds']:.0f} s ({pace:.3f} s a round, evaluation apart)"
+    yield f"state digest {summary['state_digest']}"
+
+
+_NOTES = {
+    "truncated_examples": "examples were cut to the task's window",
+    "skipped_steps": "local steps were skipped, since a loss was not finite",
+    "failed_replies": "replies were missing or not usable; metrics.jsonl names clients and reasons",
+}
 
 
 def outcome(summary: dict[str, Any]) -> Table:
