@@ -19,6 +19,7 @@ from rich.console import Console
 
 from . import presets
 from .config import Machine
+from .deploy.commands import app as deploy
 from .errors import ConfigError, SeedtuneError
 from .recipe_text import assignment, merged
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(deploy, name="deploy")
 WIDE = 10_000
 """Columns where nobody looks at a terminal: no value is folded or cut."""
 

@@ -9,7 +9,8 @@
     ├── MessageError       an order or a reply that fails validation
     │   └── NotFinite        weights that overflowed, or would
     ├── EngineError        too few clients answered, or one failed: names client, round and step
-    └── RunStoreError      a run folder that cannot be written, resumed or is in use
+    ├── RunStoreError      a run folder that cannot be written, resumed or is in use
+    └── DeployError        a key, a certificate or a process of a deployment that cannot be used
 
 A message says what was given, the rule, what was found and what to do, on one line. The command line prints it and
 exits with 2; it never shows a traceback for one of these.
@@ -48,6 +49,9 @@ class EngineError(SeedtuneError): ...
 
 
 class RunStoreError(SeedtuneError): ...
+
+
+class DeployError(SeedtuneError): ...
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:

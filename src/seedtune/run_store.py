@@ -65,6 +65,11 @@ class RunStore:
             sizes = self._append(TRAJECTORY, header_frame(header)), self._append(METRICS, _line(first_row))
             self._commit(Manifest(0, *sizes))
 
+    def reserve(self, recipe: Recipe) -> None:
+        """Keeps the folder for a run that another process begins, by resuming it."""
+        with self._writing():
+            replace_text(self.folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
+
     def append(self, record: RoundRecord, row: Mapping[str, Any]) -> None:
         """Adds one round. When it returns, the round survives a crash."""
         with self._writing():

@@ -1,0 +1,144 @@
+"""A node: the worker that holds model, data and progress, and the SuperNode that fetches its work.
+
+    FOLDER/worker/           the worker's: records seen, last replies, status.json
+    FOLDER/worker.sock       where Flower's client process hands messages to the worker
+    FOLDER/superexec.secret  keeps other users of this machine from taking the node's work
+    FOLDER/flwr, logs
+
+Whichever of the three processes ends is started again; what the worker knew is on its disk.
+"""
+
+import ipaddress
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DeployError
+from . import flower, keys, places
+from .news import Standing
+from .processes import Child, Command, Say, ended_together
+
+TICK = 0.2
+_LONGEST_SOCKET = 100
+"""Bytes of a Unix socket's path that all systems take."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node runs. `ca` and `key` are None where it speaks plain HTTP; model, data and clients as the worker's."""
+
+    server: str
+    folder: Path
+    ca: Path | None = None
+    key: Path | None = None
+    clients: str | None = None
+    model: str | None = None
+    data: Path | None = None
+    device: str = "cpu"
+    port: int = 9094
+
+    @property
+    def place(self) -> flower.Place:
+        return flower.Place(self.folder)
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "worker.sock"
+
+    @property
+    def status(self) -> Path:
+        return self.folder / "worker" / "status.json"
+
+
+def check(node: Node) -> None:
+    """
+    Raises:
+        DeployError: an address, a key or a list of clients that cannot be used; plain HTTP to another machine.
+    """
+    host = host_of(node.server)
+    if (node.ca is None) != (node.key is None):
+        raise DeployError("--ca and --key: a node needs both, the server's ca.crt and its own key")
+    if node.ca is None and not is_loopback(host):
+        raise DeployError(
+            f"--plain-http: only to a server on loopback, such as 127.0.0.1, not {host}: use --ca and --key"
+        )
+    if node.ca and node.key:
+        keys.check_ca(node.ca)
+        keys.check_node_key(node.key)
+    if node.clients is not None and not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", node.clients):
+        raise DeployError(f"--clients {node.clients!r}: must be numbers and ranges, such as 0-3 or 0-3,7")
+    if node.data is not None and not node.data.exists():
+        raise DeployError(f"--data {node.data}: there is no such file or folder")
+    if len(bytes(node.socket)) > _LONGEST_SOCKET:
+        raise DeployError(
+            f"--state {node.folder}: the path of its socket has {len(bytes(node.socket))} bytes, at most "
+            f"{_LONGEST_SOCKET} are possible: choose a folder with a shorter path"
+        )
+
+
+def commands(node: Node) -> list[Command]:
+    """The processes of a node, in the order in which they are started."""
+    place = node.place
+    config = {"worker-socket": str(node.socket)}
+    return [
+        _worker(node),
+        flower.supernode(place, node.server, node.ca, node.key, node.port, config),
+        flower.superexec(place, node.port, None),
+    ]
+
+
+def _worker(node: Node) -> Command:
+    options = {
+        "--clients": node.clients, "--model": node.model, "--data": node.data, "--device": node.device,
+    }  # fmt: skip
+    arguments = (
+        sys.executable, "-P", "-m", "seedtune.engines.worker", "--socket", str(node.socket),
+        "--state", str(node.status.parent),
+        *(text for name, value in options.items() if value is not None for text in (name, str(value))),
+    )  # fmt: skip
+    return Command("worker", arguments, {"TOKENIZERS_PARALLELISM": "false"}, node.place.log("worker"))
+
+
+def supervise(node: Node, say: Say, until: Callable[[], bool] = lambda: False) -> None:
+    """Keeps a node going until Ctrl-C, or until `until` says so; nothing of it is left when this returns.
+
+    Raises:
+        DeployError: as `check`; the folder is another's; a program is missing.
+    """
+    check(node)
+    with places.opened(node.place):
+        places.check_free(node.port)
+        children = [Child(command) for command in commands(node)]
+        with ended_together(children):
+            for child in children:
+                child.start()
+            say(f"node runs; server {node.server}, clients {node.clients or 'all'}, logs in {node.folder / 'logs'}")
+            standing = Standing(node.status)
+            while not until():
+                for child in children:
+                    child.revive(say)
+                if news := standing.news():
+                    say(news)
+                time.sleep(TICK)
+
+
+def host_of(server: str) -> str:
+    """The host of HOST:PORT.
+
+    Raises:
+        DeployError: it is not of that form.
+    """
+    match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", server)
+    if not match or not 0 < int(match[2]) < 65536:
+        raise DeployError(f"--server {server!r}: must be HOST:PORT, such as fed.example.org:443")
+    return match[1].strip("[]")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,177 @@
+"""Processes that are started, watched, started again when they die, and never left behind.
+
+Guarantees: each process leads a group of its own, and stopping it ends the whole group; where the supervisor itself is
+killed, the kernel ends its processes with it (`tied`, on Linux). What a process prints goes to its log file.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DeployError
+
+Say = Callable[[str], None]
+
+GRACE = 5.0
+"""Seconds between the request to end and the kill."""
+FIRST_WAIT, LONGEST_WAIT, STEADY = 1.0, 30.0, 60.0
+"""Seconds: before a process is started again, at most after some failures, and that it must live to start afresh."""
+_LAST_LINES = 4096
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is started: its name in messages, its arguments, what it finds in its environment, and where it prints."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    log: Path
+
+    def shown(self) -> str:
+        """As a line for a shell, without its environment."""
+        return shlex.join(self.arguments)
+
+
+@dataclass
+class Child:
+    """One process that should run; `start` begins it, `stop` ends it and all that it started."""
+
+    command: Command
+    process: subprocess.Popen | None = None
+    wait: float = FIRST_WAIT
+    started: float = 0.0
+    again_at: float = 0.0
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """
+        Raises:
+            DeployError: its program is not there, or its log cannot be written.
+        """
+        command = self.command
+        try:
+            with open(command.log, "ab") as log:
+                self.process = subprocess.Popen(
+                    tied(command.arguments), env={**os.environ, **command.environment}, stdin=subprocess.DEVNULL,
+                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            raise DeployError(f"{command.name}: cannot be started: {error}") from None
+        self.started = time.monotonic()
+
+    def stop(self) -> None:
+        stop_all([self])
+
+    def revive(self, say: Say) -> bool:
+        """Starts the process again where it has died, after a wait that doubles each time; whether it did."""
+        if self.is_running:
+            return False
+        now = time.monotonic()
+        if not self.again_at:
+            self.stop()  # whatever it left behind
+            self.wait = FIRST_WAIT if now - self.started > STEADY else self.wait
+            self.again_at = now + self.wait
+            say(f"{self.command.name} ended ({self.ending()}): starting it again in {self.wait:.0f} s")
+            self.wait = min(2 * self.wait, LONGEST_WAIT)
+        if now < self.again_at:
+            return False
+        self.again_at = 0.0
+        self.start()
+        say(f"{self.command.name} runs again")
+        return True
+
+    def ending(self) -> str:
+        """How it ended, with the last line that it printed."""
+        code = self.process.returncode if self.process else None
+        reason = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        line = last_line(self.command.log)
+        return f"{reason}; last line of {self.command.log}: {line}" if line else reason
+
+
+def tied(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The same, ended with this process."""
+    return (sys.executable, "-P", "-m", "seedtune.deploy.tied", str(os.getpid()), *arguments)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not empty."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINES))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if line), "")
+
+
+def stop_all(children: Iterable[Child]) -> None:
+    """Ends processes and all that they started: asks, waits `GRACE` seconds at most, kills."""
+    children = [child for child in children if child.process]
+    for child in children:
+        _signal(child, signal.SIGTERM)
+    end = time.monotonic() + GRACE
+    while time.monotonic() < end and any(_is_alive(child) for child in children):
+        time.sleep(0.05)
+    for child in children:
+        _signal(child, signal.SIGKILL)
+        child.process.wait()
+
+
+def _signal(child: Child, number: int) -> None:
+    """To the whole group, which may outlive its leader."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.process.pid, number)
+
+
+def _is_alive(child: Child) -> bool:
+    """Whether anything of the group still runs; on Linux, what has ended and was not collected does not count."""
+    child.process.poll()
+    if Path("/proc/self/stat").exists():
+        return any(_group(path) == child.process.pid for path in Path("/proc").glob("[0-9]*"))
+    try:
+        os.killpg(child.process.pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _group(process: Path) -> int | None:
+    """The group of a process that runs (Linux: proc(5), stat); None where it has ended."""
+    try:
+        state, _, group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else int(group)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that `pid` has started and that live (Linux); one that ended and is not yet collected does not."""
+    with suppress(OSError):
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in found if Path(f"/proc/{child}/cmdline").read_bytes()]
+    return []
+
+
+@contextmanager
+def ended_together(children: list[Child]) -> Iterator[None]:
+    """Ends whatever of `children` runs when the block is left, in whichever way: SIGTERM is taken as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stop_all(children)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, before)

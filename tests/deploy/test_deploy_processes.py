@@ -1,0 +1,140 @@
+"""Supervision of processes, with dummies in place of Flower's: started again when they die, and never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seedtune.deploy import places, processes
+from seedtune.deploy.flower import Place
+from seedtune.deploy.processes import Child, Command, ended_together, last_line, stop_all
+from seedtune.errors import DeployError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+SLEEPS = "import time; time.sleep(60)"
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('ready', flush=True)
+time.sleep(60)
+"""
+PARENT = f"""
+import subprocess, sys, time
+subprocess.Popen([sys.executable, '-c', {SLEEPS!r}])
+print('ready', flush=True)
+time.sleep(60)
+"""
+
+
+def child(folder, program, name="dummy", **environment):
+    return Child(Command(name, (sys.executable, "-c", program), environment, folder / f"{name}.log"))
+
+
+def wait_for(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def in_group(group):
+    return [path.name for path in Path("/proc").glob("[0-9]*") if processes._group(path) == group]
+
+
+def test_a_process_gets_its_environment_and_its_log(tmp_path):
+    one = child(tmp_path, "import os; print(os.environ['COLOUR'])", COLOUR="green")
+    one.start()
+    wait_for(lambda: not one.is_running)
+    assert last_line(one.command.log) == "green" and one.ending().startswith("exit code 0; last line of ")
+
+
+def test_stopping_ends_the_whole_group_also_where_it_will_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 0.2)
+    children = [child(tmp_path, PARENT, "parent"), child(tmp_path, STUBBORN, "stubborn")]
+    for one in children:
+        one.start()
+    wait_for(lambda: all(last_line(one.command.log) == "ready" for one in children))
+    groups = [one.process.pid for one in children]
+    assert len(in_group(groups[0])) == 2
+    stop_all(children)
+    wait_for(lambda: not any(in_group(group) for group in groups), 1)
+    assert children[1].process.returncode == -signal.SIGKILL
+
+
+def test_what_dies_is_started_again_after_a_wait_that_doubles(tmp_path):
+    said, one = [], child(tmp_path, "raise SystemExit('no luck')")
+    one.wait = 0.05
+    one.start()
+    for _ in range(3):
+        wait_for(lambda: not one.is_running)
+        wait_for(lambda: one.revive(said.append))
+    assert one.wait == 0.4
+    assert [line for line in said if "runs again" in line] == ["dummy runs again"] * 3
+    assert "dummy ended (exit code 1; last line of" in said[0] and "no luck): starting it again in" in said[0]
+    stop_all([one])
+
+
+def test_what_dies_takes_what_it_started_along_before_it_is_started_again(tmp_path):
+    one = child(tmp_path, PARENT)
+    one.start()
+    wait_for(lambda: last_line(one.command.log) == "ready")
+    group = one.process.pid
+    one.process.kill()
+    one.process.wait()
+    assert in_group(group)
+    assert not one.revive(lambda line: None)
+    wait_for(lambda: not in_group(group), 1)
+
+
+def test_an_interrupt_or_an_error_ends_them_all(tmp_path):
+    one = child(tmp_path, SLEEPS)
+    with pytest.raises(KeyboardInterrupt), ended_together([one]):
+        one.start()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert not in_group(one.process.pid)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_kernel_ends_them_where_the_supervisor_is_killed(tmp_path):
+    program = f"""
+import sys, time
+from pathlib import Path
+from seedtune.deploy.processes import Child, Command
+one = Child(Command('dummy', (sys.executable, '-c', {SLEEPS!r}), {{}}, Path({str(tmp_path / "log")!r})))
+one.start()
+print(one.process.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as supervisor:
+        group = int(supervisor.stdout.readline())
+        wait_for(lambda: b"tied" not in Path(f"/proc/{group}/cmdline").read_bytes())
+        supervisor.kill()
+    wait_for(lambda: not in_group(group))
+
+
+def test_a_program_that_is_not_there_is_said(tmp_path):
+    one = Child(Command("dummy", (str(tmp_path / "none"),), {}, tmp_path / "log"))
+    one.start()
+    wait_for(lambda: not one.is_running)
+    assert "cannot be started: No such file" in one.ending()
+    with pytest.raises(DeployError, match="dummy: cannot be started"):
+        Child(Command("dummy", ("true",), {}, tmp_path / "none" / "log")).start()
+
+
+def test_one_supervisor_a_folder(tmp_path):
+    place = Place(tmp_path / "node")
+    with places.opened(place):
+        assert place.secret.stat().st_mode & 0o777 == 0o600 and len(place.secret.read_bytes()) == 32
+        with pytest.raises(DeployError, match="is in use by another 'seedtune deploy'"), places.opened(place):
+            pass
+    secret = place.secret.read_bytes()
+    with places.opened(place):
+        assert place.secret.read_bytes() == secret
+    place.folder.chmod(0o755)
+    with pytest.raises(DeployError, match="has mode 0755"), places.opened(place):
+        pass
