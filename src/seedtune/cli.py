@@ -245,6 +245,17 @@ def report(
 
 
 @app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="a run folder")],
+    once: Annotated[bool, typer.Option("--once", help="show how it stands, and exit")] = False,
+) -> None:
+    """Show a run while it goes on elsewhere, until it ends; Ctrl-C leaves it alone."""
+    from . import watching
+
+    watching.watch(out, folder, once=once)
+
+
+@app.command()
 def study(
     name: Annotated[str | None, typer.Argument(help="a known study", show_default=False)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="a part of the rounds, on one seed")] = False,
