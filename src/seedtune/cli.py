@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
@@ -51,6 +51,7 @@ Device = Annotated[
     str,
     typer.Option("--device", help="where the model computes: cpu, cuda or cuda:N; default cpu", show_default=False),
 ]
+Events = Annotated[Path | None, typer.Option("--tensorboard", help="also write event files for TensorBoard there")]
 
 
 def main() -> None:
@@ -103,6 +104,7 @@ def run(
     replace: Annotated[bool, typer.Option("--replace", help="delete a run that is in the folder")] = False,
     kernel: Kernel = "auto",
     device: Device = "cpu",
+    events: Events = None,
 ) -> None:
     """Start a run."""
     flags: dict[str, Any] = {}
@@ -117,21 +119,25 @@ def run(
     machine = _machine(kernel, device)
     from . import experiment
 
-    with _progress(composed.federation.num_rounds, folder) as listen:
+    with _progress(composed.federation.num_rounds, folder, events) as listen:
         summary = experiment.run(composed, machine, folder, listen, replace, _say)
     _print_summary(summary, folder)
 
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(help="a run folder")], kernel: Kernel = "auto", device: Device = "cpu"
+    folder: Annotated[Path, typer.Argument(help="a run folder")],
+    kernel: Kernel = "auto",
+    device: Device = "cpu",
+    events: Events = None,
 ) -> None:
     """Go on with a run that was stopped, from its last whole round."""
     from . import experiment, run_store
 
     recipe, machine = run_store.recipe_of(folder), _machine(kernel, device)
-    sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in run_store.metrics_of(folder))
-    with _progress(recipe.federation.num_rounds, folder, sent) as listen:
+    rows = run_store.metrics_of(folder)
+    sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
+    with _progress(recipe.federation.num_rounds, folder, events, max(0, len(rows) - 1), sent) as listen:
         summary = experiment.resume(folder, machine, listen, _say)
     _print_summary(summary, folder)
 
@@ -343,13 +349,14 @@ def _nested(settings: list[str] | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(num_rounds: int, folder: Path, sent: int = 0) -> Iterator[Any]:
-    """Shows a run while it goes; on Ctrl-C says how to go on and exits with 130."""
-    from . import run_store, terminal
+def _progress(num_rounds: int, folder: Path, events: Path | None, begun: int = 0, sent: int = 0) -> Iterator[Any]:
+    """Shows a run while it goes, and writes event files if asked to; on Ctrl-C says how to go on and exits with 130."""
+    from . import event_files, run_store, terminal
 
     try:
-        with terminal.progress(out, num_rounds, sent) as listen:
-            yield listen
+        with terminal.progress(out, num_rounds, sent) as show, ExitStack() as files:
+            write = files.enter_context(event_files.listening(events, begun, sent)) if events else None
+            yield lambda *news: [listen(*news) for listen in (show, write) if listen]
     except KeyboardInterrupt:
         kept = f"every whole round is kept: continue with 'seedtune resume {folder}'"
         err.print(f"stopped; {kept if run_store.is_run(folder) else 'no round was begun, nothing is kept'}")
