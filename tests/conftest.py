@@ -21,6 +21,11 @@ from seedtune.config import Recipe
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests begin first, so that no process has one left when all others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real data sets (`tasks/`) and small real models (`models/`); without it the test is skipped."""

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from seedtune.config import Machine
 from seedtune.experiment import run
 from seedtune.recipe_text import build
 
 
+@pytest.mark.long
 def test_federated_lora_steps_lower_held_out_loss(shared_data: Path, tmp_path: Path) -> None:
     recipe = build(
         {
