@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from seedtune.deploy import places, processes
 from seedtune.deploy.flower import Place
-from seedtune.deploy.processes import Child, Command, ended_together, last_line, stop_all
+from seedtune.deploy.processes import Child, Command, ended_together, num_running, stop_all, told_by
 from seedtune.errors import DeployError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -41,15 +41,15 @@ def wait_for(condition, seconds=10.0):
         time.sleep(0.02)
 
 
-def in_group(group):
-    return [path.name for path in Path("/proc").glob("[0-9]*") if processes._group(path) == group]
+def is_ready(one):
+    return one.command.log.exists() and b"ready" in one.command.log.read_bytes()
 
 
 def test_a_process_gets_its_environment_and_its_log(tmp_path):
     one = child(tmp_path, "import os; print(os.environ['COLOUR'])", COLOUR="green")
     one.start()
     wait_for(lambda: not one.is_running)
-    assert last_line(one.command.log) == "green" and one.ending().startswith("exit code 0; last line of ")
+    assert one.ending() == f"exit code 0; {one.command.log} says: green"
 
 
 def test_stopping_ends_the_whole_group_also_where_it_will_not(tmp_path, monkeypatch):
@@ -57,11 +57,10 @@ def test_stopping_ends_the_whole_group_also_where_it_will_not(tmp_path, monkeypa
     children = [child(tmp_path, PARENT, "parent"), child(tmp_path, STUBBORN, "stubborn")]
     for one in children:
         one.start()
-    wait_for(lambda: all(last_line(one.command.log) == "ready" for one in children))
-    groups = [one.process.pid for one in children]
-    assert len(in_group(groups[0])) == 2
+    wait_for(lambda: all(is_ready(one) for one in children))
+    assert [num_running(one) for one in children] == [3, 2]  # each with the one that ties it
     stop_all(children)
-    wait_for(lambda: not any(in_group(group) for group in groups), 1)
+    wait_for(lambda: not any(num_running(one) for one in children), 1)
     assert children[1].process.returncode == -signal.SIGKILL
 
 
@@ -74,20 +73,19 @@ def test_what_dies_is_started_again_after_a_wait_that_doubles(tmp_path):
         wait_for(lambda: one.revive(said.append))
     assert one.wait == 0.4
     assert [line for line in said if "runs again" in line] == ["dummy runs again"] * 3
-    assert "dummy ended (exit code 1; last line of" in said[0] and "no luck): starting it again in" in said[0]
+    assert "dummy ended (exit code 1; " in said[0] and "says: no luck): starting it again in" in said[0]
     stop_all([one])
 
 
 def test_what_dies_takes_what_it_started_along_before_it_is_started_again(tmp_path):
     one = child(tmp_path, PARENT)
     one.start()
-    wait_for(lambda: last_line(one.command.log) == "ready")
-    group = one.process.pid
+    wait_for(lambda: is_ready(one))
     one.process.kill()
     one.process.wait()
-    assert in_group(group)
+    assert num_running(one)  # what it started lives on
     assert not one.revive(lambda line: None)
-    wait_for(lambda: not in_group(group), 1)
+    wait_for(lambda: not num_running(one), 1)
 
 
 def test_an_interrupt_or_an_error_ends_them_all(tmp_path):
@@ -96,25 +94,45 @@ def test_an_interrupt_or_an_error_ends_them_all(tmp_path):
         one.start()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
-    assert not in_group(one.process.pid)
+    assert not num_running(one)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_the_kernel_ends_them_where_the_supervisor_is_killed(tmp_path):
+def test_all_of_them_end_where_the_supervisor_is_killed(tmp_path):
     program = f"""
 import sys, time
 from pathlib import Path
 from seedtune.deploy.processes import Child, Command
-one = Child(Command('dummy', (sys.executable, '-c', {SLEEPS!r}), {{}}, Path({str(tmp_path / "log")!r})))
+one = Child(Command('dummy', (sys.executable, '-c', {PARENT!r}), {{}}, Path({str(tmp_path / "log")!r})))
 one.start()
 print(one.process.pid, flush=True)
 time.sleep(60)
 """
+    one = child(tmp_path, PARENT, "log")
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as supervisor:
-        group = int(supervisor.stdout.readline())
-        wait_for(lambda: b"tied" not in Path(f"/proc/{group}/cmdline").read_bytes())
+        one.process = SimpleNamespace(pid=int(supervisor.stdout.readline()))
+        wait_for(lambda: num_running(one) == 3)
         supervisor.kill()
-    wait_for(lambda: not in_group(group))
+    wait_for(lambda: not num_running(one))
+
+
+def test_a_process_ends_as_its_command_does(tmp_path):
+    for program, code in (("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9)):
+        one = child(tmp_path, program)
+        one.start()
+        assert one.process.wait() == code
+
+
+def test_a_log_tells_its_last_error_or_its_last_line(tmp_path):
+    log = tmp_path / "log"
+    assert told_by(log) == f"{log} says nothing"
+    log.write_text("\x1b[91mERROR \x1b[0m: Exit Code: 305\nFailed.\n[code: 2004] Failed to activate.\n\nINFO: down\n")
+    assert told_by(log) == f"{log} says: [code: 2004] Failed to activate."
+    start = log.stat().st_size
+    log.write_text(log.read_text() + "INFO: up\n")
+    assert told_by(log, start) == f"{log} says: INFO: up"
+    log.write_text("  File\nseedtune.errors.ModelError: no such model\nINFO: down\n")
+    assert told_by(log) == f"{log} says: seedtune.errors.ModelError: no such model"
 
 
 def test_a_program_that_is_not_there_is_said(tmp_path):

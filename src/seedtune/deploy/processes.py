@@ -1,10 +1,11 @@
 """Processes that are started, watched, started again when they die, and never left behind.
 
-Guarantees: each process leads a group of its own, and stopping it ends the whole group; where the supervisor itself is
-killed, the kernel ends its processes with it (`tied`, on Linux). What a process prints goes to its log file.
+Guarantees: each process has a group of its own, and stopping it ends the whole group; where the supervisor itself is
+killed, the groups end with it (`tied`, on Linux). What a process prints goes to its log file.
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,9 +22,9 @@ Say = Callable[[str], None]
 
 GRACE = 5.0
 """Seconds between the request to end and the kill."""
-FIRST_WAIT, LONGEST_WAIT, STEADY = 1.0, 30.0, 60.0
+FIRST_WAIT, LONGEST_WAIT, STEADY = 1.0, 10.0, 60.0
 """Seconds: before a process is started again, at most after some failures, and that it must live to start afresh."""
-_LAST_LINES = 4096
+_LAST_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Child:
     wait: float = FIRST_WAIT
     started: float = 0.0
     again_at: float = 0.0
+    log_from: int = 0
 
     @property
     def is_running(self) -> bool:
@@ -62,6 +64,7 @@ class Child:
         command = self.command
         try:
             with open(command.log, "ab") as log:
+                self.log_from = log.tell()
                 self.process = subprocess.Popen(
                     tied(command.arguments), env={**os.environ, **command.environment}, stdin=subprocess.DEVNULL,
                     stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -92,11 +95,10 @@ class Child:
         return True
 
     def ending(self) -> str:
-        """How it ended, with the last line that it printed."""
+        """How it ended, with what its log says about that."""
         code = self.process.returncode if self.process else None
         reason = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-        line = last_line(self.command.log)
-        return f"{reason}; last line of {self.command.log}: {line}" if line else reason
+        return f"{reason}; {told_by(self.command.log, self.log_from)}"
 
 
 def tied(arguments: Sequence[str]) -> tuple[str, ...]:
@@ -104,15 +106,24 @@ def tied(arguments: Sequence[str]) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "seedtune.deploy.tied", str(os.getpid()), *arguments)
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that is not empty."""
+def told_by(log: Path, start: int = 0) -> str:
+    """What a log says, from byte `start` on, about why its process ended: its last error, else its last line."""
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINES))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+            file.seek(max(start, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            text = file.read().decode(errors="replace")
     except OSError:
-        return ""
-    return next((line for line in reversed(lines) if line), "")
+        text = ""
+    lines = [line for line in (_COLOURS.sub("", line).strip() for line in text.splitlines()) if line]
+    if not lines:
+        return f"{log} says nothing"
+    errors = [line for line in lines if _ERRORS.match(line)]
+    return f"{log} says: {(errors or lines)[-1]}"
+
+
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
+_ERRORS = re.compile(r"(error:|\[code: \d+\]|[\w.]+(Error|Mismatch|NotFinite)\b)")
+"""How errors look: ours on a command line, those by which Flower refuses, and the last line of a traceback."""
 
 
 def stop_all(children: Iterable[Child]) -> None:
@@ -138,7 +149,7 @@ def _is_alive(child: Child) -> bool:
     """Whether anything of the group still runs; on Linux, what has ended and was not collected does not count."""
     child.process.poll()
     if Path("/proc/self/stat").exists():
-        return any(_group(path) == child.process.pid for path in Path("/proc").glob("[0-9]*"))
+        return num_running(child) > 0
     try:
         os.killpg(child.process.pid, 0)
     except (ProcessLookupError, PermissionError):
@@ -155,12 +166,11 @@ def _group(process: Path) -> int | None:
     return None if state in "ZX" else int(group)
 
 
-def children_of(pid: int) -> list[int]:
-    """The processes that `pid` has started and that live (Linux); one that ended and is not yet collected does not."""
-    with suppress(OSError):
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(child) for child in found if Path(f"/proc/{child}/cmdline").read_bytes()]
-    return []
+def num_running(child: Child) -> int:
+    """How many processes of the group run, the one that ties it included (Linux)."""
+    if child.process is None:
+        return 0
+    return sum(_group(path) == child.process.pid for path in Path("/proc").glob("[0-9]*"))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ unregistered, and its node is answered no more.
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,17 @@ from .processes import Say
 
 EVERY = 2.0
 """Seconds between two looks into the folder."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Public keys to register, with their files, and to unregister."""
+
+    new: Mapping[str, Path] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.gone)
 
 
 @dataclass
@@ -33,19 +45,20 @@ class Roll:
     def __post_init__(self) -> None:
         self.registered = self._read()
 
-    def is_due(self) -> bool:
-        return self.folder is not None and time.monotonic() >= self.due
-
-    def update(self) -> None:
-        """Registers keys that are new and unregisters those that are gone, if it is time to look."""
-        if not self.is_due():
-            return
+    def changes(self) -> Changes:
+        """What came into the folder and what left it, looked at now and then; cheap."""
+        if self.folder is None or time.monotonic() < self.due:
+            return Changes()
         self.due = time.monotonic() + EVERY
         wanted = self._wanted()
-        for key, path in wanted.items():
-            if key not in self.registered:
-                self._register(key, path)
-        for key in [key for key in self.registered if key not in wanted]:
+        new = {key: path for key, path in wanted.items() if key not in self.registered}
+        return Changes(new, tuple(key for key in self.registered if key not in wanted))
+
+    def make(self, changes: Changes) -> None:
+        """Registers keys that are new and unregisters those that are gone; the SuperLink must be up."""
+        for key, path in changes.new.items():
+            self._register(key, path)
+        for key in changes.gone:
             self._unregister(key)
 
     def _register(self, key: str, path: Path) -> None:
@@ -60,8 +73,12 @@ class Roll:
 
     def _unregister(self, key: str) -> None:
         entry = self.registered[key]
-        if entry["node"] is not None:
-            self.control.unregister(entry["node"])
+        try:
+            if entry["node"] is not None:
+                self.control.unregister(entry["node"])
+        except DeployError as error:
+            self._refuse(self.folder / f"{entry['name']}.pub", str(error))
+            return
         del self.registered[key]
         self._keep()
         self.say(f"node {entry['name']} may take part no longer")

@@ -8,7 +8,6 @@ Whatever ends before the run has ended is started again: the app goes on from th
 round is. The SuperLink listens on loopback alone (`flower` says why); nodes elsewhere come through `nginx`.
 """
 
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -21,14 +20,16 @@ from ..run_store import METRICS, summary_of
 from . import flower, keys, places
 from .control import Control
 from .news import Metrics
-from .processes import FIRST_WAIT, Child, Command, Say, children_of, ended_together, last_line
+from .processes import FIRST_WAIT, Child, Command, Say, ended_together, num_running, told_by
 from .roll import Roll
 
-TICK = 0.2
+TICK = 0.5
 MOST_FAILURES = 3
 """Times that the app may end without one more round before the server gives up."""
 START_SECONDS = 60.0
 """How long the app's process may take to appear."""
+_TIED_ALONE = 2
+"""Processes of a group that has started none: the one that ties it, and the one that is tied."""
 
 
 @dataclass(frozen=True)
@@ -109,21 +110,26 @@ def serve(server: Server, say: Say) -> dict[str, Any]:
     with places.opened(server.place):
         places.check_free(server.port)
         (server.place.home / "config.toml").write_text(flower.connection_file(server.port, server.ca))
-        if not server.place.database.exists():
+        is_new = not server.place.database.exists()
+        if is_new:
             server.place.nodes.unlink(missing_ok=True)  # of an earlier SuperLink, which is gone
         children = [Child(command) for command in commands(server)]
         with ended_together(children):
-            return _Supervision(server, say, *children).until_ended()
+            return _Supervision(server, say, *children, is_new).until_ended()
 
 
 @dataclass
 class _Supervision:
-    """What is known of a server between two looks at it. `run`: the number of the app's run, None where none goes."""
+    """What is known of a server between two looks at it.
+
+    is_new: the SuperLink knows of no run yet. run: the number of the app's run, None where none goes.
+    """
 
     server: Server
     say: Say
     superlink: Child
     superexec: Child
+    is_new: bool
     run: str | None = None
     begun: float = 0.0
     app_was_seen: bool = False
@@ -136,11 +142,14 @@ class _Supervision:
         self.control = Control(self.server.place, self.server.port, self.server.ca)
         self.roll = Roll(self.server.nodes, self.server.place.nodes, self.control, self.say)
         self.metrics = Metrics(self.server.folder / METRICS)
+        self.metrics.news()
 
     def until_ended(self) -> dict[str, Any]:
         self.superlink.start()
         self.say(f"SuperLink runs on {flower.LOOPBACK}:{self.server.port}; logs in {self.superlink.command.log.parent}")
         self.superexec.start()
+        if self.metrics.rounds:
+            self.say(f"the run goes on after {self.metrics.rounds} rounds")
         while True:
             summary = summary_of(self.server.folder)
             if summary is not None and not self._app_lives():
@@ -153,26 +162,23 @@ class _Supervision:
             self.say(line)
         self.superlink.revive(self.say)
         if self.superexec.revive(self.say):
-            self.app_was_seen = False
-        if not (self.superlink.is_running and self.superexec.is_running and self._is_up()):
+            self.run = None  # the app ended with it
+        if not (self.superlink.is_running and self.superexec.is_running):
             return
-        self.roll.update()
-        if self.run is None:
-            if time.monotonic() >= self.not_before:
-                self._start_app()
+        changes, is_due = self.roll.changes(), self.run is None and time.monotonic() >= self.not_before
+        if (changes or is_due) and not self.control.is_up():
+            return
+        self.roll.make(changes)
+        if is_due:
+            self._start_app()
         elif self._app_lives():
             self.app_was_seen = True
-        elif self.app_was_seen or time.monotonic() - self.begun > START_SECONDS:
+        elif self.run and (self.app_was_seen or time.monotonic() - self.begun > START_SECONDS):
             self._app_ended()
 
-    def _is_up(self) -> bool:
-        """Asked only where a question follows."""
-        needs = self.run is None or self.roll.is_due()
-        return self.control.is_up() if needs else True
-
     def _app_lives(self) -> bool:
-        process = self.superexec.process
-        return bool(process and self.superexec.is_running and children_of(process.pid))
+        """Whether the SuperExec, which is tied, has started another process: it starts nothing but the app."""
+        return self.superexec.is_running and num_running(self.superexec) > _TIED_ALONE
 
     def _start_app(self) -> None:
         try:
@@ -181,18 +187,22 @@ class _Supervision:
             self._failed(str(error))
 
     def _ask_for_run(self) -> None:
-        for left in self.control.unfinished():
-            self.control.stop(left)
-        self.log_from = _size(self.superexec.command.log)
+        if not self.is_new:
+            for left in self.control.unfinished():
+                self.control.stop(left)
+        self.is_new = False
+        self.log_from = self.superexec.command.log.stat().st_size
         self.run = self.control.start(self.server.bundle, self.server.settings)
         self.begun, self.app_was_seen, self.rounds = time.monotonic(), False, self.metrics.rounds
         self.say(f"run {self.run} of the app started")
 
     def _app_ended(self) -> None:
-        """Forgets Flower's run, so that a later look starts another."""
+        """Forgets Flower's run, so that a later look starts another; unless it was done."""
+        if summary_of(self.server.folder) is not None:
+            return
         self.failures = 0 if self.metrics.rounds > self.rounds else self.failures
         self.run = None
-        self._failed(_reason(self.superexec.command.log, self.log_from))
+        self._failed(told_by(self.superexec.command.log, self.log_from))
 
     def _failed(self, reason: str) -> None:
         self.failures += 1
@@ -203,16 +213,3 @@ class _Supervision:
             )
         self.say(f"the app ended ({reason}): starting it again, which goes on from the run folder")
         self.not_before = time.monotonic() + FIRST_WAIT * 2**self.failures
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _reason(log: Path, start: int) -> str:
-    """The last error that was raised according to a log from byte `start` on, else its last line."""
-    with open(log, "rb") as file:
-        file.seek(start)
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    raised = [line for line in lines if re.match(r"[\w.]+(Error|Mismatch|Finite|Interrupt)\b", line)]
-    return f"{raised[-1]}; log {log}" if raised else f"last line of {log}: {last_line(log)}"

@@ -1,0 +1,182 @@
+"""What a server and a node do when something ends, with dummies in place of Flower: start it again, go on, give up."""
+
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("cryptography")
+
+from seedtune.deploy import keys, node, places, roll, server
+from seedtune.deploy.news import Metrics, Standing
+from seedtune.deploy.processes import Command
+from seedtune.errors import DeployError, EngineError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+SUPEREXEC = """
+import os, subprocess, sys, time
+folder = sys.argv[1]
+while True:  # starts whatever app is asked for, as Flower's does
+    if os.path.exists(folder + "/asked"):
+        os.remove(folder + "/asked")
+        subprocess.Popen([sys.executable, "-c", sys.argv[2], folder])
+    time.sleep(0.02)
+"""
+SUCCEEDS = """
+import sys, time
+with open(sys.argv[1] + "/metrics.jsonl", "a") as file:
+    file.write('{"rounds": 1, "train_loss": 2.5, "replied": 1, "cohort": 2, "failed": {"1": "EngineError: silent"}}\\n')
+time.sleep(0.2)
+open(sys.argv[1] + "/summary.json", "w").write('{"rounds": 1}')
+time.sleep(0.2)
+open(sys.argv[1] + "/ended", "w")
+"""
+FAILS = "import time; time.sleep(0.2); print('seedtune.errors.ModelError: no such model', flush=True)"
+
+
+class Asked:
+    """In place of the SuperLink's Control interface: notes what was asked, and lets the dummy start an app."""
+
+    def __init__(self, folder):
+        self.folder, self.calls = folder, []
+
+    def is_up(self):
+        return True
+
+    def register(self, path):
+        self.calls.append(("register", path.stem))
+        return "7"
+
+    def unregister(self, number):
+        self.calls.append(("unregister", number))
+
+    def unfinished(self):
+        self.calls.append(("unfinished",))
+        return ["old"]
+
+    def stop(self, run):
+        self.calls.append(("stop", run))
+
+    def start(self, bundle, config):
+        self.calls.append(("start", config["folder"]))
+        (self.folder / "asked").touch()
+        return "run"
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Serves a run whose app is a program; gives the summary, and what was said and asked."""
+    asked, said = Asked(tmp_path), []
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.setattr(server, "TICK", 0.02)
+    monkeypatch.setattr(server, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(server, "Control", lambda *_: asked)
+
+    def serve(app, **options):
+        made = server.Server(tmp_path, tmp_path, port=places.free_port(), **options)
+
+        def commands(made):
+            programs = {"superlink": ("import time; time.sleep(60)",), "superexec": (SUPEREXEC, str(tmp_path), app)}
+            return [
+                Command(name, (sys.executable, "-c", *arguments), {}, made.place.log(name))
+                for name, arguments in programs.items()
+            ]
+
+        monkeypatch.setattr(server, "commands", commands)
+        return server.serve(made, said.append)
+
+    return serve, asked.calls, said
+
+
+def test_a_server_ends_with_the_summary_once_its_app_has_ended(served, tmp_path):
+    serve, asked, said = served
+    assert serve(SUCCEEDS) == {"rounds": 1} and (tmp_path / "ended").exists()
+    assert asked == [("start", str(tmp_path))]
+    assert said[1:] == [
+        "run run of the app started",
+        "round 1  train loss 2.500  1 of 2 clients  left out: client 1 (EngineError: silent)",
+    ]
+
+
+def test_a_server_whose_app_gets_nowhere_gives_up_and_says_why(served):
+    serve, asked, said = served
+    reason = r"the app ended 3 times without one more round; the last time: .*superexec.log says: seedtune.errors.Model"
+    with pytest.raises(EngineError, match=reason):
+        serve(FAILS)
+    assert asked.count(("start", asked[0][1])) == 3 and asked.count(("stop", "old")) == 2  # none before the first
+    assert sum("starting it again" in line for line in said) == 2
+
+
+def test_one_server_a_run_and_none_without_an_app(served, tmp_path):
+    serve, _, _ = served
+    made = server.Server(tmp_path, tmp_path)
+    with places.opened(made.place), pytest.raises(DeployError, match="in use by another 'seedtune deploy'"):
+        serve(SUCCEEDS)
+    with pytest.raises(DeployError, match="holds no Flower app"):
+        server.serve(server.Server(tmp_path, tmp_path / "none"), print)
+
+
+def test_a_node_starts_again_what_ends_and_says_where_it_stands(tmp_path, monkeypatch):
+    made, said = node.Node("localhost:1", tmp_path / "n", port=places.free_port()), []
+    programs = {"worker": "raise SystemExit('out of luck')", "supernode": "import time; time.sleep(60)"}
+    monkeypatch.setattr(node, "TICK", 0.02)
+    monkeypatch.setattr("seedtune.deploy.processes.Child.wait", 0.01)
+    monkeypatch.setattr(node, "commands", lambda made: [
+        Command(name, (sys.executable, "-c", program), {}, made.place.log(name)) for name, program in programs.items()
+    ])  # fmt: skip
+
+    def until():
+        if not made.status.parent.exists():
+            made.status.parent.mkdir()
+            made.status.write_text(json.dumps({"run": "abc", "round": 3, "digest": "d1"}))
+        return "worker runs again" in said and any("state digest" in line for line in said)
+
+    node.supervise(made, said.append, until)
+    assert any("worker ended (exit code 1; " in line and "says: out of luck" in line for line in said)
+    assert "run abc: 3 rounds, state digest d1" in said
+
+
+def test_keys_are_registered_as_they_come_and_unregistered_as_they_go(tmp_path, monkeypatch):
+    asked, said, folder = Asked(tmp_path), [], tmp_path / "nodes"
+    folder.mkdir()
+    monkeypatch.setattr(roll, "EVERY", 0.0)
+
+    def looked():
+        made = roll.Roll(folder, tmp_path / "nodes.json", asked, said.append)  # as after a restart
+        made.make(made.changes())
+        made.make(made.changes())
+        calls, asked.calls = asked.calls, []
+        return calls
+
+    assert looked() == []
+    for name in ("a", "b"):
+        keys.make_node_key(folder / f"{name}.key")
+    (folder / "bad.pub").write_text("nonsense")
+    assert looked() == [("register", "a"), ("register", "b")] and "bad.pub: is no public key" in said[0]
+    assert len(said) == 3 and looked() == []
+    (folder / "a.pub").unlink()
+    assert looked() == [("unregister", "7")] and "node a may take part no longer" in said
+    assert not roll.Roll(None, tmp_path / "none.json", asked, said.append).changes()
+
+
+def test_news_are_told_once_and_only_of_whole_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    news = Metrics(path)
+    assert news.news() == []
+    row = {"rounds": 0, "loss": 1.0}
+    later = {"rounds": 1, "train_loss": None, "replied": 0, "cohort": 2, "failed": {"1": "b", "0": "a"}}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(later))
+    assert news.news() == []
+    path.write_text(path.read_text() + "\n")
+    told = ["round 1  train loss not finite  0 of 2 clients  left out: client 0 (a), and 1 more"]
+    assert news.news() == told and news.rounds == 1
+    path.write_text(json.dumps(row) + "\n")  # cut off by a resume
+    assert news.news() == []
+    path.write_text(json.dumps(row) + "\n" + json.dumps(later | {"rounds": 2}) + "\n")
+    assert len(news.news()) == 1
+    standing = Standing(tmp_path / "status.json")
+    assert standing.news() is None
+    standing.path.write_text("{")
+    assert standing.news() is None
+    standing.path.write_text('{"run": "a", "round": 1, "digest": "d"}')
+    assert standing.news() and standing.news() is None
