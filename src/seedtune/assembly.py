@@ -16,7 +16,7 @@ from .data.examples import Task
 from .data.keyed import client_batch_indices, keyed_permutation
 from .data.partition import held_out, partition
 from .data.tasks import load_task
-from .errors import ModelError, TrajectoryError
+from .errors import DataError, ModelError, TrajectoryError
 from .fed.client import Replica, Site
 from .fed.evaluations import evaluations_of
 from .fed.split_steps import split_of
@@ -69,12 +69,19 @@ class Experiment:
         return {client: evaluate(self.model, self.train.subset(own)) for client, own in kept.items()}
 
 
-def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tensor] | None = None) -> Experiment:
+def assemble(
+    recipe: Recipe,
+    machine: Machine,
+    initial: Mapping[str, torch.Tensor] | None = None,
+    own: Sequence[int] | None = None,
+) -> Experiment:
     """Loads the model and the task, deals the examples to clients, prepares one site for all of them.
 
     The model is on `machine.device` from here on, and so are its batches.
 
-    `initial` is the start of a fresh head as a trajectory recorded it; by default the recipe's is computed.
+    `initial` is the start of a fresh head as a trajectory recorded it; by default the recipe's is computed. `own`: the
+    clients that all examples of the task belong to, dealt alike, where a node has its own file; by default the recipe
+    deals them.
 
     Cost: the model once, and one copy of the tuned tensors. Reads files; writes none.
 
@@ -85,12 +92,11 @@ def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tenso
     if recipe.run.num_threads:
         torch.set_num_threads(recipe.run.num_threads)
     kind, seed = kind_of(recipe.model), recipe.run.seed
-    task = load_task(recipe.task, TASK_KEY, kind)
+    task = load_task(recipe.task, TASK_KEY, kind, recipe.task.training == "nodes" or own is not None)
     model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
     model.module.to(device)
     train, test = (encode(task, part, model.tokenizer, kind, model.window) for part in (task.train, task.test))
-    dealt = partition(task.train, recipe.partition, noise.derive_key(seed, "partition"))
-    clients, heldout = held_out(dealt, recipe.partition, noise.derive_key(seed, "held out"))
+    clients, heldout = _dealt(recipe, task, own)
     if initial is None:
         initial = _head_start(recipe, model, task, train.subset(indices_of(clients)))
     install_initial(model, initial)
@@ -103,6 +109,22 @@ def assemble(recipe: Recipe, machine: Machine, initial: Mapping[str, torch.Tenso
     )  # fmt: skip
     site = _site(recipe, machine, model, space, header, train, clients, cut)
     return Experiment(recipe, model, task, train, test, clients, heldout, header, site)
+
+
+def _dealt(
+    recipe: Recipe, task: Task, own: Sequence[int] | None
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Each client's training and held-out examples; none where they are elsewhere."""
+    seed, config = recipe.run.seed, recipe.partition
+    key, key_held_out = noise.derive_key(seed, "partition"), noise.derive_key(seed, "held out")
+    if own is not None:
+        alike = config.model_copy(update={"kind": "iid", "num_clients": len(own)})
+        of_client = dict(zip(own, partition(task.train, alike, key), strict=True))
+        dealt = tuple(of_client.get(client, np.zeros(0, np.int64)) for client in range(config.num_clients))
+        return dealt, ()
+    if recipe.task.training == "nodes":
+        return (), ()
+    return held_out(partition(task.train, config, key), config, key_held_out)
 
 
 def _cut(recipe: Recipe, module: torch.nn.Module) -> Cut | None:
@@ -122,7 +144,7 @@ def initial_values(seed: int) -> Callable[[str, tuple[int, ...]], torch.Tensor]:
 
 def indices_of(clients: Sequence[np.ndarray]) -> np.ndarray:
     """All clients' indices, ascending."""
-    return np.sort(np.concatenate(clients))
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *clients]))
 
 
 def _head_start(recipe: Recipe, model: Tuned, task: Task, train: EncodedSet) -> Mapping[str, torch.Tensor]:
@@ -131,6 +153,11 @@ def _head_start(recipe: Recipe, model: Tuned, task: Task, train: EncodedSet) -> 
         return {}
     if recipe.model.head == "labels":
         values = heads.from_labels(model, recipe.model.label_descriptions or task.label_descriptions)
+    elif not len(train):
+        raise DataError(
+            "model.head = 'probe' is fitted on training examples, and task.training = 'nodes' leaves none here: choose "
+            "'labels' or 'fresh'"
+        )
     else:
         key = noise.derive_key(recipe.run.seed, "probe")
         chosen = client_batch_indices(key, len(train), PROBE_EXAMPLES)

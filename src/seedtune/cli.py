@@ -8,8 +8,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
@@ -20,7 +21,7 @@ from rich.console import Console
 from . import presets
 from .config import Machine
 from .deploy.commands import app as deploy
-from .errors import ConfigError, SeedtuneError
+from .errors import ConfigError, SeedtuneError, unknown
 from .recipe_text import assignment, merged
 
 app = typer.Typer(
@@ -52,6 +53,13 @@ Device = Annotated[
     typer.Option("--device", help="where the model computes: cpu, cuda or cuda:N; default cpu", show_default=False),
 ]
 Events = Annotated[Path | None, typer.Option("--tensorboard", help="also write event files for TensorBoard there")]
+Engine = Annotated[
+    str,
+    typer.Option("--engine", help="what carries messages: in-process; flower-sim; same digest", show_default=False),
+]
+Nodes = Annotated[
+    int, typer.Option("--nodes", min=0, help="flower-sim: simulated nodes; default one a client", show_default=False)
+]
 
 
 def main() -> None:
@@ -105,6 +113,8 @@ def run(
     kernel: Kernel = "auto",
     device: Device = "cpu",
     events: Events = None,
+    engine: Engine = "in-process",
+    nodes: Nodes = 0,
 ) -> None:
     """Start a run."""
     flags: dict[str, Any] = {}
@@ -116,11 +126,10 @@ def run(
         flags = merged(flags, {section: {key: value}} if value is not None else {})
     composed = presets.composed(recipe, method, flags, *(assignment(text) for text in settings or []))
     folder = folder or Path("runs") / Path(recipe).stem
-    machine = _machine(kernel, device)
-    from . import experiment
+    machine, (start, _) = _machine(kernel, device), _driven_by(engine, nodes)
 
     with _progress(composed.federation.num_rounds, folder, events) as listen:
-        summary = experiment.run(composed, machine, folder, listen, replace, _say)
+        summary = start(composed, machine, folder, listen, replace, _say)
     _print_summary(summary, folder)
 
 
@@ -130,15 +139,18 @@ def resume(
     kernel: Kernel = "auto",
     device: Device = "cpu",
     events: Events = None,
+    engine: Engine = "in-process",
+    nodes: Nodes = 0,
 ) -> None:
     """Go on with a run that was stopped, from its last whole round."""
-    from . import experiment, run_store
+    machine, (_, go_on) = _machine(kernel, device), _driven_by(engine, nodes)
+    from . import run_store
 
-    recipe, machine = run_store.recipe_of(folder), _machine(kernel, device)
+    recipe = run_store.recipe_of(folder)
     rows = run_store.metrics_of(folder)
     sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
     with _progress(recipe.federation.num_rounds, folder, events, max(0, len(rows) - 1), sent) as listen:
-        summary = experiment.resume(folder, machine, listen, _say)
+        summary = go_on(folder, machine, listen, _say)
     _print_summary(summary, folder)
 
 
@@ -361,6 +373,24 @@ def _progress(num_rounds: int, folder: Path, events: Path | None, begun: int = 0
         kept = f"every whole round is kept: continue with 'seedtune resume {folder}'"
         err.print(f"stopped; {kept if run_store.is_run(folder) else 'no round was begun, nothing is kept'}")
         sys.exit(130)
+
+
+def _driven_by(engine: str, num_nodes: int) -> tuple[Callable[..., dict], Callable[..., dict]]:
+    """How a run is started and gone on with, over an engine; a package that is missing is said before anything else."""
+    if engine == "flower-sim":
+        from .flower_app import offline
+
+        offline.prepare("ray")
+        from .flower_app import simulation
+
+        return partial(simulation.run, num_nodes=num_nodes), partial(simulation.resume, num_nodes=num_nodes)
+    if engine != "in-process":
+        raise ConfigError(unknown("engine", engine, ("in-process", "flower-sim")))
+    if num_nodes:
+        raise ConfigError(f"--nodes {num_nodes}: needs --engine flower-sim")
+    from . import experiment
+
+    return experiment.run, experiment.resume
 
 
 def _machine(kernel: str, device: str) -> Machine:

@@ -48,6 +48,11 @@ class TaskConfig(_Section):
     name: str = Field("stdlib-topics", description="a known task, or 'custom' with template, columns and files")
     path: str | None = Field(None, description="folder (or file) with the task's data; none: built in, or the hub")
     test_path: str | None = Field(None, description="custom tasks: file with test rows; none: split off by a hash")
+    training: Literal["shared", "nodes"] = Field(
+        "shared",
+        description="which examples train: the task's, dealt to clients; or each node's own file, and then all of the "
+        "task's only test",
+    )
     kind: Literal["choice", "text"] = Field("choice", description="custom tasks: pick an answer, or write text")
     template: str | None = Field(None, description="prompt with {column} names in braces")
     answer: str | None = Field(None, description="custom text tasks: template of the text to be learned")
@@ -101,6 +106,13 @@ class FederationConfig(_Section):
     cohort_size: int = Field(0, ge=0, description="clients asked in a round; 0: all of them")
     min_replies: int = Field(
         1, ge=1, description="fewer usable replies stop the run if a client failed, and move nothing if none did"
+    )
+    deadline_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=1e7,
+        description="between machines: how long a round waits, once min_replies are there, for clients that have not "
+        "answered; 0: for all that were there when it began",
     )
     local_steps: int = Field(1, ge=1, le=100_000, description="H: steps that a client makes in a round")
     local_epochs: int = Field(
@@ -279,6 +291,7 @@ class Recipe(_Section):
         if self.is_split:
             self._check_split()
         self._check_alpha()
+        self._check_training()
         cohort = federation.cohort_size or partition.num_clients
         if federation.min_replies > cohort:
             raise ValueError(f"federation.min_replies is {federation.min_replies} but a round asks {cohort} clients")
@@ -346,6 +359,18 @@ class Recipe(_Section):
                 f"byzantine.num_clients is {self.byzantine.num_clients} but partition.num_clients is "
                 f"{self.partition.num_clients}"
             )
+
+    def _check_training(self) -> None:
+        """What trains where only nodes have it is not needed anywhere else."""
+        needs = {
+            "partition.heldout_fraction": self.partition.heldout_fraction > 0,
+            "baseline.num_steps": self.baseline.num_steps > 0,
+        }
+        for name, is_set in needs.items():
+            if is_set and self.task.training == "nodes":
+                raise ValueError(
+                    f"{name} needs task.training = 'shared': what nodes train on is nowhere else to be seen"
+                )
 
     def _check_alpha(self) -> None:
         """A client's rate stays positive, whatever its Phi."""

@@ -23,11 +23,12 @@ from .assembly import Experiment, assemble, base_weights, indices_of, put_back, 
 from .config import FederationConfig, Machine, Recipe
 from .data.batches import batch_of
 from .data.keyed import client_batch_indices
+from .engines.engine import RunEngine
 from .engines.in_process import InProcess
-from .errors import NotFinite, RunStoreError
+from .errors import ConfigError, NotFinite, RunStoreError
 from .fed.client import local_round
 from .fed.messages import Order, unpack_weights
-from .fed.rounds import Engine, RoundResult, Server, after, run_rounds
+from .fed.rounds import RoundResult, Server, after, run_rounds
 from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
@@ -46,7 +47,7 @@ Listener = Callable[[int, RoundResult | None, Evaluated | None], None]
 """Hears (rounds done, the round that ended or None before the first, the evaluation if there was one)."""
 Say = Callable[[str], None]
 """Is told in a line, before the rounds, what was decided for a run that its recipe leaves open."""
-MakeEngine = Callable[[Experiment], Engine]
+MakeEngine = Callable[[Experiment, RunStore, Say], RunEngine]
 """What carries the messages of a run, made once its objects are there."""
 
 
@@ -54,9 +55,18 @@ def unsaid(note: str) -> None:
     """Tells nobody."""
 
 
-def in_process(experiment: Experiment) -> Engine:
+def in_process(experiment: Experiment, store: RunStore, say: Say) -> RunEngine:
     """All clients here, on the server's own model."""
     return InProcess(experiment.site)
+
+
+def check_data_is_here(recipe: Recipe) -> None:
+    """
+    Raises:
+        ConfigError: what clients train on is elsewhere.
+    """
+    if recipe.task.training == "nodes":
+        raise ConfigError("task.training = 'nodes' needs nodes with data of their own: see 'seedtune deploy'")
 
 
 def run(
@@ -74,12 +84,15 @@ def run(
         SeedtuneError: a folder that cannot hold the run, before anything is loaded; a model or a task that cannot be
             used, with the disk left as it was.
     """
+    if engine is in_process:
+        check_data_is_here(recipe)
     recipe = resolved(recipe)
     claimed = run_store.create(folder, replace_run, run_store.log_bytes(recipe))
     with kernels.using(machine.kernel), claimed as store:
         experiment = _told(assemble(recipe, machine), say)
         check_room(folder, _snapshot_bytes(experiment))
-        return _rounds(experiment, _begin(experiment, store, listen), (), store, listen, engine)
+        start = _begin(experiment, store, listen)
+        return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
 
 
 def resume(
@@ -97,13 +110,16 @@ def resume(
         if summary is not None:
             raise RunStoreError(f"run {folder}: has ended ({summary['rounds']} rounds); there is nothing to resume")
         recipe = run_store.recipe_of(folder)
+        if engine is in_process:
+            check_data_is_here(recipe)
         if store.recover() is None:
             experiment = _told(assemble(recipe, machine), say)
-            return _rounds(experiment, _begin(experiment, store, listen), (), store, listen, engine)
+            start = _begin(experiment, store, listen)
+            return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
         trajectory = run_store.trajectory_of(folder)
         experiment = _told(assemble(recipe, machine, trajectory.header.initial), say)
         start = _continue(experiment, trajectory, store, listen)
-        return _rounds(experiment, start, trajectory.records, store, listen, engine)
+        return _rounds(experiment, start, trajectory.records, store, listen, engine(experiment, store, say))
 
 
 def _told(experiment: Experiment, say: Say) -> Experiment:
@@ -150,14 +166,14 @@ def _rounds(
     done: Sequence[RoundRecord],
     store: RunStore,
     listen: Listener,
-    make_engine: MakeEngine,
+    engine: RunEngine,
 ) -> dict[str, Any]:
     """The rounds after those `done`, each kept before the next begins, and the summary."""
     recipe, clock = experiment.recipe, _Clock(time.perf_counter(), _seconds_before(store))
     records = list(done)
-    engine, protocol = make_engine(experiment), PROTOCOLS[recipe.federation.upload]()
+    protocol = PROTOCOLS[recipe.federation.upload]()
     history = History.of(recipe, run_store.metrics_of(store.folder))
-    rounds = run_rounds(start, protocol, engine, partial(_put_back, experiment, store))
+    rounds = run_rounds(start, protocol, engine, partial(_put_back, experiment, store), engine.gather)
     server = start
     for server, result in () if history.is_out_of_patience else rounds:
         evaluation = _evaluated(experiment) if _is_evaluated(server) else None
@@ -171,7 +187,8 @@ def _rounds(
         listen(server.round, result, evaluation)
         if history.is_out_of_patience:
             break
-    summary = _summary(experiment, store, history, server)
+    ended = engine.finish(server, protocol)
+    summary = _summary(experiment, store, history, server) | {"engine": engine.name, **ended}
     store.finish(summary)
     return summary
 

@@ -3,6 +3,7 @@
 `build` turns nested values into a checked `Recipe`, and what is wrong with them into one line.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,3 +94,18 @@ def assignment(text: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError:
         value = raw.strip()
     return {section: {key: value}}
+
+
+def build_json(text: str, source: str) -> Recipe:
+    """A checked recipe from JSON, as a run keeps it and a server sends it.
+
+    Raises:
+        ConfigError: not JSON, or as `build` says.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: is not a table of sections")
+    return build(values, source)

@@ -4,6 +4,7 @@
     trajectory.seedtune    what the weights went through (`zo.trajectory`, `zo.trajectory_file`)
     metrics.jsonl          one line a round, and one before the first
     snapshots/             weights after a round, where clients upload weights
+    id                     16 bytes as hex, drawn where the run's messages travel between machines
     manifest.json          how much of the files above counts; written last, replaced in one rename
     summary.json           the results, when the run has ended
 
@@ -15,6 +16,7 @@ nothing.
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -33,12 +35,13 @@ from .space import DIGEST_BYTES, Weights
 from .zo.trajectory import Header, RoundRecord, Trajectory
 from .zo.trajectory_file import header_frame, parse, round_frame
 
-TRAJECTORY, METRICS, MANIFEST, SUMMARY, RECIPE = (
-    "trajectory.seedtune", "metrics.jsonl", "manifest.json", "summary.json", "recipe.json",
+TRAJECTORY, METRICS, MANIFEST, SUMMARY, RECIPE, ID = (
+    "trajectory.seedtune", "metrics.jsonl", "manifest.json", "summary.json", "recipe.json", "id",
 )  # fmt: skip
 SNAPSHOTS = "snapshots"
 FORMAT = 1
-_FILES = (RECIPE, MANIFEST, SUMMARY, TRAJECTORY, METRICS)
+_FILES = (RECIPE, MANIFEST, SUMMARY, TRAJECTORY, METRICS, ID)
+ID_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,20 @@ class RunStore:
     def finish(self, summary: Mapping[str, Any]) -> None:
         with self._writing():
             replace_text(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+    def run_id(self) -> bytes:
+        """By which nodes know this run from any other, also once it is resumed; drawn when it is first asked for."""
+        path = self.folder / ID
+        if not path.exists():
+            with self._writing():
+                replace_text(path, secrets.token_hex(ID_BYTES) + "\n")
+        try:
+            id_ = bytes.fromhex(path.read_text().strip())
+        except ValueError:
+            id_ = b""
+        if len(id_) != ID_BYTES:
+            raise RunStoreError(f"run {self.folder}: {ID} is damaged: delete it, and nodes start from the base again")
+        return id_
 
     def manifest(self) -> Manifest | None:
         """None where the run was stopped before its first commit."""

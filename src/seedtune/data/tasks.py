@@ -31,8 +31,10 @@ _TOPIC_DESCRIPTIONS = (
 )
 
 
-def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal") -> Task:
+def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal", is_undivided: bool = False) -> Task:
     """The task that `config` asks for, put as a model of `kind` reads it.
+
+    Where it `is_undivided`, all its examples train and all of them test: for a party that does only one of the two.
 
     Guarantees: the same files, configuration and key give the same examples in the same order; the split into train
     and test does not depend on the key; `max_train` and `max_eval` choose by key, and what they keep stays in order.
@@ -50,6 +52,8 @@ def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal") -> 
         raise DataError(
             f"task {config.name!r} is to write text, which a {kind} model cannot: choose model.kind = 'causal'"
         )
+    if is_undivided:
+        task = replace(task, train=task.train + task.test, test=task.train + task.test)
     for split, examples in (("train", task.train), ("test", task.test)):
         if not examples:
             raise DataError(f"task {config.name!r} has no {split} examples: give it files with more rows")

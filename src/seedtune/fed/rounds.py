@@ -171,17 +171,22 @@ class RoundResult:
 
 
 def run_rounds(
-    server: Server, protocol: ExchangeProtocol, engine: Engine, put_back: PutBack | None = None
+    server: Server,
+    protocol: ExchangeProtocol,
+    engine: Engine,
+    put_back: PutBack | None = None,
+    gather: Callable[[Server], Server] = lambda server: server,
 ) -> Iterator[tuple[Server, RoundResult]]:
     """The rounds that are left, each yielded once the server's weights stand at its digest.
 
-    `put_back` is needed where `run.on_surge` is "backoff".
+    `put_back` is needed where `run.on_surge` is "backoff". `gather` waits, before each round, for those who can be
+    asked, and tells the server where they stand.
 
     Raises:
         EngineError: clients failed and fewer than `min_replies` answered.
     """
     while server.round < server.recipe.federation.num_rounds and not server.must_stop:
-        server, result = one_round(server, protocol, engine, put_back)
+        server, result = one_round(gather(server), protocol, engine, put_back)
         yield server, result
 
 

@@ -1,0 +1,109 @@
+"""A run's model and data on this machine, made from a server's hello and what the node's owner says.
+
+The recipe comes from the server and is data; where the base and the examples lie is the owner's to say. One bench a
+process, whatever number of nodes it serves. It carries no messages.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import load as load_tensors
+
+from ..assembly import Experiment, assemble
+from ..config import Machine, Recipe
+from ..errors import ConfigError, MessageError
+from ..fed.answering import Answering
+from ..fed.client import Replica
+from ..fed.hello import Hello, differences, facts_of
+from ..recipe_text import build_json
+from .node_state import FileMemory
+
+Make = Callable[..., Experiment]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a node's owner says. clients: those it serves, None: all. model, data: where its base and its own examples
+    lie; None: where the recipe says."""
+
+    clients: tuple[int, ...] | None = None
+    model: str | None = None
+    data: str | None = None
+    machine: Machine = field(default_factory=Machine)
+
+
+class Bench:
+    """facts: what the run must share (`fed.hello`). base: digest of the untrained weights. refused: why nodes here may
+    not take part, empty if they may."""
+
+    def __init__(self, hello: Hello, options: Options, make: Make = assemble):
+        recipe = build_json(hello.recipe, "the server's recipe")
+        own = served(recipe, options.clients) if options.data else None
+        self.experiment = make(_here(recipe, options), options.machine, _initial(hello), own)
+        site = self.experiment.site
+        self.facts = facts_of(site.header, self.experiment.space, self.experiment.task.label_names)
+        self.refused = differences(hello.facts, self.facts)
+        self.base = site.replica.digest
+        self.memory = FileMemory(Path())
+        self.answering = Answering(site, self.memory)
+
+    @property
+    def replica(self) -> Replica:
+        return self.experiment.site.replica
+
+
+class Benches:
+    """The bench of the last run that this process was asked for."""
+
+    def __init__(self, make: Make = assemble):
+        self._make, self._key, self._bench = make, None, None
+
+    def bench(self, hello: Hello, options: Options) -> Bench:
+        """
+        Raises:
+            SeedtuneError: a recipe, model, data or client that cannot be used here.
+        """
+        key = hello.run, hello.recipe, options.model, options.data, options.clients if options.data else None
+        if self._key != key:
+            self._key = self._bench = None  # the old model first: two need not fit
+            self._bench, self._key = Bench(hello, options, self._make), key
+        return self._bench
+
+
+def served(recipe: Recipe, clients: tuple[int, ...] | None) -> tuple[int, ...]:
+    """
+    Raises:
+        ConfigError: a client that the run does not have.
+    """
+    count = recipe.partition.num_clients
+    if clients is None:
+        return tuple(range(count))
+    beyond = [client for client in clients if not 0 <= client < count]
+    if beyond or not clients:
+        given = f"client {beyond[0]}" if beyond else "no client"
+        raise ConfigError(f"this node is to serve {given}: the run has clients 0 to {count - 1}")
+    return tuple(sorted(set(clients)))
+
+
+def _here(recipe: Recipe, options: Options) -> Recipe:
+    """The recipe with the owner's places in it.
+
+    Raises:
+        ConfigError: nodes bring the data, and this one has none.
+    """
+    if recipe.task.training == "nodes" and not options.data:
+        raise ConfigError("task.training = 'nodes', and this node has no data of its own: start it with --data")
+    model, task = recipe.model, recipe.task
+    if options.model:
+        model = model.model_copy(update={"name": options.model})
+    if options.data:
+        task = task.model_copy(update={"path": options.data, "test_path": None})
+    return recipe.model_copy(update={"model": model, "task": task})
+
+
+def _initial(hello: Hello) -> dict:
+    try:
+        return load_tensors(hello.initial) if hello.initial else {}
+    except Exception as error:  # not only safetensors' own
+        raise MessageError(f"a head's start in a hello is not readable: {type(error).__name__}") from None

@@ -1,0 +1,165 @@
+"""The resident process of a node: it holds model, data and progress, and answers on a Unix socket.
+
+    python -m seedtune.engines.worker --socket PATH --state FOLDER [--clients 0-32,40] [--model PATH] [--data PATH]
+
+Flower starts a process for every message; loading a model there would take longer than a round. That process hands the
+message to this one (`frames`) and waits. The socket and the state are the user's alone (0600, 0700). Requests are taken
+one at a time. It may be killed at any moment: started again, it catches up from its own disk, and what was asked before
+is answered as before (`node`). It never opens a port.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..config import Machine
+from ..errors import ConfigError, EngineError, MessageError, SeedtuneError
+from .bench import Benches, Options
+from .frames import parcel_of, receive, send
+from .node import Node, software
+from .node_state import NodeState
+
+LOCK = "lock"
+_LONGEST_PATH = 100  # bytes: a Unix socket's path has 108 at most, less on some systems
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serves until SIGTERM or Ctrl-C; exits with 2 and one line where it cannot."""
+    given = _parser().parse_args(arguments)
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, _leave)
+    try:
+        clients = clients_of(given.clients) if given.clients else None
+        model, data = (str(Path(path).resolve()) if path else None for path in (given.model, given.data))
+        run(given.socket, given.state, Options(clients, model, data, Machine(device=given.device)), _log)
+    except (SeedtuneError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(path: Path, folder: Path, options: Options, say: Callable[[str], None]) -> None:
+    """Takes parcels from the socket at `path` and answers them, until the process is ended.
+
+    Raises:
+        EngineError: another worker has this socket or this state, or one of them cannot be made.
+    """
+    os.umask(0o077)
+    try:
+        node = Node(NodeState(folder), options, Benches())
+        with FileLock(folder / LOCK, timeout=0), _listening(path) as listener:
+            say(f"{software()}; state in {folder}, listening on {path}")
+            _wake(node, say)
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    _serve(connection, node, say)
+    except Timeout:
+        raise EngineError(f"worker: state {folder} is in use by another worker; give each node a folder") from None
+    except OSError as error:
+        raise EngineError(f"worker: {error.strerror or error} ({error.filename or path})") from None
+
+
+def _wake(node: Node, say: Callable[[str], None]) -> None:
+    """Goes back to where the node stood; a model that is no longer there is said, and asked for again by the server."""
+    try:
+        node.wake()
+    except SeedtuneError as error:
+        say(f"the run on disk cannot be gone on with: {error}")
+        return
+    if status := node.state.status():
+        say(f"run {status.get('run')}: stands after the start of round {status.get('round', 0)}")
+
+
+def _serve(connection: socket.socket, node: Node, say: Callable[[str], None]) -> None:
+    """Answers one connection's parcels; one who hangs up or sends nonsense stops nobody else."""
+    try:
+        while (plain := receive(connection)) is not None:
+            answered = node.answers(parcel_of(plain))
+            for error in filter(None, answered.errors):
+                say(error)
+            send(connection, answered.plain())
+    except (ConnectionError, MessageError) as error:
+        say(f"a connection was dropped: {error}")
+
+
+class _listening:
+    """A Unix socket at `path`, in place of one that a killed worker left."""
+
+    def __init__(self, path: Path):
+        self._path, self._socket = path, socket.socket(socket.AF_UNIX)
+
+    def __enter__(self) -> socket.socket:
+        if len(os.fsencode(self._path)) > _LONGEST_PATH:
+            raise EngineError(
+                f"worker: the socket's path {self._path} is longer than {_LONGEST_PATH} bytes: shorten it"
+            )
+        if self._path.is_socket():
+            if _is_answered(self._path):
+                raise EngineError(f"worker: another one listens on {self._path}; give each node a socket")
+            self._path.unlink()
+        self._socket.bind(os.fspath(self._path))
+        os.chmod(self._path, 0o600)
+        self._socket.listen(16)
+        return self._socket
+
+    def __exit__(self, *error: Any) -> None:
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+        return True
+
+
+def clients_of(text: str) -> tuple[int, ...]:
+    """
+    >>> clients_of("0-2,5")
+    (0, 1, 2, 5)
+
+    Raises:
+        ConfigError: not numbers and ranges of them.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise ConfigError(f"--clients {text!r}: expected numbers and ranges, for example 0-32,40")
+        if int(last or first) >= 2**31:
+            raise ConfigError(f"--clients {text!r}: a client's number is less than 2^31")
+        found.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(found))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m seedtune.engines.worker", description="The worker of a node.")
+    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
+    parser.add_argument("--state", type=Path, required=True, help="folder for what the node must not forget")
+    parser.add_argument("--clients", help="those that this node serves, such as 0-32,40; default all of the run's")
+    parser.add_argument("--model", help="where the base lies here; default where the recipe says")
+    parser.add_argument("--data", help="this node's own training data; default the recipe's")
+    parser.add_argument("--device", default="cpu", help="where the model computes: cpu, cuda or cuda:N")
+    return parser
+
+
+def _leave(signal_: int, frame: Any) -> None:
+    sys.exit(0)
+
+
+def _log(note: str) -> None:
+    print(note, flush=True)
+
+
+if __name__ == "__main__":
+    main()
