@@ -5,7 +5,6 @@ Exit codes: 0 done; 2 a request that cannot be met, with one line that says why;
 
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -19,10 +18,10 @@ import typer
 from rich.console import Console
 
 from . import presets
-from .config import Machine
+from .analysis.commands import app as probe
 from .deploy.commands import app as deploy
 from .errors import ConfigError, SeedtuneError, unknown
-from .recipe_text import assignment, merged
+from .recipe_text import assignment, machine_of, merged
 
 app = typer.Typer(
     help="Tune language models across devices with forward passes only.",
@@ -31,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(probe, name="probe")
 app.add_typer(deploy, name="deploy")
 WIDE = 10_000
 """Columns where nobody looks at a terminal: no value is folded or cut."""
@@ -126,7 +126,7 @@ def run(
         flags = merged(flags, {section: {key: value}} if value is not None else {})
     composed = presets.composed(recipe, method, flags, *(assignment(text) for text in settings or []))
     folder = folder or Path("runs") / Path(recipe).stem
-    machine, (start, _) = _machine(kernel, device), _driven_by(engine, nodes)
+    machine, (start, _) = machine_of(kernel, device), _driven_by(engine, nodes)
 
     with _progress(composed.federation.num_rounds, folder, events) as listen:
         summary = start(composed, machine, folder, listen, replace, _say)
@@ -143,7 +143,7 @@ def resume(
     nodes: Nodes = 0,
 ) -> None:
     """Go on with a run that was stopped, from its last whole round."""
-    machine, (_, go_on) = _machine(kernel, device), _driven_by(engine, nodes)
+    machine, (_, go_on) = machine_of(kernel, device), _driven_by(engine, nodes)
     from . import run_store
 
     recipe = run_store.recipe_of(folder)
@@ -163,7 +163,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's tuned model, or any model, on a task's test examples, class by class."""
-    overrides, machine = [assignment(text) for text in settings or []], _machine("auto", device)
+    overrides, machine = [assignment(text) for text in settings or []], machine_of("auto", device)
     from . import terminal, trying
 
     found = trying.evaluated(subject, task, *overrides, machine=machine)
@@ -186,7 +186,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Let a run's tuned model, or any causal model, write on from a prompt: the most likely token each time."""
-    machine = _machine("auto", device)
+    machine = machine_of("auto", device)
     from . import trying
 
     written = trying.written(subject, sys.stdin.read() if prompt == "-" else prompt, tokens, base, machine)
@@ -391,14 +391,6 @@ def _driven_by(engine: str, num_nodes: int) -> tuple[Callable[..., dict], Callab
     from . import experiment
 
     return experiment.run, experiment.resume
-
-
-def _machine(kernel: str, device: str) -> Machine:
-    if kernel not in ("auto", "compiled", "torch"):
-        raise ConfigError(f"--kernel {kernel!r}: must be auto, compiled or torch")
-    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
-        raise ConfigError(f"--device {device!r}: must be cpu, cuda or, for one of several GPUs, cuda:N")
-    return Machine(kernel=kernel, device=device)
 
 
 def _say(note: str) -> None:

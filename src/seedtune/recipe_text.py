@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .config import Recipe
+from .config import Machine, Recipe
 from .errors import ConfigError, unknown
 
 
@@ -46,6 +47,19 @@ _RULES = {
     "dict_type": "must be a table, such as {first = 'one', second = 'two'}",
 }
 """What TOML calls the types whose names pydantic takes from Python."""
+
+
+def machine_of(kernel: str, device: str) -> Machine:
+    """What the command line says of the machine.
+
+    Raises:
+        ConfigError: no such kernel, or no name of a device.
+    """
+    if kernel not in ("auto", "compiled", "torch"):
+        raise ConfigError(f"--kernel {kernel!r}: must be auto, compiled or torch")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
+        raise ConfigError(f"--device {device!r}: must be cpu, cuda or, for one of several GPUs, cuda:N")
+    return Machine(kernel=kernel, device=device)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

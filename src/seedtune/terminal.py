@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,6 +211,51 @@ def confusion(rows: Sequence[dict[str, Any]], counts: Sequence[Sequence[int]]) -
     for number, (row, taken) in enumerate(zip(rows, counts, strict=True), start=1):
         table.add_row(f"{number} {row['class']}", *map(str, taken))
     return table
+
+
+@contextmanager
+def stages(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Told how far a probe is, it shows so on one line of a terminal; elsewhere a line as each stage begins."""
+    if not console.is_terminal:
+        begun: list[str] = []
+
+        def tell(stage: str, done: int, total: int | None) -> None:
+            if not begun or begun[-1] != stage:
+                begun.append(stage)
+                console.print(stage, soft_wrap=True)
+
+        yield tell
+        return
+    with console.status("") as status:
+        yield lambda stage, done, total: status.update(f"{stage}  {done}" + (f"/{total}" if total else ""))
+
+
+def finding_lines(found: dict[str, Any]) -> Iterator[Table | str]:
+    """A probe's finding in JSON's form: what was probed, numbers with their intervals, tables, cost and notes."""
+    yield pairs(found["about"])
+    yield ""
+    yield pairs({name: _measured(value) for name, value in found["values"].items()})
+    for name, rows in found["tables"].items():
+        if rows:
+            yield f"\n{name}"
+            table = _table(*rows[0])
+            for row in rows:
+                table.add_row(*(_measured(value) for value in row.values()))
+            yield table
+    yield ""
+    spent = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in found["cost"].items() if value)
+    yield f"cost: {spent}"
+    yield from (f"note: {note}" for note in found["notes"])
+
+
+def _measured(value: Any) -> str:
+    """A number, or [value, low, high]."""
+    if isinstance(value, list):
+        middle, *bounds = (_measured(part) for part in value)
+        return middle if value[1] is None and value[2] is None else f"{middle} ({bounds[0]} to {bounds[1]})"
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def pairs(values: dict[str, Any]) -> Table:

@@ -1,0 +1,136 @@
+"""`seedtune probe ...`: parse, call, print. What is measured, and how, is the other modules'.
+
+Exit codes are those of the whole command line (`cli`): 0 done, 2 a request that cannot be met, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..errors import ConfigError
+from ..recipe_text import assignment, machine_of, merged
+
+if TYPE_CHECKING:  # help is printed without loading torch
+    from ..assembly import Experiment
+    from .finding import Finding, Tell
+
+app = typer.Typer(help="Measure the loss around a model's weights: what a run can hope for.", no_args_is_help=True)
+
+Source = Annotated[
+    str | None,
+    typer.Argument(help="a known recipe, a TOML file, or a run folder for its last weights", show_default=False),
+]
+Model = Annotated[str | None, typer.Option(help="'starter', a folder or a hub id")]
+Task = Annotated[str | None, typer.Option(help="a known task, or 'custom'")]
+Method = Annotated[str | None, typer.Option(help="a known method, laid over the recipe")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value; may be repeated")]
+Device = Annotated[str, typer.Option("--device", help="where the model computes: cpu, cuda or cuda:N")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Out = Annotated[Path | None, typer.Option("--out", help="write the finding to this file too, as JSON")]
+Scales = Annotated[str | None, typer.Option("--scales", help="perturbation scales to try, as 1e-4,1e-3")]
+MOST = 1_000_000
+
+
+def _count(least: int, text: str, most: int = MOST) -> Any:
+    return typer.Option(min=least, max=most, help=text)
+
+
+@app.command("effective-rank")
+def effective_rank_(
+    source: Source = None,
+    model: Model = None,
+    task: Task = None,
+    method: Method = None,
+    settings: Set = None,
+    examples: Annotated[int, _count(1, "training examples that the loss is the mean of")] = 8,
+    directions: Annotated[int, _count(2, "random directions for the traces")] = 16,
+    eigenvalues: Annotated[int, _count(1, "how many of the largest in magnitude", 200)] = 5,
+    scales: Scales = None,
+    layers: Annotated[bool, typer.Option(help="the largest eigenvalue of each layer too")] = True,
+    device: Device = "cpu",
+    as_json: Json = False,
+    file: Out = None,
+) -> None:
+    """Trace, largest eigenvalues and ranks of the loss's Hessian, whole and by layer."""
+    _check_ready(file)
+    from .effective_rank import RankOptions, effective_rank
+
+    options = RankOptions(examples, directions, eigenvalues, _numbers("--scales", scales), layers)
+    experiment = _experiment(source, method, model, task, settings, device)
+    _carry_out(lambda tell: effective_rank(experiment, options, tell), as_json, file)
+
+
+def _check_ready(file: Path | None) -> None:
+    """
+    Raises:
+        ConfigError: scipy is missing, or the file's folder is.
+    """
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        raise ConfigError(f"--out {file}: must be a file in a folder that is there")
+    from .spectrum import scipy_part
+
+    scipy_part("special")
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...]:
+    """Positive finite numbers, ascending, each once; none where the option was not given.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if text is None:
+        return ()
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or not all(0 < value < float("inf") for value in found):
+        raise ConfigError(f"{option} {text!r}: must be numbers above 0, parted by commas, such as 1e-4,1e-3")
+    return tuple(found)
+
+
+def _experiment(
+    source: str | None, method: str | None, model: str | None, task: str | None, settings: list[str] | None, device: str
+) -> Experiment:
+    flags: dict[str, Any] = {}
+    for section, value in (("model", model), ("task", task)):
+        flags = merged(flags, {section: {"name": value}} if value is not None else {})
+    machine = machine_of("auto", device)
+    from .subject import subject_of
+
+    return subject_of(source, method, flags, [assignment(text) for text in settings or []], machine)
+
+
+def _carry_out(probe: Callable[[Tell], Finding], as_json: bool, file: Path | None) -> None:
+    """Runs it, showing how far it is; prints and writes what it found."""
+    from ..run_folder import replace_text, writing
+    from ..terminal import finding_lines, stages
+
+    began = time.monotonic()
+    console = _console(sys.stderr, stderr=True)
+    with stages(console) as tell:
+        found = probe(tell).as_json()
+    found["cost"]["seconds"] = round(time.monotonic() - began, 2)
+    text = json.dumps(found, indent=2, allow_nan=False)
+    if file is not None:
+        with writing(file.parent, "choose another file with --out"):
+            replace_text(file, text + "\n")
+    if as_json:
+        print(text)
+        return
+    out = _console(sys.stdout)
+    for part in finding_lines(found):
+        out.print(part, soft_wrap=isinstance(part, str))
+
+
+def _console(stream: Any, **options: Any) -> Console:
+    width = None if stream.isatty() else 10_000  # where nobody looks at a terminal, no value is folded or cut
+    return Console(width=width, markup=False, emoji=False, highlight=False, **options)

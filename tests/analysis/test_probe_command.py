@@ -1,0 +1,82 @@
+"""`seedtune probe ...` as a user meets it."""
+
+import json
+
+import pytest
+import tiny_runs
+from small_subjects import FEW
+
+from seedtune.analysis import spectrum
+
+QUICK = ["--examples", "4", "--directions", "4", "--eigenvalues", "2"]
+
+
+@pytest.fixture
+def recipe_file(tiny_model, tiny_table, tmp_path):
+    values = tiny_runs.values(tiny_model, tiny_table, model={"trainable": FEW})
+    path = tmp_path / "tiny.toml"
+    path.write_text(tiny_runs.toml(values))
+    return path.name
+
+
+def refused(result, message):
+    assert result.code == 2 and result.err.replace("\n", " ").strip().endswith(message), result.err
+
+
+def test_json_on_the_output_and_in_a_file_is_one(seedtune, recipe_file, tmp_path):
+    result = seedtune("probe", "effective-rank", recipe_file, *QUICK, "--json", "--out", "found.json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found == json.loads((tmp_path / "found.json").read_text()) and found["probe"] == "effective-rank"
+    assert found["about"]["tuned_parameters"] == 576 and found["cost"]["seconds"] > 0
+    assert result.err.splitlines()[-1] == "largest eigenvalue by layer"
+    assert [path.name for path in tmp_path.glob("found*")] == ["found.json"]
+
+
+def test_people_read_tables_with_intervals_and_notes(seedtune, recipe_file):
+    lines = seedtune("probe", "effective-rank", recipe_file, *QUICK, "--no-layers").out.splitlines()
+    (trace,) = [line for line in lines if line.startswith("trace  ")]
+    assert "(" in trace and " to " in trace
+    assert "by layer" not in lines and any(line.startswith("eigenvalue ") for line in lines)
+    assert any(line.startswith("cost: 27 forwards") for line in lines)
+    assert any(line.startswith("note: intervals of traces") for line in lines)
+
+
+def test_a_run_is_probed_at_its_last_weights(seedtune, recipe_file):
+    assert seedtune("run", recipe_file, "--out", "runs/done").code == 0
+    digest = seedtune("inspect", "runs/done").out.split("state_digest")[1].split()[0]
+    found = json.loads(seedtune("probe", "effective-rank", "runs/done", *QUICK, "--json").out)
+    assert found["about"]["state_digest"] == digest
+    refused(
+        seedtune("probe", "effective-rank", "runs/done", "--method", "fedmezo"),
+        "probe runs/done: --method 'fedmezo' is for a recipe, and this is a run: leave it out",
+    )
+
+
+def test_what_cannot_be_is_refused_before_anything_is_loaded(seedtune, recipe_file, monkeypatch):
+    refused(
+        seedtune("probe", "effective-rank", recipe_file, "--scales", "1e-3,none"),
+        "--scales '1e-3,none': must be numbers above 0, parted by commas, such as 1e-4,1e-3",
+    )
+    refused(
+        seedtune("probe", "effective-rank", recipe_file, "--out", "nowhere/found.json"),
+        "--out nowhere/found.json: must be a file in a folder that is there",
+    )
+    refused(seedtune("probe", "effective-rank", recipe_file, "--device", "tpu"),
+            "--device 'tpu': must be cpu, cuda or, for one of several GPUs, cuda:N")  # fmt: skip
+    assert seedtune("probe", "effective-rank", recipe_file, "--directions", "1").code == 2
+    assert seedtune("probe", "effective-rang", recipe_file).code == 2
+    assert "unknown recipe 'demoo': did you mean 'demo'?" in seedtune("probe", "effective-rank", "demoo").err
+    monkeypatch.setattr("importlib.import_module", _missing)
+    refused(
+        seedtune("probe", "effective-rank", recipe_file),
+        "probes need scipy: install it with pip install 'seedtune[analysis]'",
+    )
+
+
+def _missing(name):
+    raise ModuleNotFoundError(name)
+
+
+def test_scipy_is_asked_for_by_name():
+    assert spectrum.scipy_part("stats").__name__ == "scipy.stats"
