@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz bench
+.PHONY: demo test fuzz deploy-test deploy-demo bench
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,14 @@ test: .venv/installed-dev
 # What decodes bytes and text, on a hundred times the generated input that the tests try.
 fuzz: .venv/installed-dev
 	SEEDTUNE_FUZZ=100 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto -m fuzz
+
+# Flower's own processes and nginx on loopback, which takes minutes, so not among the tests.
+deploy-test: .venv/installed-dev
+	SEEDTUNE_DEPLOYMENT=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deployment
+
+# Three nodes with TLS and keys: one is killed and comes back, one joins late, the server is killed and goes on.
+deploy-demo: .venv/installed-dev
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE timeout --kill-after=30 600 $(BIN)/python tests/deployment/demo.py
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

@@ -133,7 +133,7 @@ def test_a_node_starts_again_what_ends_and_says_where_it_stands(tmp_path, monkey
 
     node.supervise(made, said.append, until)
     assert any("worker ended (exit code 1; " in line and "says: out of luck" in line for line in said)
-    assert "run abc: 3 rounds, state digest d1" in said
+    assert "run abc: in round 4, which begins at state digest d1" in said
 
 
 def test_keys_are_registered_as_they_come_and_unregistered_as_they_go(tmp_path, monkeypatch):
@@ -178,5 +178,12 @@ def test_news_are_told_once_and_only_of_whole_lines(tmp_path):
     assert standing.news() is None
     standing.path.write_text("{")
     assert standing.news() is None
-    standing.path.write_text('{"run": "a", "round": 1, "digest": "d"}')
-    assert standing.news() and standing.news() is None
+    told = {
+        '{"run": "a", "refused": ""}': "run a: takes part",
+        '{"run": "a", "refused": "bases differ"}': "run a: refused, since bases differ",
+        '{"run": "a", "round": 1, "digest": "d"}': "run a: in round 2, which begins at state digest d",
+        '{"run": "a", "round": 2, "digest": "e", "finished": true}': "run a: ended after 2 rounds, state digest e",
+    }
+    for text, news in told.items():
+        standing.path.write_text(text)
+        assert (standing.news(), standing.news()) == (news, None)

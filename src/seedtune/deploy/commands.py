@@ -70,6 +70,12 @@ def server(
         Path | None, typer.Option(help="folder with the nodes' public keys; default 'nodes' in the folder of keys")
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="port of the SuperLink, on loopback")] = 8000,
+    device: Annotated[str, typer.Option(help="where the server's model computes: cpu, cuda or cuda:N")] = "cpu",
+    patience: Annotated[
+        float, typer.Option(min=0, help="seconds before the first round for nodes that are not needed")
+    ] = 30.0,
+    resend: Annotated[float, typer.Option(min=1, help="seconds of silence until a message is sent again")] = 120.0,
+    finish: Annotated[float, typer.Option(min=0, help="seconds at the end for nodes to come to the last state")] = 60.0,
     plain_http: PlainHttp = False,
     shown: Print = False,
 ) -> None:
@@ -82,7 +88,8 @@ def server(
 
     folder = folder.absolute()
     keys = keys and keys.absolute()
-    made = serving.Server(folder, _bundle(), keys, _nodes(keys, nodes), port)
+    config = {"device": device, "patience": patience, "resend": resend, "finish": finish}
+    made = serving.Server(folder, _bundle(), keys, _nodes(keys, nodes), port, config)
     if shown:
         serving.check(made)
         show.plan(serving.files(made), serving.commands(made), serving.afterwards(made))

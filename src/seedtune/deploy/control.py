@@ -55,7 +55,7 @@ class Control:
         """Lets a node take part no longer."""
         self._ask("supernode", "unregister", node)
 
-    def start(self, bundle: Path, config: Mapping[str, str]) -> str:
+    def start(self, bundle: Path, config: Mapping[str, str | float]) -> str:
         """Starts the app; the number of its run."""
         return str(self._ask("run", str(bundle), "--run-config", flower.settings(config))["run-id"])
 

@@ -110,13 +110,13 @@ def control(place: Place, *arguments: str) -> Command:
     return place.command("flwr", "flwr", *arguments[:group], *subject, CONNECTION, *options, "--format", "json")
 
 
-def settings(values: Mapping[str, str]) -> str:
+def settings(values: Mapping[str, str | float]) -> str:
     """As Flower's processes read settings from their command line.
 
-    >>> settings({"folder": "/runs/a b", "more": "1"})
-    'folder="/runs/a b" more="1"'
+    >>> settings({"folder": "/runs/a b", "resend": 20.0})
+    'folder="/runs/a b" resend=20.0'
     """
-    return " ".join(f"{name}={quoted(value)}" for name, value in values.items())
+    return " ".join(f"{name}={quoted(value) if isinstance(value, str) else value}" for name, value in values.items())
 
 
 def connection_file(port: int, ca: Path | None) -> str:

@@ -48,18 +48,28 @@ def _told(row: dict[str, Any]) -> str:
 
 @dataclass
 class Standing:
-    """Reads where a node's worker stands, and says so when that has changed."""
+    """Reads where a node's worker stands (`engines.node_state`), and says so when that has changed."""
 
     path: Path
-    seen: tuple[object, ...] = ()
+    seen: str = ""
 
     def news(self) -> str | None:
         try:
-            status = json.loads(self.path.read_text())
+            told = _stands(json.loads(self.path.read_text()))
         except (OSError, ValueError):
             return None
-        now = status.get("run"), status.get("round"), status.get("digest")
-        if now == self.seen:
+        if told == self.seen:
             return None
-        self.seen = now
-        return f"run {now[0]}: {now[1]} rounds, state digest {now[2]}"
+        self.seen = told
+        return told
+
+
+def _stands(status: dict[str, Any]) -> str:
+    text, digest = f"run {status.get('run')}", f"state digest {status.get('digest')}"
+    if status.get("refused"):
+        return f"{text}: refused, since {status['refused']}"
+    if status.get("finished"):
+        return f"{text}: ended after {status.get('round')} rounds, {digest}"
+    if status.get("round") is None:
+        return f"{text}: takes part"
+    return f"{text}: in round {status['round'] + 1}, which begins at {digest}"

@@ -119,10 +119,20 @@ def supervise(node: Node, say: Say, until: Callable[[], bool] = lambda: False) -
             standing = Standing(node.status)
             while not until():
                 for child in children:
-                    child.revive(say)
+                    child.revive(lambda line: say(_explained(line)))
                 if news := standing.news():
                     say(news)
                 time.sleep(TICK)
+
+
+def _explained(line: str) -> str:
+    """With what a user can do about it."""
+    if "Failed to activate" not in line:
+        return line
+    return (
+        f"{line}. The server is not there yet, does not know this node's public key, or, for up to a minute after this "
+        "node was killed, takes it for connected"
+    )
 
 
 def host_of(server: str) -> str:

@@ -34,14 +34,18 @@ _TIED_ALONE = 2
 
 @dataclass(frozen=True)
 class Server:
-    """What a server runs. keys: the folder with the certificate, None: plain HTTP. nodes: the folder with NAME.pub."""
+    """What a server runs.
+
+    bundle: the folder of Flower's app. keys: with the certificate, None: plain HTTP. nodes: with NAME.pub. config: the
+    app's settings beside the run folder (`flower_app.server`).
+    """
 
     folder: Path
     bundle: Path
     keys: Path | None = None
     nodes: Path | None = None
     port: int = 8000
-    config: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
     def place(self) -> flower.Place:
@@ -52,7 +56,7 @@ class Server:
         return self.keys / keys.CA_CERTIFICATE if self.keys else None
 
     @property
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str | float]:
         """What the app is told beside its recipe, which it finds in the folder."""
         return {"folder": str(self.folder), **self.config}
 
