@@ -88,14 +88,26 @@ def test_what_dies_takes_what_it_started_along_before_it_is_started_again(tmp_pa
     wait_for(lambda: not num_running(one), 1)
 
 
-def test_an_interrupt_or_an_error_ends_them_all(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_ends_them_all_also_in_the_background(tmp_path, number):
+    one, before = child(tmp_path, SLEEPS), signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does with &
+    try:
+        with pytest.raises(KeyboardInterrupt), ended_together([one]):
+            one.start()
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        assert not num_running(one)
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == (signal.SIG_DFL, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_error_ends_them_all(tmp_path):
     one = child(tmp_path, SLEEPS)
-    with pytest.raises(KeyboardInterrupt), ended_together([one]):
+    with pytest.raises(ZeroDivisionError), ended_together([one]):
         one.start()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+        raise ZeroDivisionError
     assert not num_running(one)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_all_of_them_end_where_the_supervisor_is_killed(tmp_path):

@@ -98,7 +98,7 @@ class Machine:
         self.process.wait()
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
+        self.process.terminate()
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
@@ -216,12 +216,13 @@ def summary(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
 
 
-def expired(*_: object) -> None:
-    raise SystemExit(f"FAILED: not done in {SECONDS} s")
+def given_up(number: int, frame: object) -> None:
+    raise SystemExit(f"FAILED: {signal.Signals(number).name} after {time.monotonic() - STARTED:.0f} s")
 
 
 def main() -> None:
-    signal.signal(signal.SIGALRM, expired)
+    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, given_up)
     signal.alarm(SECONDS)
     with tempfile.TemporaryDirectory(prefix="seedtune-") as name:
         folder = Path(name)

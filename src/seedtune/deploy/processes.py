@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from ..errors import DeployError
 
@@ -175,13 +176,18 @@ def num_running(child: Child) -> int:
 
 @contextmanager
 def ended_together(children: list[Child]) -> Iterator[None]:
-    """Ends whatever of `children` runs when the block is left, in whichever way: SIGTERM is taken as Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    """Ends whatever of `children` runs when the block is left, in whichever way: SIGTERM is taken as Ctrl-C, and both
+    count where this process was started in the background, for which shells have SIGINT ignored."""
+    before = {number: signal.signal(number, _interrupted) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
         stop_all(children)
-        signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -36,7 +36,8 @@ def _end_without(parent: int) -> None:
 
 
 def _become(command: list[str], keeper: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGINT):  # not ignored, wherever this was started
+        signal.signal(number, signal.SIG_DFL)
     _when_parent_ends(signal.SIGKILL)
     if os.getppid() == keeper:
         try:
