@@ -188,8 +188,8 @@ SETTINGS = {
     "federation.local_epochs=2": "recipe tiny.toml: federation.local_epochs needs federation.upload = 'weights': "
     "clients with unlike numbers of examples would send unlike numbers of scalars",
     "federation.cohort=3": "recipe tiny.toml: unknown key 'cohort': did you mean 'cohort_size'? Known: "
-    "aggregation, batch_size, cohort_size, deadline_seconds, dropout_rate, key_pool, keys, local_epochs, local_steps, min_replies, "
-    "num_rounds, trimmed_fraction, upload, weighting (in [federation])",
+    "aggregation, batch_size, cohort_size, deadline_seconds, dropout_rate, key_pool, keys, local_epochs, local_steps, "
+    "min_replies, num_rounds, trimmed_fraction, upload, weighting (in [federation])",
     "federaton.keys=own": "recipe tiny.toml: unknown section 'federaton': did you mean 'federation'? Known: baseline, "
     "byzantine, federation, local, model, partition, personalise, privacy, run, split, task",
     "personalise.alpha=-0.5": "recipe tiny.toml: personalise.alpha = -0.5: input should be greater than or equal to 0",

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("cryptography")
 
-from seedtune.deploy import keys, node, places, roll, server
-from seedtune.deploy.news import Metrics, Standing
+from seedtune.deploy import keys, news, node, places, roll, server
+from seedtune.deploy.news import Standing, Told
 from seedtune.deploy.processes import Command
 from seedtune.errors import DeployError, EngineError
 
@@ -24,8 +24,7 @@ while True:  # starts whatever app is asked for, as Flower's does
 """
 SUCCEEDS = """
 import sys, time
-with open(sys.argv[1] + "/metrics.jsonl", "a") as file:
-    file.write('{"rounds": 1, "train_loss": 2.5, "replied": 1, "cohort": 2, "failed": {"1": "EngineError: silent"}}\\n')
+print("INFO: something of Flower's\\nseedtune: round 1, one reply", flush=True)
 time.sleep(0.2)
 open(sys.argv[1] + "/summary.json", "w").write('{"rounds": 1}')
 time.sleep(0.2)
@@ -92,10 +91,7 @@ def test_a_server_ends_with_the_summary_once_its_app_has_ended(served, tmp_path)
     serve, asked, said = served
     assert serve(SUCCEEDS) == {"rounds": 1} and (tmp_path / "ended").exists()
     assert asked == [("start", str(tmp_path))]
-    assert said[1:] == [
-        "run run of the app started",
-        "round 1  train loss 2.500  1 of 2 clients  left out: client 1 (EngineError: silent)",
-    ]
+    assert said[1:] == ["run run of the app started", "round 1, one reply"]
 
 
 def test_a_server_whose_app_gets_nowhere_gives_up_and_says_why(served):
@@ -159,21 +155,17 @@ def test_keys_are_registered_as_they_come_and_unregistered_as_they_go(tmp_path, 
     assert not roll.Roll(None, tmp_path / "none.json", asked, said.append).changes()
 
 
-def test_news_are_told_once_and_only_of_whole_lines(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    news = Metrics(path)
-    assert news.news() == []
-    row = {"rounds": 0, "loss": 1.0}
-    later = {"rounds": 1, "train_loss": None, "replied": 0, "cohort": 2, "failed": {"1": "b", "0": "a"}}
-    path.write_text(json.dumps(row) + "\n" + json.dumps(later))
-    assert news.news() == []
-    path.write_text(path.read_text() + "\n")
-    told = ["round 1  train loss not finite  0 of 2 clients  left out: client 0 (a), and 1 more"]
-    assert news.news() == told and news.rounds == 1
-    path.write_text(json.dumps(row) + "\n")  # cut off by a resume
-    assert news.news() == []
-    path.write_text(json.dumps(row) + "\n" + json.dumps(later | {"rounds": 2}) + "\n")
-    assert len(news.news()) == 1
+def test_the_app_is_heard_once_and_in_whole_lines(tmp_path):
+    told = Told(tmp_path / "log")
+    assert told.news() == []
+    told.log.write_text("INFO: of Flower\nseedtune: round 1\nseedtune: rou")
+    assert (told.news(), told.news()) == (["round 1"], [])
+    told.log.write_text(told.log.read_text() + "nd 2\n")
+    assert told.news() == ["round 2"]
+    assert news.SAYS.decode() == pytest.importorskip("seedtune.flower_app.server").SAYS
+
+
+def test_where_a_node_stands_is_told_when_it_changes(tmp_path):
     standing = Standing(tmp_path / "status.json")
     assert standing.news() is None
     standing.path.write_text("{")
@@ -184,6 +176,6 @@ def test_news_are_told_once_and_only_of_whole_lines(tmp_path):
         '{"run": "a", "round": 1, "digest": "d"}': "run a: in round 2, which begins at state digest d",
         '{"run": "a", "round": 2, "digest": "e", "finished": true}': "run a: ended after 2 rounds, state digest e",
     }
-    for text, news in told.items():
+    for text, words in told.items():
         standing.path.write_text(text)
-        assert (standing.news(), standing.news()) == (news, None)
+        assert (standing.news(), standing.news()) == (words, None)

@@ -24,7 +24,7 @@ from proxied import NGINX, proxy
 
 from seedtune.deploy import places
 
-SECONDS = 480
+SECONDS = 570
 """After which it gives up, whatever happens."""
 NUM_ROUNDS = 7
 RECIPE = f"""

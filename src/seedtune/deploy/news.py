@@ -1,49 +1,33 @@
-"""What supervisors tell of a run, read from the files that the run itself writes."""
+"""What supervisors tell of a run, read from what the run's own processes write."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SAYS = b"seedtune: "
+"""How a line of the app begins in the log that it shares with Flower (`flower_app.server`)."""
+
 
 @dataclass
-class Metrics:
-    """Reads a run's metrics.jsonl as it grows; `rounds`: of the last whole line read."""
+class Told:
+    """Reads what the app says of the run in a log that grows, from byte `read` on."""
 
-    path: Path
-    rounds: int = 0
+    log: Path
     read: int = 0
 
     def news(self) -> list[str]:
-        """A line for each round that has ended since the last call."""
-        return [_told(row) for row in self._rows() if row["rounds"]]
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Whole lines that came since the last call."""
         try:
-            with open(self.path, "rb") as file:
-                self.read = min(self.read, file.seek(0, 2))  # a resumed run cuts off what was not committed
+            with open(self.log, "rb") as file:
                 file.seek(self.read)
                 data = file.read()
         except OSError:
-            return
+            return []
         whole = data[: data.rfind(b"\n") + 1]
         self.read += len(whole)
-        for line in whole.splitlines():
-            row = json.loads(line)
-            if row["rounds"] > self.rounds:
-                self.rounds = row["rounds"]
-                yield row
-
-
-def _told(row: dict[str, Any]) -> str:
-    loss = "not finite" if row["train_loss"] is None else f"{row['train_loss']:.3f}"
-    text = f"round {row['rounds']}  train loss {loss}  {row['replied']} of {row['cohort']} clients"
-    if failed := row["failed"]:
-        client = min(failed, key=int)
-        others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
-        text += f"  left out: client {client} ({failed[client]}){others}"
-    return text
+        said = [line for line in whole.splitlines() if line.startswith(SAYS)]
+        return [line.removeprefix(SAYS).decode(errors="replace") for line in said]
 
 
 @dataclass

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DeployError, EngineError
-from ..run_store import METRICS, summary_of
+from ..run_store import RunStore, summary_of
 from . import flower, keys, places
 from .control import Control
-from .news import Metrics
+from .news import Told
 from .processes import FIRST_WAIT, Child, Command, Say, ended_together, num_running, told_by
 from .roll import Roll
 
@@ -145,25 +145,27 @@ class _Supervision:
     def __post_init__(self) -> None:
         self.control = Control(self.server.place, self.server.port, self.server.ca)
         self.roll = Roll(self.server.nodes, self.server.place.nodes, self.control, self.say)
-        self.metrics = Metrics(self.server.folder / METRICS)
-        self.metrics.news()
+        log = self.superexec.command.log
+        self.told = Told(log, log.stat().st_size if log.exists() else 0)
 
     def until_ended(self) -> dict[str, Any]:
         self.superlink.start()
         self.say(f"SuperLink runs on {flower.LOOPBACK}:{self.server.port}; logs in {self.superlink.command.log.parent}")
         self.superexec.start()
-        if self.metrics.rounds:
-            self.say(f"the run goes on after {self.metrics.rounds} rounds")
         while True:
             summary = summary_of(self.server.folder)
             if summary is not None and not self._app_lives():
+                self._tell()
                 return summary
             self._look()
             time.sleep(TICK)
 
-    def _look(self) -> None:
-        for line in self.metrics.news():
+    def _tell(self) -> None:
+        for line in self.told.news():
             self.say(line)
+
+    def _look(self) -> None:
+        self._tell()
         self.superlink.revive(self.say)
         if self.superexec.revive(self.say):
             self.run = None  # the app ended with it
@@ -197,16 +199,21 @@ class _Supervision:
         self.is_new = False
         self.log_from = self.superexec.command.log.stat().st_size
         self.run = self.control.start(self.server.bundle, self.server.settings)
-        self.begun, self.app_was_seen, self.rounds = time.monotonic(), False, self.metrics.rounds
+        self.begun, self.app_was_seen, self.rounds = time.monotonic(), False, self._rounds()
         self.say(f"run {self.run} of the app started")
 
     def _app_ended(self) -> None:
         """Forgets Flower's run, so that a later look starts another; unless it was done."""
         if summary_of(self.server.folder) is not None:
             return
-        self.failures = 0 if self.metrics.rounds > self.rounds else self.failures
+        self.failures = 0 if self._rounds() > self.rounds else self.failures
         self.run = None
         self._failed(told_by(self.superexec.command.log, self.log_from))
+
+    def _rounds(self) -> int:
+        """Whole rounds that the folder holds."""
+        manifest = RunStore(self.server.folder).manifest()
+        return manifest.num_rounds if manifest else 0
 
     def _failed(self, reason: str) -> None:
         self.failures += 1

@@ -20,6 +20,9 @@ from ..errors import ConfigError, SeedtuneError
 from ..experiment import MakeEngine
 from ..run_store import RunStore
 
+SAYS = "seedtune: "
+"""How a line begins that is the run's, in a log that Flower's processes share."""
+
 
 def app() -> ServerApp:
     server = ServerApp()
@@ -82,4 +85,4 @@ def _lines(say: Say) -> experiment.Listener:
 
 
 def _say(note: str) -> None:
-    print(note, flush=True)
+    print(f"{SAYS}{note}", flush=True)
