@@ -90,6 +90,7 @@ def without_a_model(recipe: Recipe, machine=None, initial=None, **changed) -> Si
     fields = dict(
         recipe=recipe, header=at.header, site=at, space=at.perturber.space, model=SimpleNamespace(base_id="linear"),
         train=SimpleNamespace(num_truncated=1), test=SimpleNamespace(num_truncated=2),
+        task=SimpleNamespace(label_names=("down", "up")),
         evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict,
     )  # fmt: skip
     return SimpleNamespace(**(fields | changed))

@@ -1,8 +1,9 @@
-"""Runs of the tiny recipe over a grid that is only played, and their twins in one process."""
+"""Runs over a grid that is only played, and their twins in one process; small ones, or with a tiny model."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+import small_federation
 from fake_grid import FakeGrid, FakeNode
 
 from seedtune.config import Machine, Recipe
@@ -19,11 +20,13 @@ def quiet(*told) -> None:
     """Hears everything and says nothing."""
 
 
-def nodes_of(folder: Path, serving: tuple[tuple[int, ...], ...], **options) -> dict[int, FakeNode]:
+def nodes_of(
+    folder: Path, serving: tuple[tuple[int, ...], ...], make=small_federation.without_a_model
+) -> dict[int, FakeNode]:
     """Nodes that each have a folder and a model of their own, numbered from 1."""
 
     def maker(number: int, clients: tuple[int, ...]) -> Callable[[], Node]:
-        return lambda: Node(NodeState(folder / f"node{number}"), Options(clients, **options), Benches())
+        return lambda: Node(NodeState(folder / f"node{number}"), Options(clients), Benches(make))
 
     return {i: FakeNode(maker(i, clients), f"site-{i}") for i, clients in enumerate(serving, 1)}
 

@@ -5,7 +5,7 @@ process, whatever number of nodes it serves. It carries no messages.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors.torch import load as load_tensors
@@ -16,6 +16,7 @@ from ..errors import ConfigError, MessageError
 from ..fed.answering import Answering
 from ..fed.client import Replica
 from ..fed.hello import Hello, differences, facts_of
+from ..fed.messages import Order
 from ..recipe_text import build_json
 from .node_state import FileMemory
 
@@ -35,18 +36,19 @@ class Options:
 
 class Bench:
     """facts: what the run must share (`fed.hello`). base: digest of the untrained weights. refused: why nodes here may
-    not take part, empty if they may."""
+    not take part, empty if they may. arrive: what brings the replica to an order, that of the node at work."""
 
     def __init__(self, hello: Hello, options: Options, make: Make = assemble):
         recipe = build_json(hello.recipe, "the server's recipe")
         own = served(recipe, options.clients) if options.data else None
-        self.experiment = make(_here(recipe, options), options.machine, _initial(hello), own)
+        self.experiment = make(_here(recipe, options), options.machine, _initial(hello), own=own)
         site = self.experiment.site
         self.facts = facts_of(site.header, self.experiment.space, self.experiment.task.label_names)
         self.refused = differences(hello.facts, self.facts)
         self.base = site.replica.digest
         self.memory = FileMemory(Path())
-        self.answering = Answering(site, self.memory)
+        self.arrive: Callable[[Order], None] = lambda order: None
+        self.answering = Answering(replace(site, arrive=lambda order: self.arrive(order)), self.memory)
 
     @property
     def replica(self) -> Replica:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
-from ..assembly import base_weights
+from .. import assembly
 from ..errors import DigestMismatch, EngineError, MessageError, SeedtuneError, TrajectoryError
 from ..fed.answering import attempted
 from ..fed.chain import Chain
@@ -101,6 +101,7 @@ class Node:
     def _of_clients(self, parcel: Parcel) -> list[bytes | Exception]:
         bench, asked = self._bench_of(parcel.run), dict(zip(parcel.clients, parcel.messages, strict=True))
         bench.memory.folder = self.state.memory.folder
+        bench.arrive = lambda order: self._come_to(bench, order)
         found: dict[int, bytes | Exception] = {}
         for client, data in asked.items():
             kept = self.state.reply(client, data)
@@ -198,7 +199,7 @@ class Node:
         if root != bench.base:
             self._set(bench, self.state.weights() or b"", root)
             return
-        copy_into(bench.replica.weights, base_weights(bench.experiment))
+        copy_into(bench.replica.weights, assembly.base_weights(bench.experiment))
         bench.replica.digest = bench.base
 
     def _set(self, bench: Bench, packed: bytes, expected: bytes) -> None:

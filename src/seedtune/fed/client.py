@@ -52,6 +52,8 @@ class Site:
     num_examples(client): its training examples.
     cut: of the model in two blocks, where steps are split (`Header.split`).
     evaluations: which of a step's share a forward.
+    arrive(order): brings the replica to where an order begins, in place of `catch_up`'s own way, where more is known of
+    the trajectory than the order tells.
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Site:
     meter: Meter
     cut: Cut | None = None
     evaluations: Evaluations = ONE_BY_ONE
+    arrive: Callable[[Order], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ def catch_up(site: Site, order: Order) -> None:
         DigestMismatch: neither leads there, with both digests.
     """
     replica, space = site.replica, site.perturber.space
+    if site.arrive is not None:
+        site.arrive(order)
     if order.digest == replica.digest:
         return
     records = _since(replica.digest, [unpack_record(packed) for packed in order.missed])
