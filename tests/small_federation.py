@@ -11,8 +11,10 @@ from seedtune.data.keyed import client_batch_indices, keyed_permutation
 from seedtune.experiment import PROTOCOLS
 from seedtune.fed.client import Replica, Site
 from seedtune.fed.messages import Reply, encode_reply
+from seedtune.fed.private import PrivateSite
 from seedtune.fed.rounds import Server
 from seedtune.models.evaluation import Evaluation
+from seedtune.privacy.plan import Plan
 from seedtune.recipe_text import build, merged
 from seedtune.space import bound_weights, copied, digest, model_digest, space_of
 from seedtune.zo.meter import Meter, Shape
@@ -49,9 +51,9 @@ def examples(client: int, width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(targets.astype(np.float32))
 
 
-def batch_of(recipe: Recipe, client: int, key: int) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of(recipe: Recipe, client: int, key: int, data: Callable = examples) -> tuple[torch.Tensor, torch.Tensor]:
     chosen = client_batch_indices(key, NUM_EXAMPLES, recipe.federation.batch_size)
-    return tuple(tensor[chosen] for tensor in examples(client))
+    return tuple(tensor[chosen] for tensor in data(client))
 
 
 def epoch_of(recipe: Recipe, client: int, key: int):
@@ -65,8 +67,21 @@ def squared_error(layer: torch.nn.Module) -> Callable:
     return lambda batch: torch.nn.functional.mse_loss(layer(batch[0].to(dtype)).float(), batch[1])
 
 
-def site(recipe: Recipe, dtype: torch.dtype = torch.float32, **changed) -> Site:
-    """A site with a model of its own."""
+def squared_errors(layer: torch.nn.Module) -> Callable:
+    """Of each example by itself."""
+    return lambda batch: (layer(batch[0]) - batch[1]).square().mean(1)
+
+
+def private_site(recipe: Recipe, layer: torch.nn.Module, data: Callable) -> PrivateSite | None:
+    def chosen(client: int, places: np.ndarray) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor[places] for tensor in data(client))
+
+    plan = Plan.of(recipe)
+    return plan and PrivateSite(recipe, plan, chosen, squared_errors(layer))
+
+
+def site(recipe: Recipe, dtype: torch.dtype = torch.float32, data: Callable = examples, **changed) -> Site:
+    """A site with a model of its own. `data`: each client's examples."""
     layer = module().to(dtype)
     space = space_of(layer, ("weight", "bias"))
     header = Header(
@@ -77,21 +92,22 @@ def site(recipe: Recipe, dtype: torch.dtype = torch.float32, **changed) -> Site:
     fields = dict(
         recipe=recipe, header=header, module=layer, perturber=Perturber(layer, space, 2**12),
         replica=Replica(weights, digest(weights)), working=copied(weights),
-        batch=lambda client, key: batch_of(recipe, client, key), loss=squared_error(layer),
+        batch=lambda client, key: batch_of(recipe, client, key, data), loss=squared_error(layer),
         epoch=lambda client, key: epoch_of(recipe, client, key), num_examples=lambda client: NUM_EXAMPLES,
         shape=lambda batch: Shape(tuple(batch[0].shape), None, None, 0), meter=Meter(),
+        private=private_site(recipe, layer, data),
     )  # fmt: skip
     return Site(**(fields | changed))
 
 
-def without_a_model(recipe: Recipe, machine=None, initial=None, **changed) -> SimpleNamespace:
+def without_a_model(recipe: Recipe, machine=None, initial=None, own=None, secret=b"", **changed) -> SimpleNamespace:
     """What `assemble` gives, as far as a run asks for it, around a site of its own."""
     at = site(recipe)
     fields = dict(
         recipe=recipe, header=at.header, site=at, space=at.perturber.space, model=SimpleNamespace(base_id="linear"),
         train=SimpleNamespace(num_truncated=1), test=SimpleNamespace(num_truncated=2),
         task=SimpleNamespace(label_names=("down", "up")),
-        evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict,
+        evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict, secret=secret,
     )  # fmt: skip
     return SimpleNamespace(**(fields | changed))
 

@@ -4,7 +4,7 @@ Nothing is trained, written or printed here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,13 +19,15 @@ from .data.tasks import load_task
 from .errors import DataError, ModelError, TrajectoryError
 from .fed.client import Replica, Site
 from .fed.evaluations import evaluations_of
+from .fed.private import PrivateSite
 from .fed.split_steps import split_of
 from .models import heads
 from .models.blocks import Cut, cut_before, default_cut
 from .models.evaluation import Evaluation, evaluate
 from .models.load import Tuned, kind_of, load
-from .models.objective import loss
+from .models.objective import example_losses, loss
 from .models.placement import device_of
+from .privacy.rules import checked
 from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
 from .zo import noise
 from .zo.catching_up import CatchingUp, catching_up
@@ -52,6 +54,7 @@ class Experiment:
     heldout: tuple[np.ndarray, ...]
     header: Header
     site: Site
+    secret: bytes = field(default=b"", repr=False)
 
     @property
     def space(self) -> Space:
@@ -74,6 +77,7 @@ def assemble(
     machine: Machine,
     initial: Mapping[str, torch.Tensor] | None = None,
     own: Sequence[int] | None = None,
+    secret: bytes = b"",
 ) -> Experiment:
     """Loads the model and the task, deals the examples to clients, prepares one site for all of them.
 
@@ -81,7 +85,7 @@ def assemble(
 
     `initial` is the start of a fresh head as a trajectory recorded it; by default the recipe's is computed. `own`: the
     clients that all examples of the task belong to, dealt alike, where a node has its own file; by default the recipe
-    deals them.
+    deals them. `secret`: what the server of a private run draws its noise from.
 
     Cost: the model once, and one copy of the tuned tensors. Reads files; writes none.
 
@@ -108,7 +112,7 @@ def assemble(
         key_pool=recipe.federation.key_pool, split=cut and split_of(recipe.split, cut, space),
     )  # fmt: skip
     site = _site(recipe, machine, model, space, header, train, clients, cut)
-    return Experiment(recipe, model, task, train, test, clients, heldout, header, site)
+    return Experiment(recipe, model, task, train, test, clients, heldout, header, site, secret)
 
 
 def _dealt(
@@ -179,11 +183,15 @@ def _site(
         own = clients[client][keyed_permutation(key, len(clients[client]))]
         return (batch_of(train, own[first : first + size]).to(model.device) for first in range(0, len(own), size))
 
-    perturber = Perturber(model.module, space, machine.scratch_bytes)
+    def chosen(client: int, places: np.ndarray) -> Batch:
+        return batch_of(train, clients[client][places]).to(model.device)
+
+    plan, perturber = checked(recipe), Perturber(model.module, space, machine.scratch_bytes)
+    private = plan and PrivateSite(recipe, plan, chosen, lambda examples: example_losses(model, examples))
     return Site(
         recipe, header, model.module, perturber, Replica(weights, digest(weights)), {}, batch, epoch,
         lambda examples: loss(model, examples), shape_of, lambda client: len(clients[client]), Meter(), cut,
-        evaluations_of(recipe, model.module, cut, perturber),
+        evaluations_of(recipe, model.module, cut, perturber), private,
     )  # fmt: skip
 
 

@@ -148,7 +148,7 @@ def resume(
 
     recipe = run_store.recipe_of(folder)
     rows = run_store.metrics_of(folder)
-    sent = sum(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
+    sent = sum((row.get("bytes_up") or 0) + (row.get("bytes_down") or 0) for row in rows)
     with _progress(recipe.federation.num_rounds, folder, events, max(0, len(rows) - 1), sent) as listen:
         summary = go_on(folder, machine, listen, _say)
     _print_summary(summary, folder)

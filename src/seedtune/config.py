@@ -298,6 +298,11 @@ class Recipe(_Section):
         return self
 
     @property
+    def is_private(self) -> bool:
+        """Whether what is learned is differentially private."""
+        return self.privacy.unit != "none"
+
+    @property
     def is_split(self) -> bool:
         """Whether local steps perturb the model in two blocks."""
         return self.local.order == "zeroth" and self.local.estimator == "split"

@@ -28,12 +28,17 @@ from .engines.in_process import InProcess
 from .errors import ConfigError, NotFinite, RunStoreError
 from .fed.client import local_round
 from .fed.messages import Order, unpack_weights
-from .fed.rounds import RoundResult, Server, after, run_rounds
+from .fed.private import SECRET as CLIENT_SECRET
+from .fed.private_sum import PrivateSum
+from .fed.rounds import ExchangeProtocol, RoundResult, Server, after, run_rounds
 from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
 from .models.evaluation import Evaluation
 from .models.placement import slowness
+from .privacy.ledger import ledger, without_cohort
+from .privacy.rules import resolved as with_noise
+from .privacy.secrets import new_secret, secret_of
 from .run_folder import check_room
 from .run_store import RunStore
 from .space import copied, copy_into
@@ -51,13 +56,21 @@ MakeEngine = Callable[[Experiment, RunStore, Say], RunEngine]
 """What carries the messages of a run, made once its objects are there."""
 
 
+def protocol_of(recipe: Recipe) -> ExchangeProtocol:
+    """What a recipe's rounds exchange."""
+    if recipe.is_private and recipe.privacy.noise == "central":
+        return PrivateSum()
+    return PROTOCOLS[recipe.federation.upload]()
+
+
 def unsaid(note: str) -> None:
     """Tells nobody."""
 
 
 def in_process(experiment: Experiment, store: RunStore, say: Say) -> RunEngine:
     """All clients here, on the server's own model."""
-    return InProcess(experiment.site)
+    memory = {CLIENT_SECRET: experiment.secret} if experiment.secret else {}
+    return InProcess(experiment.site, memory)
 
 
 def check_data_is_here(recipe: Recipe) -> None:
@@ -87,9 +100,10 @@ def run(
     if engine is in_process:
         check_data_is_here(recipe)
     recipe = resolved(recipe)
+    secret = new_secret() if recipe.is_private else b""
     claimed = run_store.create(folder, replace_run, run_store.log_bytes(recipe))
     with kernels.using(machine.kernel), claimed as store:
-        experiment = _told(assemble(recipe, machine), say)
+        experiment = _told(assemble(recipe, machine, None, None, secret), say)
         check_room(folder, _snapshot_bytes(experiment))
         start = _begin(experiment, store, listen)
         return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
@@ -113,11 +127,12 @@ def resume(
         if engine is in_process:
             check_data_is_here(recipe)
         if store.recover() is None:
-            experiment = _told(assemble(recipe, machine), say)
+            secret = new_secret() if recipe.is_private else b""
+            experiment = _told(assemble(recipe, machine, None, None, secret), say)
             start = _begin(experiment, store, listen)
             return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
-        trajectory = run_store.trajectory_of(folder)
-        experiment = _told(assemble(recipe, machine, trajectory.header.initial), say)
+        trajectory, secret = run_store.trajectory_of(folder), secret_of(folder) if recipe.is_private else b""
+        experiment = _told(assemble(recipe, machine, trajectory.header.initial, None, secret), say)
         start = _continue(experiment, trajectory, store, listen)
         return _rounds(experiment, start, trajectory.records, store, listen, engine(experiment, store, say))
 
@@ -132,7 +147,12 @@ def _told(experiment: Experiment, say: Say) -> Experiment:
 
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe with what depends on the machine and the working directory written out, so that a run resumed from
-    elsewhere uses the same."""
+    elsewhere uses the same; and the noise that a private run's target needs.
+
+    Raises:
+        ConfigError: a private run that cannot be accounted for.
+    """
+    recipe = with_noise(recipe)
     threads = recipe.run.num_threads or torch.get_num_threads()
     task = {name: _absolute(getattr(recipe.task, name)) for name in ("path", "test_path")}
     return recipe.model_copy(
@@ -171,13 +191,13 @@ def _rounds(
     """The rounds after those `done`, each kept before the next begins, and the summary."""
     recipe, clock = experiment.recipe, _Clock(time.perf_counter(), _seconds_before(store))
     records = list(done)
-    protocol = PROTOCOLS[recipe.federation.upload]()
+    protocol = protocol_of(recipe)
     history = History.of(recipe, run_store.metrics_of(store.folder))
     rounds = run_rounds(start, protocol, engine, partial(_put_back, experiment, store), engine.gather)
     server = start
     for server, result in () if history.is_out_of_patience else rounds:
         evaluation = _evaluated(experiment) if _is_evaluated(server) else None
-        row = round_row(server.round, clock.seconds(), result, evaluation)
+        row = round_row(server.round, clock.seconds(), result, evaluation, server.plan)
         history = history.after(row)
         if result.record.is_snapshot:
             others = _needed_snapshots(records, server, history)
@@ -187,7 +207,7 @@ def _rounds(
         listen(server.round, result, evaluation)
         if history.is_out_of_patience:
             break
-    ended = engine.finish(server, protocol)
+    ended = without_cohort(server.plan, engine.finish(server, protocol))
     summary = _summary(experiment, store, history, server) | {"engine": engine.name, **ended}
     store.finish(summary)
     return summary
@@ -233,7 +253,7 @@ def _begin(experiment: Experiment, store: RunStore, listen: Listener) -> Server:
     started = time.perf_counter()
     zero_shot = _evaluated(experiment)
     seconds = round(time.perf_counter() - started, 3)
-    store.begin(experiment.recipe, experiment.header, round_row(0, seconds, None, zero_shot))
+    store.begin(experiment.recipe, experiment.header, round_row(0, seconds, None, zero_shot), experiment.secret)
     listen(0, None, zero_shot)
     return _server(experiment)
 
@@ -250,7 +270,9 @@ def _continue(experiment: Experiment, trajectory: Trajectory, store: RunStore, l
 
 
 def _server(experiment: Experiment) -> Server:
-    return Server.at_start(experiment.recipe, experiment.header, experiment.space, experiment.site.replica)
+    return Server.at_start(
+        experiment.recipe, experiment.header, experiment.space, experiment.site.replica, experiment.secret
+    )
 
 
 def _is_evaluated(server: Server) -> bool:
@@ -267,6 +289,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
     recipe, rows, peak = experiment.recipe, run_store.metrics_of(store.folder), peak_memory_bytes()
     zero_shot = {f"zero_shot_{name}": rows[0][name] for name in ("loss", "accuracy", "perplexity")}
     blocks = ("flops_prefix", "flops_suffix") if recipe.is_split else ()
+    hides_cohort = server.plan is not None and server.plan.hides_cohort
     counted = ("bytes_up", "bytes_down", "forwards", "flops", *blocks, "skipped_steps")
     return {
         "method": recipe.run.method, "model": experiment.model.base_id, "task": recipe.task.name,
@@ -279,33 +302,41 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         "surges": {str(row["rounds"]): row["surge"] for row in rows if row.get("surge")},
         "backprop_steps": recipe.baseline.num_steps,
         **scores_of(backpropagation(experiment) if recipe.baseline.num_steps else None, "backprop_"),
-        **{name: sum(row.get(name, 0) for row in rows) for name in counted}, **_sent_each(rows),
-        "failed_replies": sum(len(row.get("failed", ())) for row in rows),
+        **{name: _total(rows, name) for name in counted}, **_sent_each(rows),
+        "failed_replies": None if hides_cohort else sum(len(row.get("failed", ())) for row in rows),
         "replay": asdict(catching_up(experiment.space, experiment.header, since_last_snapshot(path(server.log)))),
         "trajectory_bytes": (store.folder / run_store.TRAJECTORY).stat().st_size,
         "round_seconds": round(sum(row.get("seconds", 0) for row in rows), 2), "seconds": rows[-1]["elapsed_seconds"],
         "peak_memory_bytes": peak, "state_digest": experiment.site.replica.digest.hex(),
-        "truncated_examples": experiment.train.num_truncated + experiment.test.num_truncated,
-        "versions": versions(recipe),
+        "truncated_examples": (0 if server.plan else experiment.train.num_truncated) + experiment.test.num_truncated,
+        "privacy": ledger(server.plan, server.round) if server.plan else None, "versions": versions(recipe),
     }  # fmt: skip
 
 
 def _sent_each(rows: Sequence[Row]) -> dict[str, float | None]:
     """Bytes of one message in the mean: a reply that counted, up; an order to a client asked, down. None: no such."""
-    sent = {"bytes_up": sum(row.get("replied", 0) for row in rows)}
-    sent["bytes_down"] = sum(row.get("cohort", 0) for row in rows)
+    sent = {"bytes_up": _total(rows, "replied"), "bytes_down": _total(rows, "cohort")}
     return {
-        f"{name}_per_client_round": round(sum(row.get(name, 0) for row in rows) / count, 1) if count else None
+        f"{name}_per_client_round": round(_total(rows, name) / count, 1) if count else None
         for name, count in sent.items()
     }
 
 
+def _total(rows: Sequence[Row], name: str) -> int | None:
+    """The sum over rounds; None where it is withheld."""
+    values = [row.get(name, 0) for row in rows]
+    return None if None in values else sum(values)
+
+
 def _stopped_by(server: Server, history: History) -> str | None:
-    """What ended the run before its last round ("patience", "surge"), or with it too ("divergence"); None: nothing."""
+    """What ended the run before its last round ("patience", "surge", "privacy"), or with it too ("divergence"); None:
+    nothing."""
     if server.guard.has_diverged:
         return "divergence"
     if server.round == server.recipe.federation.num_rounds:
         return None
+    if server.is_budget_spent:
+        return "privacy"
     return "patience" if history.is_out_of_patience else "surge"
 
 

@@ -16,6 +16,8 @@ from .config import Machine
 from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import versions
 from .models.export import check_free, export
+from .privacy.ledger import ledger
+from .privacy.plan import Plan
 from .quantities import duration, operations
 from .recipe_text import build
 from .space import Weights, bound_weights, digest
@@ -94,6 +96,8 @@ def described(path: Path) -> dict[str, Any]:
         summary = run_store.summary_of(path)
         found |= {"finished": summary is not None, **(_compared(summary) if summary else {})}
         found |= _replay_of(summary, header, found["bytes"]) if summary else {}
+        plan = Plan.of(run_store.recipe_of(path))
+        found |= {f"privacy_{name}": value for name, value in ledger(plan, len(records)).items()} if plan else {}
     return found
 
 

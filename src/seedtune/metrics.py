@@ -14,6 +14,8 @@ import numpy as np
 from .config import Recipe
 from .fed.rounds import RoundResult
 from .models.evaluation import Evaluation
+from .privacy.ledger import published
+from .privacy.plan import Plan
 from .zo.trajectory import RoundRecord
 
 Row = dict[str, Any]
@@ -27,8 +29,15 @@ class Evaluated:
     clients: Mapping[int, Evaluation]
 
 
-def round_row(num_rounds: int, seconds: float, result: RoundResult | None, evaluated: Evaluated | None) -> Row:
-    """The row after `num_rounds` rounds; `result` is None before the first, `evaluated` where nothing was evaluated."""
+def round_row(
+    num_rounds: int,
+    seconds: float,
+    result: RoundResult | None,
+    evaluated: Evaluated | None,
+    plan: Plan | None = None,
+) -> Row:
+    """The row after `num_rounds` rounds; `result` is None before the first, `evaluated` where nothing was evaluated.
+    Of a private run, as its `plan` lets it be published."""
     row: Row = {"rounds": num_rounds, "elapsed_seconds": seconds}
     if result is not None:
         row |= {
@@ -45,6 +54,7 @@ def round_row(num_rounds: int, seconds: float, result: RoundResult | None, evalu
             row |= {"flops_prefix": first, "flops_suffix": result.num_flops - first}
         if result.surge:
             row |= {"surge": str(result.surge), "back_to": result.record.back_to}
+        row = published(plan, row) if plan else row
     return row if evaluated is None else row | _evaluation_row(evaluated)
 
 

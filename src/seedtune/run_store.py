@@ -7,6 +7,7 @@
     id                     16 bytes as hex, drawn where the run's messages travel between machines
     manifest.json          how much of the files above counts; written last, replaced in one rename
     summary.json           the results, when the run has ended
+    secret                 of a private run: gives its noise and its secret samples; never to be passed on
 
 Guarantees: after a crash at any moment the folder holds a whole number of rounds, those of the manifest; what came
 after is cut off when the run is opened again. One process at a time may hold a folder. A run that never begins, since
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from .config import Recipe
 from .errors import RunStoreError
+from .privacy.secrets import SECRET, keep_secret
 from .recipe_text import build
 from .run_folder import LOCK, PROBE, check_room, claimed, replace_text, sync, writing
 from .space import DIGEST_BYTES, Weights
@@ -40,7 +42,7 @@ TRAJECTORY, METRICS, MANIFEST, SUMMARY, RECIPE, ID = (
 )  # fmt: skip
 SNAPSHOTS = "snapshots"
 FORMAT = 1
-_FILES = (RECIPE, MANIFEST, SUMMARY, TRAJECTORY, METRICS, ID)
+_FILES = (RECIPE, MANIFEST, SUMMARY, TRAJECTORY, METRICS, ID, SECRET)
 ID_BYTES = 16
 
 
@@ -60,10 +62,15 @@ class RunStore:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def begin(self, recipe: Recipe, header: Header, first_row: Mapping[str, Any]) -> None:
-        """Starts the run, in place of one that was here, with the row that says how the model stood before round 0."""
+    def begin(self, recipe: Recipe, header: Header, first_row: Mapping[str, Any], secret: bytes = b"") -> None:
+        """Starts the run, in place of one that was here, with the row that says how the model stood before round 0.
+
+        `secret`: of a private run.
+        """
         with self._writing():
             _clear(self.folder)
+            if secret:
+                keep_secret(self.folder, secret)
             replace_text(self.folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
             sizes = self._append(TRAJECTORY, header_frame(header)), self._append(METRICS, _line(first_row))
             self._commit(Manifest(0, *sizes))

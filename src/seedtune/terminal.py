@@ -81,7 +81,9 @@ def _bytes_of(result: RoundResult | None) -> int:
 
 
 def _training(result: RoundResult | None) -> str:
-    return f"train loss {result.train_loss:.3f}" if result else ""
+    if not result:
+        return ""
+    return f"train loss {result.train_loss:.3f}" if result.epsilon is None else f"epsilon {result.epsilon:.3f}"
 
 
 def _surge(result: RoundResult | None) -> str:
@@ -115,12 +117,14 @@ def results(summary: dict[str, Any], folder: Path) -> Iterator[Table | str]:
         if summary[name]:
             yield f"{summary[name]} {text}"
     yield from events(summary)
-    sent = f"{amount(summary['bytes_up'])} up, {amount(summary['bytes_down'])} down"
+    if privacy := summary.get("privacy"):
+        yield spent(privacy)
+    both = f"{sent(summary['bytes_up'])} up, {sent(summary['bytes_down'])} down"
     each = [summary[f"bytes_{way}_per_client_round"] for way in ("up", "down")]
     if None not in each:
-        sent += f" ({amount(each[0])} and {amount(each[1])} a client and round)"
+        both += f" ({amount(each[0])} and {amount(each[1])} a client and round)"
     kept, pace = amount(summary["trajectory_bytes"]), summary["round_seconds"] / max(1, summary["rounds"])
-    yield f"sent in all: {sent}; the tuned model is {folder}/trajectory.seedtune, {kept}"
+    yield f"sent in all: {both}; the tuned model is {folder}/trajectory.seedtune, {kept}"
     yield f"{summary['rounds']} rounds in {summary['seconds']:.0f} s ({pace:.3f} s a round, evaluation apart)"
     yield f"state digest {summary['state_digest']}"
 
@@ -149,6 +153,7 @@ def events(summary: dict[str, Any]) -> list[str]:
     if summary["stopped_by"]:
         reasons = {
             "patience": "no better evaluation for run.patience of them", "surge": "the loss surged",
+            "privacy": "another round would be worth more than privacy.target_epsilon",
             "divergence": "nothing that clients sent was finite any more; these are the last weights that were",
         }  # fmt: skip
         ended = "diverged" if summary["stopped_by"] == "divergence" else "ended early"
@@ -169,9 +174,10 @@ def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         quality_ = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
         loss = _number(row["loss"], ".4f")
-        sent = (amount(row["bytes_up"]), amount(row["bytes_down"]))
-        table.add_row(row["run"], row["method"], str(row["rounds"]), loss, quality_, *sent,
-                      str(row["forwards"]), _counted(row["flops"]), f"{row['seconds']:.1f}")  # fmt: skip
+        both = (sent(row["bytes_up"]), sent(row["bytes_down"]))
+        table.add_row(row["run"], row["method"], str(row["rounds"]), loss, quality_, *both,
+                      _forwards(row["forwards"]),
+                      _counted(row["flops"]), f"{row['seconds']:.1f}")  # fmt: skip
     return table
 
 
@@ -185,11 +191,29 @@ def at_target(rows: Sequence[dict[str, Any]]) -> Table:
         if (needed := row["reached"]) is None:
             table.add_row(row["run"], row["method"], f"not reached, best {_number(row['best'], form)}")
             continue
-        sent = (amount(needed["bytes_up"]), amount(needed["bytes_down"]))
+        both = (sent(needed["bytes_up"]), sent(needed["bytes_down"]))
         reached, flops = format(needed[measure], form), _counted(needed["flops"])
         table.add_row(row["run"], row["method"], reached, str(needed["rounds"]), flops,
-                      str(needed["forwards"]), f"{needed['seconds']:.1f}", *sent)  # fmt: skip
+                      _forwards(needed["forwards"]), f"{needed['seconds']:.1f}", *both)  # fmt: skip
     return table
+
+
+def spent(privacy: dict[str, Any]) -> str:
+    """A private run's ledger in a line."""
+    return (
+        f"privacy: epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:g}, for each {privacy['unit']} "
+        f"({privacy['neighbours']}), {privacy['noise']} noise of {privacy['noise_multiplier']:.3f} times the clip, "
+        f"{privacy['events']} rounds"
+    )
+
+
+def sent(num_bytes: int | None) -> str:
+    """An amount of bytes, if it may be told."""
+    return "withheld" if num_bytes is None else amount(num_bytes)
+
+
+def _forwards(count: int | None) -> str:
+    return "withheld" if count is None else str(count)
 
 
 def _counted(flops: int | None) -> str:

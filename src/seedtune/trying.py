@@ -22,6 +22,7 @@ ANSWER_TOKENS = 32
 _CPU = Machine()
 _ONE_PLACE = {"kind": "iid", "num_clients": 1, "heldout_fraction": 0.0}
 _ONE_CLIENT = {"cohort_size": 0, "min_replies": 1}
+_NOT_PRIVATE = {"unit": "none"}
 
 
 def evaluated(
@@ -58,7 +59,8 @@ def _put(values: dict[str, Any], task: str | None, overrides: Sequence[dict[str,
     """A recipe to evaluate: nobody trains, so all training examples may lie in one place."""
     if task and values.get("task", {}).get("name") != task:
         values = {**values, "task": {"name": task}}
-    for over in ({"partition": _ONE_PLACE, "federation": _ONE_CLIENT}, *overrides):
+    nobody_trains = {"partition": _ONE_PLACE, "federation": _ONE_CLIENT, "privacy": _NOT_PRIVATE}
+    for over in (nobody_trains, *overrides):
         values = merged(values, over)
     return build(values, source)
 

@@ -91,7 +91,7 @@ def line(row: Mapping[str, Any], num_rounds: int) -> str:
     """
     parts = [f"round {row['rounds']}/{num_rounds}"]
     for name, label, form in (("train_loss", "train loss ", ".3f"), ("loss", "test loss ", ".3f"),
-                              ("accuracy", "accuracy ", ".1%")):  # fmt: skip
+                              ("accuracy", "accuracy ", ".1%"), ("epsilon", "epsilon ", ".3f")):  # fmt: skip
         if isinstance(row.get(name), (int, float)):
             parts.append(label + format(row[name], form))
     parts += [f"left out: client {client} ({reason})" for client, reason in row.get("failed", {}).items()]
@@ -108,13 +108,17 @@ def picture(seen: Sight) -> Group:
     table.add_row("rounds", f"{seen.num_rounds} of {total}, {_pace(seen)}")
     table.add_row("", ProgressBar(total=max(total, 1), completed=seen.num_rounds, width=CURVE))
     for name, label, form in (("train_loss", "train loss", ".3f"), ("loss", "test loss", ".3f"),
-                              ("accuracy", "accuracy", ".1%"), ("perplexity", "perplexity", ".2f")):  # fmt: skip
+                              ("accuracy", "accuracy", ".1%"), ("perplexity", "perplexity", ".2f"),
+                              ("epsilon", "epsilon", ".3f")):  # fmt: skip
         if points := seen.known(name):
             values = [value for _, value in points]
             first = f", from {values[0]:{form}}" if len(values) > 1 else ""
             table.add_row(label, f"{curve(values)} {values[-1]:{form}}{first}")
     sent = f"{amount(seen.total('bytes_up'))} up, {amount(seen.total('bytes_down'))} down"
-    table.add_row("sent", f"{sent}; {operations(seen.total('flops'))} floating-point operations")
+    if not seen.recipe.is_private:
+        table.add_row("sent", f"{sent}; {operations(seen.total('flops'))} floating-point operations")
+    elif seen.known("bytes_up"):
+        table.add_row("sent", sent)
     for text in _news(seen):
         table.add_row("", text)
     return Group(head, table)

@@ -9,7 +9,8 @@ from seedtune.engines.in_process import InProcess
 from seedtune.errors import EngineError
 from seedtune.fed import rounds
 from seedtune.fed.messages import decode_order, encode_reply
-from seedtune.fed.rounds import LOST, drops_out, one_round, run_rounds, sample_cohort, share_of
+from seedtune.fed.participation import drops_out, sample_cohort
+from seedtune.fed.rounds import LOST, one_round, run_rounds, share_of
 from seedtune.space import copied, digest
 
 

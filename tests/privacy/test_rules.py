@@ -18,6 +18,7 @@ REFUSED = {
     "local.clip": {"local": {"clip": 2.0}},
     "byzantine.num_clients": {"byzantine": {"num_clients": 1}},
     "federation.local_steps": {"federation": {"local_steps": 2}, "privacy": EXAMPLE},
+    "model.quantisation": {"model": {"quantisation": "8bit", "adapter": "lora"}, "privacy": EXAMPLE},
     "local.estimator": {"local": {"estimator": "split", "num_directions": 1}, "privacy": EXAMPLE},
     "personalise.policy": {"personalise": {"policy": "random"}},
     "run.on_surge": {"run": {"on_surge": "stop"}},

@@ -5,11 +5,11 @@ one after another, or, where they measure the same directions, side by side (`se
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-from ..fed.answering import Answer, Answering
+from ..fed.answering import Answer, Answering, Memory
 from ..fed.client import Site
 from ..fed.rounds import ExchangeProtocol, Server
 
@@ -17,6 +17,7 @@ from ..fed.rounds import ExchangeProtocol, Server
 @dataclass(frozen=True)
 class InProcess:
     site: Site
+    memory: Memory = field(default_factory=dict, repr=False)
     name: ClassVar[str] = "in-process"
 
     def gather(self, server: Server) -> Server:
@@ -32,4 +33,4 @@ class InProcess:
 
     @cached_property
     def _answering(self) -> Answering:
-        return Answering(self.site)
+        return Answering(self.site, self.memory)

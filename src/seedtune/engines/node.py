@@ -92,10 +92,10 @@ class Node:
         except SeedtuneError as error:
             self._status["refused"] = str(error)
             raise
-        num_examples, clients = bench.experiment.site.num_examples, self._clients(bench)
+        site, clients = bench.experiment.site, self._clients(bench)
         self._status |= {"refused": bench.refused, "clients": list(clients)}
         stands_at = {client: self._stood(client) for client in clients}
-        counts = {client: num_examples(client) for client in clients}
+        counts = {client: 1 if site.private else site.num_examples(client) for client in clients}
         return encode_standing(Standing(bench.facts, counts, stands_at, software()))
 
     def _of_clients(self, parcel: Parcel) -> list[bytes | Exception]:

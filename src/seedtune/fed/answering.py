@@ -5,6 +5,7 @@ says in `HANDLERS` who answers it. Nothing here moves bytes between machines.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import TypeVar
@@ -46,7 +47,9 @@ class Answering:
 
 
 def orders(site: Site, memory: Memory) -> Handler:
-    """Local rounds, one after another or side by side (`cohort`)."""
+    """Local rounds, one after another or side by side (`cohort`); what private clients remember is in the memory."""
+    if site.private:
+        site = replace(site, private=replace(site.private, memory=memory))
     cohort = Cohort(site)
 
     def answer(messages: Iterable[tuple[int, bytes]]) -> Iterator[Answer]:

@@ -5,7 +5,7 @@ move a working copy, so the replica is always a state of the trajectory. Nothing
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
@@ -19,15 +19,16 @@ from ..errors import EngineError
 from ..models.blocks import Cut
 from ..space import Weights, copied, copy_into, digest
 from ..zo import noise, split
-from ..zo.estimators import ESTIMATORS, Probe
+from ..zo.estimators import ESTIMATORS, LossesAt, Probe
 from ..zo.expansion import updates_of
 from ..zo.meter import BACKPROPAGATION_FORWARDS, WHOLE, Meter, Shape, Tally
 from ..zo.perturb import Perturber
 from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_updates
 from ..zo.update import apply
 from .byzantine import falsified, liars
-from .evaluations import ONE_BY_ONE, Evaluations
+from .evaluations import ONE_BY_ONE, Evaluations, num_together
 from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
+from .private import PrivateSite, discreet, sum_over_examples
 from .split_steps import CutLosses
 from .whole_steps import WholeLosses
 
@@ -54,6 +55,7 @@ class Site:
     evaluations: which of a step's share a forward.
     arrive(order): brings the replica to where an order begins, in place of `catch_up`'s own way, where more is known of
     the trajectory than the order tells.
+    private: what clients of a private run send (`private`); None where nothing is hidden.
     """
 
     recipe: Recipe
@@ -71,6 +73,7 @@ class Site:
     cut: Cut | None = None
     evaluations: Evaluations = ONE_BY_ONE
     arrive: Callable[[Order], None] | None = None
+    private: PrivateSite | None = None
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,11 @@ def local_round(site: Site, order: Order) -> Reply:
         EngineError: a step failed; names client, round and step.
     """
     catch_up(site, order)
-    federation, local = site.recipe.federation, site.recipe.local
+    federation = site.recipe.federation
     sends_weights = federation.upload == "weights"
     with _working(site, moves=sends_weights or federation.local_steps > 1) as weights:
-        take = _first_order_steps if local.order == "first" else _zeroth_order_steps
-        steps = list(take(site, order, weights, move_last=sends_weights))
+        with discreet(order) if site.private else nullcontext():
+            steps = list(_steps_of(site)(site, order, weights, move_last=sends_weights))
         packed = pack_weights(weights) if sends_weights else b""
     return reply_of(site, order, steps, packed)
 
@@ -114,6 +117,8 @@ def reply_of(site: Site, order: Order, steps: Sequence[Step], packed: bytes = b"
     scalars, sends_weights = np.stack([step.scalars for step in steps]), bool(packed)
     if order.client in liars(site.recipe):
         scalars = told(site.recipe, falsified(site.recipe, order.round, order.client, scalars))
+    if site.private:
+        return site.private.reply(order, scalars, sum(step.num_forwards for step in steps))
     return Reply(
         order.round, order.client, site.num_examples(order.client), sum(step.num_forwards for step in steps),
         _mean_of_finite([step.loss for step in steps]),
@@ -122,6 +127,12 @@ def reply_of(site: Site, order: Order, steps: Sequence[Step], packed: bytes = b"
         scalar_rms=root_mean_square(scalars) if sends_weights else None,
         num_prefix_flops=sum(step.num_prefix_flops for step in steps),
     )  # fmt: skip
+
+
+def _steps_of(site: Site) -> Callable[..., Iterator[Step]]:
+    if site.recipe.local.order == "first":
+        return _first_order_steps
+    return _example_step if site.private and site.private.plan.unit == "example" else _zeroth_order_steps
 
 
 def root_mean_square(scalars: np.ndarray) -> float | None:
@@ -213,6 +224,31 @@ def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
             estimate = partial(split.probe, blocks, site.header.split, site.recipe.split.difference == "central")
         probe = estimate(keys, local.perturbation_scale, distribution)
     return probe, tally
+
+
+def _example_step(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
+    """The one step of a client whose examples are protected each by itself: what they contribute, clipped and added up.
+
+    It moves nothing, and says nothing else of the batch, not even its size.
+    """
+    recipe, keys = site.recipe, step_keys(site, order, 0)
+    key = noise.derive_key(site.header.seed, "batch", round=order.round, client=order.client)
+    with named(order, 0):
+        batch, num_examples = site.private.batch(order, site.num_examples(order.client), key)
+        total = np.zeros(len(keys)) if batch is None else _sum_of(site, batch, num_examples, keys)
+    yield Step(total.astype(np.float32), float("nan"), num_together(recipe), 0)
+
+
+def _sum_of(site: Site, batch: Any, num_examples: int, keys: Sequence[int]) -> np.ndarray:
+    local, shape, whole = site.recipe.local, site.shape(batch), partial(site.private.losses, batch)
+
+    def estimated(losses_at: LossesAt) -> Probe:
+        return ESTIMATORS[local.estimator](losses_at, keys, local.perturbation_scale, site.header.distribution)
+
+    with site.perturber.one_batch() as prefix:
+        tally, evaluations = Tally(site.meter, shape, prefix), site.evaluations
+        losses_at = WholeLosses(site.perturber, whole, tally, evaluations.batched, evaluations.most(shape))
+        return sum_over_examples(site.private.plan, estimated, losses_at, num_examples, len(keys))
 
 
 def told(recipe: Recipe, scalars: np.ndarray) -> np.ndarray:

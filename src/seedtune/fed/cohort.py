@@ -90,7 +90,8 @@ class Cohort:
         copied = sum(tensor.nbytes for tensor in site.replica.weights.values())
         model = sum(parameter.nbytes for parameter in site.module.parameters())
         is_whole = recipe.local.order == "zeroth" and site.cut is None
-        return is_shared and is_whole and copied <= max(MOST_COPIED, model // 8)
+        by_example = site.private is not None and site.private.plan.unit == "example"
+        return is_shared and is_whole and not by_example and copied <= max(MOST_COPIED, model // 8)
 
     def _rides(self, order: Order) -> bool:
         is_here = self._may_ride and self._is_exact is not False and order.digest == self.site.replica.digest

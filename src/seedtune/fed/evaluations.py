@@ -82,7 +82,7 @@ def evaluations_of(recipe: Recipe, module: torch.nn.Module, cut: Cut | None, per
     Raises:
         ModelError: the model's functions cannot be batched, and `local.evaluations = "batched"` asked for it.
     """
-    way, num = recipe.local.evaluations, _num_together(recipe)
+    way, num = recipe.local.evaluations, num_together(recipe)
     if recipe.local.order == "first" or num == 1:
         return _one_by_one("a step has one" if recipe.local.order == "first" else "a prefix has one")
     if way == "one-by-one":
@@ -99,7 +99,7 @@ def evaluations_of(recipe: Recipe, module: torch.nn.Module, cut: Cut | None, per
         ) from error
 
 
-def _num_together(recipe: Recipe) -> int:
+def num_together(recipe: Recipe) -> int:
     """Evaluations that a step asks for at once."""
     if recipe.is_split:
         return recipe.split.num_suffix_directions

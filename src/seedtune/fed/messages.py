@@ -51,6 +51,7 @@ class Reply:
     num_skipped: steps without an update, since a loss was not finite.
     num_flops: floating-point operations of the forwards (`zo.meter`); num_prefix_flops: those of block 1 among them,
         where the model is split.
+    is_fixed_size: scalars travel in 4 bytes each, whatever they are, so that its length tells nothing; not sent.
     scalar_rms: root mean square of the projected gradients where weights are sent in their place; None otherwise.
     """
 
@@ -65,6 +66,7 @@ class Reply:
     num_flops: int = 0
     scalar_rms: float | None = None
     num_prefix_flops: int = 0
+    is_fixed_size: bool = False
 
 
 def encode_order(order: Order) -> bytes:
@@ -88,7 +90,7 @@ def decode_order(data: bytes) -> Order:
 
 def encode_reply(reply: Reply) -> bytes:
     steps, directions = reply.scalars.shape
-    scalars = _pack_scalars(reply.scalars)
+    scalars = reply.scalars.astype("<f4").tobytes() if reply.is_fixed_size else _pack_scalars(reply.scalars)
     counts = [reply.round, reply.client, reply.num_examples, reply.num_forwards]
     first, flops = reply.num_prefix_flops, reply.num_flops
     flops = [first, flops - first] if first else flops

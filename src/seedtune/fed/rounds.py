@@ -21,14 +21,15 @@ from typing import Protocol
 import numpy as np
 
 from ..config import Recipe
-from ..data.keyed import keyed_permutation
 from ..errors import EngineError, MessageError, NotFinite
+from ..privacy.accounting import epsilon, num_rounds_within
+from ..privacy.plan import Plan
 from ..space import Space, digest
-from ..zo import noise
 from ..zo.trajectory import Header, RoundRecord, check_digest, path, taken_back
 from .client import Replica, root_mean_square
 from .guard import MAX_BACKOFFS, Guard, Seen, Surge
 from .messages import Order, Reply, decode_reply, encode_order, pack_record, pack_weights
+from .participation import cohort_of, drops_out
 from .personalise import Rates
 from .schedule import learning_rate_at
 
@@ -74,8 +75,8 @@ class Server:
     round: the next round's number. log: the records that lead from the base to the weights. up_to_date: for each
     client that ever was asked, the number of these that its weights stand at, `AHEAD` or `LOST`. rates: what the
     clients' own learning rates follow from. guard: what it knows of the loss. rates_at: the rates as they were at each
-    of the guard's good states, a number of rounds. packed: by round, a record and how it travels, one memory for all
-    states of a run.
+    of the guard's good states, a number of rounds. secret: gives a private run's central noise and its secret samples.
+    packed: by round, a record and how it travels, one memory for all states of a run.
     """
 
     recipe: Recipe
@@ -88,12 +89,18 @@ class Server:
     rates: Rates
     guard: Guard
     rates_at: Mapping[int, Rates]
+    secret: bytes = field(default=b"", repr=False)
     packed: dict[int, tuple[RoundRecord, bytes]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def at_start(cls, recipe: Recipe, header: Header, space: Space, replica: Replica) -> "Server":
+    def at_start(cls, recipe: Recipe, header: Header, space: Space, replica: Replica, secret: bytes = b"") -> "Server":
         rates = Rates.of(recipe)
-        return cls(recipe, header, space, replica, 0, (), {}, rates, Guard(recipe), {0: rates})
+        return cls(recipe, header, space, replica, 0, (), {}, rates, Guard(recipe), {0: rates}, secret)
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """Of a private run."""
+        return Plan.of(self.recipe)
 
     @cached_property
     def packed_weights(self) -> bytes:
@@ -130,10 +137,15 @@ class Server:
     @property
     def must_stop(self) -> bool:
         """Whether the run ends before its last round: for a surge, by the recipe or since halving the rate has not
-        helped, or since nothing finite comes back any more."""
+        helped, since nothing finite comes back any more, or since another round is beyond the privacy budget."""
         is_surge = self.guard.surge is not None
         ends_by_surge = (is_surge and self.recipe.run.on_surge == "stop") or self.guard.num_backoffs > MAX_BACKOFFS
-        return ends_by_surge or self.guard.has_diverged
+        return ends_by_surge or self.guard.has_diverged or self.is_budget_spent
+
+    @property
+    def is_budget_spent(self) -> bool:
+        """Whether another round would be worth more than a private run's target epsilon."""
+        return self.plan is not None and self.round >= num_rounds_within(self.plan)
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ class RoundResult:
     Losses and signals are those of the clients whose replies counted; bytes those of the encoded messages; forwards,
     floating-point operations and skipped steps those of the replies that counted. scalar_rms: root mean square of the
     projected gradients. rate: the round's learning rate, before any client's own. surge: one that began in this round.
-    num_prefix_flops: operations of block 1 among them, where the model is split.
+    num_prefix_flops: operations of block 1 among them, where the model is split. epsilon: what a private run has spent.
     """
 
     record: RoundRecord
@@ -162,6 +174,7 @@ class RoundResult:
     seconds: float
     surge: Surge | None = None
     num_prefix_flops: int = 0
+    epsilon: float | None = None
 
     @property
     def train_loss(self) -> float:
@@ -194,20 +207,22 @@ def one_round(
     server: Server, protocol: ExchangeProtocol, engine: Engine, put_back: PutBack | None = None
 ) -> tuple[Server, RoundResult]:
     started = time.perf_counter()
-    cohort = sample_cohort(server.recipe, server.round)
+    cohort = cohort_of(server.recipe, server.round, server.secret)
     dropped = tuple(client for client in cohort if drops_out(server.recipe, server.round, client))
 
     orders = _Orders(server, protocol, _asked(server.recipe, cohort, dropped))
     heard = _Heard(keeps_weights=server.rates.policy.signal == "distances")
     record = protocol.reduce(server, _usable(engine.exchange(orders), orders, heard))
+    rms = root_mean_square(record.scalars) if server.plan else _scalar_rms(heard.replies)
 
     losses = {reply.client: reply.loss for reply in heard.replies}
     signals = server.rates.measured(losses, lambda: protocol.distances(server, heard.replies))
     result = RoundResult(
-        record, cohort, dropped, heard.failed, losses, signals, _scalar_rms(heard.replies), server.rate,
+        record, cohort, dropped, heard.failed, losses, signals, rms, server.rate,
         orders.num_bytes, heard.num_bytes, sum(reply.num_forwards for reply in heard.replies),
         sum(reply.num_flops for reply in heard.replies), sum(reply.num_skipped for reply in heard.replies), 0.0,
         num_prefix_flops=sum(reply.num_prefix_flops for reply in heard.replies),
+        epsilon=epsilon(server.plan, server.round + 1) if server.plan else None,
     )  # fmt: skip
     ahead = after(server, result)
     result = replace(result, surge=ahead.guard.surge)
@@ -221,14 +236,15 @@ def after(server: Server, result: RoundResult) -> Server:
     """The server once a finished round has moved its replica: a fold, the same in a run and in a resumed one.
 
     Who took part stood at the round's beginning; where a client that failed stands is not known. A round whose clients
-    all failed is one in which their weights were not finite (`_check_quorum`).
+    all failed is one in which their weights were not finite (`_check_quorum`). A private run's guard sees
+    nothing, since there are no losses.
     """
     record, guard, rates, log = result.record, server.guard, server.rates, (*server.log, result.record)
     since = server.log[-1].round + 1 if server.log else 0
     rates_at = {**server.rates_at, since: rates}
     failed = {client: AHEAD if server.up_to_date.get(client) == AHEAD else LOST for client in result.failed}
     places = {**server.up_to_date, **failed, **dict.fromkeys(record.clients, len(server.log))}
-    if record.clients or result.failed:
+    if (record.clients or result.failed) and not server.plan:
         guard = guard.after(Seen(since, result.train_loss, result.scalar_rms, result.rate))
     else:
         guard = replace(guard, surge=None)
@@ -258,21 +274,6 @@ def _undone(server: Server, result: RoundResult, put_back: PutBack | None) -> Ro
     if records:
         check_digest(server.replica.digest, records[-1].digest, f"put back to {good} rounds")
     return taken_back(result.record, good, server.replica.digest)
-
-
-def sample_cohort(recipe: Recipe, round_: int) -> tuple[int, ...]:
-    """The clients asked in a round, sorted; a function of seed and round alone."""
-    num_clients, size = recipe.partition.num_clients, recipe.federation.cohort_size
-    if size in (0, num_clients):
-        return tuple(range(num_clients))
-    key = noise.derive_key(recipe.run.seed, "cohort", round=round_)
-    return tuple(sorted(keyed_permutation(key, num_clients)[:size].tolist()))
-
-
-def drops_out(recipe: Recipe, round_: int, client: int) -> bool:
-    """Whether a client of the cohort stays silent; a function of seed, round and client alone."""
-    key = noise.derive_key(recipe.run.seed, "dropout", round=round_, client=client)
-    return key / 2**64 < recipe.federation.dropout_rate
 
 
 def share_of(recipe: Recipe, reply: Reply) -> float:

@@ -30,6 +30,26 @@ def loss(model: Tuned, batch: Batch) -> torch.Tensor:
     return cross_entropy(scores(model, batch), batch.labels)
 
 
+def example_losses(model: Tuned, batch: Batch) -> torch.Tensor:
+    """The loss of each example by itself, float32 [B]: for texts the mean over its own scored tokens.
+
+    Their mean is `loss` for choices, up to rounding; for texts `loss` weighs examples by their tokens.
+
+    Guarantee: where one example's loss is not finite, the others' are what they would be without it.
+
+    Raises:
+        ModelError: as `loss`.
+    """
+    if batch.targets is None:
+        return cross_entropy(scores(model, batch), batch.labels, reduction="none")
+    belongs = torch.arange(len(batch.input_ids), device=batch.rows.device)[:, None] == batch.rows[None, :]
+    own = torch.where(belongs, _target_losses(model, batch), 0.0)  # no product, in which 0 times infinity spreads
+    means = own.sum(1) / belongs.sum(1)
+    if batch.labels is None:
+        return means
+    return cross_entropy(-means.view(batch.num_examples, -1), batch.labels, reduction="none")
+
+
 def scores(model: Tuned, batch: Batch) -> torch.Tensor:
     """One score for each choice of each example: float32 [B, C]; the argmax is the prediction.
 

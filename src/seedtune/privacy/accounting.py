@@ -78,6 +78,7 @@ def calibrated(plan: Plan) -> float:
         )  # fmt: skip
 
 
+@lru_cache(maxsize=32)
 def num_rounds_within(plan: Plan) -> int:
     """How many of the plan's rounds stay within its target; all of them where it has none."""
     if not plan.target_epsilon:

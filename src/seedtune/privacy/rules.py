@@ -88,6 +88,12 @@ def _what_leaves(recipe: Recipe) -> Iterator[_Rule]:
             "one example moves the weights at which all others are measured in the next step; set it to 1",
         )
         yield (
+            recipe.model.quantisation != "8bit",
+            "model.quantisation = '8bit'",
+            "which columns of a product are outliers is decided over a whole batch, so an example's loss would follow "
+            "from the others too; use '4bit' or 'none'",
+        )
+        yield (
             recipe.local.estimator != "split",
             "local.estimator = 'split'",
             "losses of single examples are not measured behind a cut; use 'two-point' or 'one-sided'",

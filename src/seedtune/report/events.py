@@ -17,6 +17,7 @@ MOST_EVENTS = 200
 ENDS = {
     "patience": "ended early: no better evaluation for run.patience of them",
     "surge": "ended early: the loss surged",
+    "privacy": "ended early: another round would be worth more than privacy.target_epsilon",
     "divergence": "diverged: nothing that clients sent was finite any more; these are the last weights that were",
 }
 

@@ -35,7 +35,12 @@ def status(run: Run) -> str:
         return "stopped before its first round"
     if not run.has_ended:
         return f"not ended: {run.num_rounds} of {planned} rounds so far, going on or interrupted"
-    reasons = {"patience": "ended early", "surge": "ended by a surge", "divergence": "diverged"}
+    reasons = {
+        "patience": "ended early",
+        "surge": "ended by a surge",
+        "divergence": "diverged",
+        "privacy": "ended early",
+    }
     return f"{reasons.get(text(run.summary.get('stopped_by')), 'ended')}, {run.num_rounds} of {planned} rounds"
 
 

@@ -57,7 +57,7 @@ class Header:
 class RoundRecord:
     """What moved the shared weights in one round.
 
-    clients: who took part, sorted, [n].
+    clients: who took part, sorted, [n]; nobody where that is a secret, and then one set of scalars moved the weights.
     scalars: projected gradients, float32 [n, H, P], or [1, H, P], their mean or the sign voted for, where all share
         keys; NaN marks a skipped step. [n, 0, 0] where the round is a snapshot; no clients, and nothing moved, where
         too few answered.
@@ -125,7 +125,8 @@ def round_updates(header: Header, record: RoundRecord) -> tuple[Update, ...]:
         TrajectoryError: a set of scalars and a factor for each client, or one where keys are shared, is not what the
             record holds, or its steps have other numbers of scalars than the split; or a coefficient is beyond float32.
     """
-    senders = record.clients if header.keys == "own" else (None,) * min(len(record.clients), 1)
+    is_moved = bool(record.clients) or len(record.scalars) > 0
+    senders = record.clients if header.keys == "own" else (None,) * is_moved
     if not len(record.scalars) == len(record.factors) == len(senders):
         raise TrajectoryError(
             f"round {record.round}: {len(record.clients)} clients with {header.keys} keys need {len(senders)} sets of "
@@ -247,10 +248,9 @@ def _set(weights: Weights, record: RoundRecord, snapshot: Callable[[int], Weight
 def broken_rule(record: RoundRecord) -> str | None:
     """The rule that a record read from bytes does not keep; None if it keeps them all. Its arrays' types are right."""
     scalars, factors, clients = record.scalars, record.factors, record.clients
-    shared = min(len(clients), 1)
     rules = {
         "clients are sorted counts": list(clients) == sorted(set(clients)) and min(clients, default=0) >= 0,
-        "there is a set of scalars for each client, or one for all": len(scalars) in (len(clients), shared),
+        "there is a set of scalars for each client, or one for all": len(scalars) in (len(clients), 1),
         "there is a factor for each set of scalars": factors.shape == scalars.shape[:1],
         "scalars are finite, or NaN where a step was skipped": not np.isinf(scalars).any(),
         "a round that was taken back has no scalars": record.back_to is None or scalars.size == 0,
