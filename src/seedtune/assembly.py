@@ -191,7 +191,7 @@ def _site(
     return Site(
         recipe, header, model.module, perturber, Replica(weights, digest(weights)), {}, batch, epoch,
         lambda examples: loss(model, examples), shape_of, lambda client: len(clients[client]), Meter(), cut,
-        evaluations_of(recipe, model.module, cut, perturber), private,
+        evaluations_of(recipe, model.module, cut, perturber), private=private,
     )  # fmt: skip
 
 

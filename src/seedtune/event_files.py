@@ -53,6 +53,9 @@ class _Events:
     def _of_round(self, result: RoundResult | None) -> dict[str, float]:
         if result is None:
             return {}
+        if result.epsilon is not None:  # of a private run, what it publishes
+            learning = {"train/learning_rate": result.rate, "train/scalar_rms": result.scalar_rms}
+            return {"privacy/epsilon": result.epsilon, **learning}
         self._sent += result.bytes_up + result.bytes_down
         return {
             "train/loss": result.train_loss, "train/learning_rate": result.rate, "train/scalar_rms": result.scalar_rms,

@@ -190,7 +190,7 @@ def test_headers_that_cannot_be(payload, message):
         (round_payload(clients=int32(-4, 1)), "breaks a rule: clients are sorted counts"),
         (round_payload(clients=int32(0, 1, 2)), "breaks a rule: there is a set of scalars for each client, or one for"),
         (
-            round_payload(clients=int32(), scalars=torch.zeros(1, 1, 1)),
+            round_payload(clients=int32(), scalars=torch.zeros(2, 1, 1)),
             "breaks a rule: there is a set of scalars for each client, or one for all",
         ),
         (round_payload(factors=torch.ones(1).double()), "breaks a rule: there is a factor for each set of scalars"),

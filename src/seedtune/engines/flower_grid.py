@@ -33,7 +33,8 @@ from ..fed.hello import (
     facts_of,
 )
 from ..fed.messages import pack_weights
-from ..fed.rounds import AHEAD, ExchangeProtocol, Server, drops_out, sample_cohort
+from ..fed.participation import cohort_of, drops_out
+from ..fed.rounds import AHEAD, ExchangeProtocol, Server
 from .flower_post import Outcome, Post
 from .frames import NODE, Parcel
 from .node import UNKNOWN_RUN
@@ -107,7 +108,7 @@ class FlowerGrid:
         Raises:
             EngineError: too few clients can be reached, and no more nodes will come.
         """
-        cohort = sample_cohort(server.recipe, server.round)
+        cohort = cohort_of(server.recipe, server.round, server.secret)
         present = {client for client in cohort if not drops_out(server.recipe, server.round, client)}
         needed = server.recipe.federation.min_replies
         if len(present) >= needed:
