@@ -26,7 +26,8 @@ def nodes_of(
     """Nodes that each have a folder and a model of their own, numbered from 1."""
 
     def maker(number: int, clients: tuple[int, ...]) -> Callable[[], Node]:
-        return lambda: Node(NodeState(folder / f"node{number}"), Options(clients), Benches(make))
+        given = Options(clients, recipe_paths=True)
+        return lambda: Node(NodeState(folder / f"node{number}"), given, Benches(make))
 
     return {i: FakeNode(maker(i, clients), f"site-{i}") for i, clients in enumerate(serving, 1)}
 

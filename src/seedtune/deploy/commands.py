@@ -113,6 +113,9 @@ def node(
     model: Annotated[str | None, typer.Option(help="where the base is on this machine; default the recipe's")] = None,
     data: Annotated[Path | None, typer.Option(help="this node's own data; default the recipe's")] = None,
     device: Annotated[str, typer.Option(help="where the model computes: cpu, cuda or cuda:N")] = "cpu",
+    recipe_paths: Annotated[
+        bool, typer.Option("--recipe-paths", help="let the server's recipe name files on this machine")
+    ] = False,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="port on loopback for Flower's own processes; default a free one")
     ] = 0,
@@ -127,7 +130,7 @@ def node(
 
     made = noding.Node(
         server, folder.absolute(), ca and ca.absolute(), key and key.absolute(), clients, _where(model),
-        data and data.absolute(), device, port or (9094 if shown else places.free_port()),
+        data and data.absolute(), device, port or (9094 if shown else places.free_port()), recipe_paths,
     )  # fmt: skip
     if shown:
         noding.check(made)

@@ -39,6 +39,7 @@ class Node:
     data: Path | None = None
     device: str = "cpu"
     port: int = 9094
+    recipe_paths: bool = False
 
     @property
     def place(self) -> flower.Place:
@@ -98,6 +99,7 @@ def _worker(node: Node) -> Command:
         sys.executable, "-P", "-m", "seedtune.engines.worker", "--socket", str(node.socket),
         "--state", str(node.status.parent),
         *(text for name, value in options.items() if value is not None for text in (name, str(value))),
+        *(["--recipe-paths"] if node.recipe_paths else []),
     )  # fmt: skip
     return Command("worker", arguments, {"TOKENIZERS_PARALLELISM": "false"}, node.place.log("worker"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import load as load_tensors
 
 from ..assembly import Experiment, assemble
-from ..config import Machine, Recipe
+from ..config import Machine, Recipe, TaskConfig
 from ..errors import ConfigError, MessageError
 from ..fed.answering import Answering
 from ..fed.client import Replica
@@ -26,12 +26,13 @@ Make = Callable[..., Experiment]
 @dataclass(frozen=True)
 class Options:
     """What a node's owner says. clients: those it serves, None: all. model, data: where its base and its own examples
-    lie; None: where the recipe says."""
+    lie; None: where the recipe says. recipe_paths: whether the recipe, which is the server's, may name files here."""
 
     clients: tuple[int, ...] | None = None
     model: str | None = None
     data: str | None = None
     machine: Machine = field(default_factory=Machine)
+    recipe_paths: bool = False
 
 
 class Bench:
@@ -66,7 +67,7 @@ class Benches:
         Raises:
             SeedtuneError: a recipe, model, data or client that cannot be used here.
         """
-        key = hello.run, hello.recipe, options.model, options.data, options.clients if options.data else None
+        key = hello.run, hello.recipe, replace(options, clients=options.clients if options.data else None)
         if self._key != key:
             self._key = self._bench = None  # the old model first: two need not fit
             self._bench, self._key = Bench(hello, options, self._make), key
@@ -92,7 +93,7 @@ def _here(recipe: Recipe, options: Options) -> Recipe:
     """The recipe with the owner's places in it.
 
     Raises:
-        ConfigError: nodes bring the data, and this one has none.
+        ConfigError: nodes bring the data, and this one has none; or the recipe names files that are not its to name.
     """
     if recipe.task.training == "nodes" and not options.data:
         raise ConfigError("task.training = 'nodes', and this node has no data of its own: start it with --data")
@@ -101,7 +102,23 @@ def _here(recipe: Recipe, options: Options) -> Recipe:
         model = model.model_copy(update={"name": options.model})
     if options.data:
         task = task.model_copy(update={"path": options.data, "test_path": None})
+    if not options.recipe_paths:
+        _check_paths(None if options.model else model.name, None if options.data else task)
     return recipe.model_copy(update={"model": model, "task": task})
+
+
+def _check_paths(model: str | None, task: TaskConfig | None) -> None:
+    """
+    Raises:
+        ConfigError: the server's recipe names a file of this machine.
+    """
+    named = {"--model": model} | ({"--data": task.path or task.test_path} if task else {})
+    for option, name in named.items():
+        if name and name != "starter" and (name.startswith(("/", "~", ".")) or Path(name).exists()):
+            raise ConfigError(
+                f"the server's recipe names {name} on this machine, which is not its to choose: give {option}, or let "
+                "it with --recipe-paths"
+            )
 
 
 def _initial(hello: Hello) -> dict:

@@ -1,6 +1,7 @@
 """The resident process of a node: it holds model, data and progress, and answers on a Unix socket.
 
     python -m seedtune.engines.worker --socket PATH --state FOLDER [--clients 0-32,40] [--model PATH] [--data PATH]
+        [--recipe-paths] [--device cpu]
 
 Flower starts a process for every message; loading a model there would take longer than a round. That process hands the
 message to this one (`frames`) and waits. The socket and the state are the user's alone (0600, 0700). Requests are taken
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         clients = clients_of(given.clients) if given.clients else None
         model, data = (str(Path(path).resolve()) if path else None for path in (given.model, given.data))
-        run(given.socket, given.state, Options(clients, model, data, Machine(device=given.device)), _log)
+        options = Options(clients, model, data, Machine(device=given.device), given.recipe_paths)
+        run(given.socket, given.state, options, _log)
     except (SeedtuneError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -149,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", help="those that this node serves, such as 0-32,40; default all of the run's")
     parser.add_argument("--model", help="where the base lies here; default where the recipe says")
     parser.add_argument("--data", help="this node's own training data; default the recipe's")
+    parser.add_argument("--recipe-paths", action="store_true", help="let the server's recipe name files here")
     parser.add_argument("--device", default="cpu", help="where the model computes: cpu, cuda or cuda:N")
     return parser
 

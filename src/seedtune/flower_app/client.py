@@ -101,7 +101,7 @@ def _held_here(simulated: Simulated, node: int, num_nodes: int, plain: Mapping[s
     benches = _BENCHES.setdefault(simulated, Benches())
     state = NodeState(Path(simulated.folder) / f"{node}")
     served = clients_of(node, num_nodes, simulated.num_clients)
-    at = Node(state, Options(served, machine=Machine(**dict(simulated.machine))), benches)
+    at = Node(state, Options(served, machine=Machine(**dict(simulated.machine)), recipe_paths=True), benches)
     return at.answers(parcel_of(dict(plain))).plain()
 
 
