@@ -92,6 +92,7 @@ def test_a_server_ends_with_the_summary_once_its_app_has_ended(served, tmp_path)
     assert serve(SUCCEEDS) == {"rounds": 1} and (tmp_path / "ended").exists()
     assert asked == [("start", str(tmp_path))]
     assert said[1:] == ["run run of the app started", "round 1, one reply"]
+    assert serve(FAILS) == {"rounds": 1} and len(asked) == 1  # at once, with nothing started
 
 
 def test_a_server_whose_app_gets_nowhere_gives_up_and_says_why(served):

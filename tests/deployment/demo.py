@@ -141,10 +141,10 @@ def demo(folder: Path, machines: ExitStack) -> bool:
     node(machines, folder, "c", 2, public)
     wait_for("node c to take part", lambda: rounds(folder) >= 4, server)
 
-    tell("--- the server is killed, and started again by the same command ---")
+    tell("--- the server is killed, and started again on its run folder ---")
     server.kill()
     check_gone(folder / "run" / "service")
-    server.start()
+    server = started(machines, "server", folder, "deploy", "server", "--out", "run", *flags)
     wait_for("the end of the run", lambda: server.process.poll() is not None)
     return agree(folder, server.process.returncode)
 

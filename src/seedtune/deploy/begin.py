@@ -8,7 +8,6 @@ from pathlib import Path
 from .. import presets, run_store
 from ..config import Recipe
 from ..errors import DeployError
-from ..experiment import resolved
 from ..recipe_text import assignment
 
 
@@ -20,6 +19,8 @@ def begin(folder: Path, recipe: str | None, method: str | None, settings: Sequen
     """
     given = None
     if recipe or method or settings:
+        from ..experiment import resolved  # libraries that a run that goes on does without
+
         given = resolved(presets.composed(recipe, method, *(assignment(text) for text in settings)))
     if run_store.is_run(folder):
         if given is not None:

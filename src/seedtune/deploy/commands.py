@@ -90,10 +90,11 @@ def server(
     keys = keys and keys.absolute()
     config = {"device": device, "patience": patience, "resend": resend, "finish": finish}
     made = serving.Server(folder, _bundle(), keys, _nodes(keys, nodes), port, config)
+    serving.check(made)
     if shown:
-        serving.check(made)
         show.plan(serving.files(made), serving.commands(made), serving.afterwards(made))
         return
+    say(f"run folder {folder}")
     begin.begin(folder, recipe, method, settings or [])
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
     for part in terminal.results(serving.serve(made, say), folder):
@@ -134,7 +135,7 @@ def node(
     )  # fmt: skip
     if shown:
         noding.check(made)
-        show.plan({made.place.secret: places.SECRET_SAYS}, noding.commands(made))
+        show.plan(noding.files(made), noding.commands(made))
         return
     noding.supervise(made, say)
 

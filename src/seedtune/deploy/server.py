@@ -111,6 +111,8 @@ def serve(server: Server, say: Say) -> dict[str, Any]:
         raise DeployError("deploy server: watches processes as Linux shows them; elsewhere, start what --print shows")
     if note := check(server):
         say(f"WARNING: {note}")
+    if (summary := summary_of(server.folder)) is not None:
+        return summary
     with places.opened(server.place):
         places.check_free(server.port)
         (server.place.home / "config.toml").write_text(flower.connection_file(server.port, server.ca))
