@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fuzzed import fuzzed
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 from tiny_trajectories import HEADER, INF, NAN, SHARED, assert_same, frames, int32, lived, record, written
@@ -235,6 +235,7 @@ lying = st.builds(  # a safetensors header that declares what is not there
 
 @fuzzed(150)
 @given(some_headers | junk | lying, st.lists(some_rounds | junk | lying, max_size=2), junk)
+@example(header_payload(split={"\n": None}), [], b"")
 def test_nothing_but_trajectory_errors_comes_out(first, rounds, tail):
     for data in (tail, sealed(first, *rounds), sealed(header_payload(), *rounds), sealed(header_payload()) + tail):
         try:

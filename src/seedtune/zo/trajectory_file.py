@@ -127,7 +127,7 @@ def _header(payload: bytes, source: str) -> Header:
         _check_header(header)
         return header
     except (KeyError, TypeError, ValueError) as error:
-        raise TrajectoryError(f"{source}: its header is not complete: {error}") from None
+        raise TrajectoryError(f"{source}: its header is not complete: {' '.join(str(error).split())}") from None
 
 
 def _check_header(header: Header) -> None:
