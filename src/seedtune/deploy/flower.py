@@ -8,7 +8,7 @@ alone, always; Runtime is kept by a secret file, Fleet by the nodes' keys.
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeployError
@@ -84,17 +84,13 @@ def superlink(place: Place, port: int, keys: Path | None) -> Command:
     )  # fmt: skip
 
 
-def superexec(place: Place, port: int, ca: Path | None, programs: Path | None = None) -> Command:
-    """Starts the apps' processes for the SuperLink or SuperNode on `port` of this machine.
-
-    ca: None for plain HTTP. programs: the folder with what it may start; None: all of Flower's.
-    """
+def superexec(place: Place, port: int, ca: Path | None) -> Command:
+    """Starts the apps' processes for the SuperLink or SuperNode on `port` of this machine; `ca` None: plain HTTP."""
     tls = ("--insecure",) if ca is None else ("--root-certificates", str(ca))
-    command = place.command(
+    return place.command(
         "superexec", "flower-superexec", "--runtime-api-address", f"{LOOPBACK}:{port}", *tls,
         "--superexec-auth-secret-file", str(place.secret),
     )  # fmt: skip
-    return replace(command, environment={**command.environment, "PATH": str(programs)}) if programs else command
 
 
 def supernode(

@@ -3,16 +3,14 @@
     FOLDER/worker/           the worker's: records seen, last replies, status.json
     FOLDER/worker.sock       where Flower's client process hands messages to the worker
     FOLDER/superexec.secret  keeps other users of this machine from taking the node's work
-    FOLDER/bin               all that the SuperExec can start: a client process that runs our app and no other
     FOLDER/flwr, logs
 
-Whichever of the three processes ends is started again; what the worker knew is on its disk. Guarantee: of what the
-server sends, this machine executes nothing (`flower_app.checked`).
+Whichever of the three processes ends is started again; what the worker knew is on its disk. The SuperNode takes no code
+from the server (`flower_app.own_app`).
 """
 
 import ipaddress
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeployError
-from . import flower, keys, places, private
+from . import flower, keys, places
 from .news import Standing
 from .processes import Child, Command, Say, ended_together
 
@@ -51,11 +49,6 @@ class Node:
     @property
     def socket(self) -> Path:
         return self.folder / "worker.sock"
-
-    @property
-    def program(self) -> Path:
-        """In place of Flower's own command of this name."""
-        return self.folder / "bin" / "flwr-clientapp"
 
     @property
     def status(self) -> Path:
@@ -95,14 +88,13 @@ def commands(node: Node) -> list[Command]:
     return [
         _worker(node),
         flower.supernode(place, node.server, node.ca, node.key, node.port, config),
-        flower.superexec(place, node.port, None, node.program.parent),
+        flower.superexec(place, node.port, None),
     ]
 
 
 def files(node: Node) -> dict[Path, str]:
     """What must be there before, for people who start the processes themselves."""
-    run = shlex.join((sys.executable, "-P", "-m", "seedtune.flower_app.checked"))
-    return {node.place.secret: places.SECRET_SAYS, node.program: f'#!/bin/sh\nexec {run} "$@"\n'}
+    return {node.place.secret: places.SECRET_SAYS}
 
 
 def _worker(node: Node) -> Command:
@@ -127,9 +119,6 @@ def supervise(node: Node, say: Say, until: Callable[[], bool] = lambda: False) -
     check(node)
     with places.opened(node.place):
         places.check_free(node.port)
-        private.make_folder(node.program.parent)
-        node.program.write_text(files(node)[node.program])
-        node.program.chmod(0o700)
         children = [Child(command) for command in commands(node)]
         with ended_together(children):
             for child in children:

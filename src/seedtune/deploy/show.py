@@ -12,21 +12,12 @@ def plan(files: Mapping[Path, str], commands: Sequence[Command], afterwards: Seq
     for path, text in files.items():
         print(f"# file {path}")
         print("".join(f"#     {line}\n" for line in text.splitlines() if line))
-    shared: dict[str, str] = {}
-    for command in commands:
-        shared = {**command.environment, **shared}
     print("# environment")
-    for name, value in shared.items():
+    for name, value in dict(pair for command in commands for pair in command.environment.items()).items():
         print(f"export {name}={shlex.quote(value)}")
     for command in commands:
-        print(f"\n# process {command.name}\n{_own(command, shared)}{command.shown()}")
+        print(f"\n# process {command.name}\n{command.shown()}")
     if afterwards:
         print("\n# once the first answers")
     for command in afterwards:
         print(command.shown())
-
-
-def _own(command: Command, shared: Mapping[str, str]) -> str:
-    """What a process finds otherwise than the others, before its command."""
-    own = {name: value for name, value in command.environment.items() if shared[name] != value}
-    return "".join(f"{name}={shlex.quote(value)} " for name, value in own.items())
