@@ -54,6 +54,10 @@ class Place:
         path = str(Path(sys.executable).parent / program)
         return Command(name, (path, *rest), environment(self.home), self.log(name))
 
+    def module(self, name: str, module: str, *arguments: str) -> Command:
+        """A program of this package's, by its module."""
+        return Command(name, (sys.executable, "-P", "-m", module, *arguments), environment(self.home), self.log(name))
+
 
 def environment(home: Path) -> dict[str, str]:
     """What is added to the user's environment: no telemetry, no downloads, apps and settings in a place of ours."""
@@ -92,11 +96,13 @@ def superexec(place: Place, port: int, ca: Path | None) -> Command:
 def supernode(
     place: Place, server: str, ca: Path | None, key: Path | None, port: int, config: Mapping[str, str]
 ) -> Command:
-    """`ca` and `key` None: plain HTTP. Its own interface to the app's process is plain HTTP on loopback."""
+    """A `flower-supernode` that takes no other app than ours. `ca` and `key` None: plain HTTP. Its own interface to the
+    app's process is plain HTTP on loopback."""
     tls = ("--insecure",) if ca is None else ("--root-certificates", str(ca))
     auth = () if key is None else ("--auth-supernode-private-key", str(key))
-    return place.command(
-        "supernode", "flower-supernode", "--superlink", server, *tls, *auth, "--host", LOOPBACK, "--port", str(port),
+    return place.module(
+        "supernode", "seedtune.flower_app.own_app",
+        "--superlink", server, *tls, *auth, "--host", LOOPBACK, "--port", str(port),
         "--isolation", "process", "--superexec-auth-secret-file", str(place.secret),
         "--node-config", settings(config),
     )  # fmt: skip
