@@ -89,10 +89,11 @@ class Node:
         self._status |= {"run": run, "seedtune": version("seedtune"), "refused": ""}
         try:
             bench = self.benches.bench(hello, self.options)
+            clients = self._clients(bench)
         except SeedtuneError as error:
             self._status["refused"] = str(error)
             raise
-        site, clients = bench.experiment.site, self._clients(bench)
+        site = bench.experiment.site
         self._status |= {"refused": bench.refused, "clients": list(clients)}
         stands_at = {client: self._stood(client) for client in clients}
         counts = {client: 1 if site.private else site.num_examples(client) for client in clients}

@@ -14,7 +14,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,29 +92,27 @@ def _serve(connection: socket.socket, node: Node, say: Callable[[str], None]) ->
         say(f"a connection was dropped: {error}")
 
 
-class _listening:
-    """A Unix socket at `path`, in place of one that a killed worker left."""
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket at `path`, in place of one that a killed worker left.
 
-    def __init__(self, path: Path):
-        self._path, self._socket = path, socket.socket(socket.AF_UNIX)
-
-    def __enter__(self) -> socket.socket:
-        if len(os.fsencode(self._path)) > _LONGEST_PATH:
-            raise EngineError(
-                f"worker: the socket's path {self._path} is longer than {_LONGEST_PATH} bytes: shorten it"
-            )
-        if self._path.is_socket():
-            if _is_answered(self._path):
-                raise EngineError(f"worker: another one listens on {self._path}; give each node a socket")
-            self._path.unlink()
-        self._socket.bind(os.fspath(self._path))
-        os.chmod(self._path, 0o600)
-        self._socket.listen(16)
-        return self._socket
-
-    def __exit__(self, *error: Any) -> None:
-        self._socket.close()
-        self._path.unlink(missing_ok=True)
+    Raises:
+        EngineError: another worker's.
+    """
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise EngineError(f"worker: the socket's path {path} is too long: at most {_LONGEST_PATH} bytes")
+    if path.is_socket():
+        if _is_answered(path):
+            raise EngineError(f"worker: another one listens on {path}; give each node a socket")
+        path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        try:
+            os.chmod(path, 0o600)
+            listener.listen(16)
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _is_answered(path: Path) -> bool:
