@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SAYS = b"seedtune: "
-"""How a line of the app begins in the log that it shares with Flower (`flower_app.server`)."""
-
 
 @dataclass
 class Told:
-    """Reads what the app says of the run in a log that grows, from byte `read` on."""
+    """Reads a log that grows, from byte `read` on."""
 
     log: Path
     read: int = 0
@@ -26,8 +23,7 @@ class Told:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self.read += len(whole)
-        said = [line for line in whole.splitlines() if line.startswith(SAYS)]
-        return [line.removeprefix(SAYS).decode(errors="replace") for line in said]
+        return whole.decode(errors="replace").splitlines()
 
 
 @dataclass

@@ -123,7 +123,7 @@ def told_by(log: Path, start: int = 0) -> str:
 
 
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
-_ERRORS = re.compile(r"((seedtune: )?error:|\[code: \d+\]|[\w.]+(Error|Mismatch|NotFinite)\b)")
+_ERRORS = re.compile(r"(error:|\[code: \d+\]|[\w.]+(Error|Mismatch|NotFinite)\b)")
 """How errors look: ours on a command line, those by which Flower refuses, and the last line of a traceback."""
 
 

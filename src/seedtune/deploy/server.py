@@ -52,13 +52,18 @@ class Server:
         return flower.Place(self.folder / "service")
 
     @property
+    def log(self) -> Path:
+        """Where the app says how the run goes; Flower takes what it prints."""
+        return self.place.log("app")
+
+    @property
     def ca(self) -> Path | None:
         return self.keys / keys.CA_CERTIFICATE if self.keys else None
 
     @property
     def settings(self) -> dict[str, str | float]:
         """What the app is told beside its recipe, which it finds in the folder."""
-        return {"folder": str(self.folder), **self.config}
+        return {"folder": str(self.folder), "log": str(self.log), **self.config}
 
 
 def commands(server: Server) -> list[Command]:
@@ -147,8 +152,8 @@ class _Supervision:
     def __post_init__(self) -> None:
         self.control = Control(self.server.place, self.server.port, self.server.ca)
         self.roll = Roll(self.server.nodes, self.server.place.nodes, self.control, self.say)
-        log = self.superexec.command.log
-        self.told = Told(log, log.stat().st_size if log.exists() else 0)
+        self.server.log.touch()
+        self.told = Told(self.server.log, self.server.log.stat().st_size)
 
     def until_ended(self) -> dict[str, Any]:
         self.superlink.start()
@@ -199,7 +204,7 @@ class _Supervision:
             for left in self.control.unfinished():
                 self.control.stop(left)
         self.is_new = False
-        self.log_from = self.superexec.command.log.stat().st_size
+        self.log_from = self.server.log.stat().st_size
         self.run = self.control.start(self.server.bundle, self.server.settings)
         self.begun, self.app_was_seen, self.rounds = time.monotonic(), False, self._rounds()
         self.say(f"run {self.run} of the app started")
@@ -210,7 +215,7 @@ class _Supervision:
             return
         self.failures = 0 if self._rounds() > self.rounds else self.failures
         self.run = None
-        self._failed(told_by(self.superexec.command.log, self.log_from))
+        self._failed(told_by(self.server.log, self.log_from))
 
     def _rounds(self) -> int:
         """Whole rounds that the folder holds."""

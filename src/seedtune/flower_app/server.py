@@ -20,21 +20,19 @@ from ..errors import ConfigError, SeedtuneError
 from ..experiment import MakeEngine
 from ..run_store import RunStore
 
-SAYS = "seedtune: "
-"""How a line begins that is the run's, in a log that Flower's processes share."""
-
 
 def app() -> ServerApp:
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
+        say = _saying(str(context.run_config.get("log", "")))
         try:
-            summary = go_on(grid, dict(context.run_config), _say)
-        except SeedtuneError as error:
-            _say(f"error: {error}")
+            summary = go_on(grid, dict(context.run_config), say)
+        except Exception as error:
+            say(f"error: {error}" if isinstance(error, SeedtuneError) else f"{type(error).__name__}: {error}")
             raise
-        _say(f"the run has ended after {summary['rounds']} rounds, state digest {summary['state_digest']}")
+        say(f"the run has ended after {summary['rounds']} rounds, state digest {summary['state_digest']}")
 
     return server
 
@@ -42,7 +40,7 @@ def app() -> ServerApp:
 def go_on(grid: Grid, config: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """The summary of the run in `config["folder"]`, once it has ended; at once where it had.
 
-    config: "folder"; "device" and "kernel" (`config.Machine`); "patience", "resend" and "finish", in seconds
+    config: "folder", "log"; "device" and "kernel" (`config.Machine`); "patience", "resend" and "finish", in seconds
     (`flower_grid.Waiting`).
 
     Raises:
@@ -84,5 +82,13 @@ def _lines(say: Say) -> experiment.Listener:
     return listen
 
 
-def _say(note: str) -> None:
-    print(f"{SAYS}{note}", flush=True)
+def _saying(log: str) -> Say:
+    """Prints lines, which Flower keeps with its own, and adds them to a file where one is given."""
+
+    def say(note: str) -> None:
+        print(note, flush=True)
+        if log:
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(f"{note}\n")
+
+    return say
