@@ -21,10 +21,11 @@ SAME = ("state_digest", "bytes_up", "bytes_down", "forwards", "loss", "rounds")
 
 
 def small(method="fedmezo", **over):
-    values = merged(
-        presets.read("methods", method), {"federation": {"num_rounds": 3}, "local": {"learning_rate": 1e-3}}
-    )
-    return small_federation.recipe(**merged(values, over))
+    """A method, three rounds of at most three local steps."""
+    values = presets.read("methods", method)
+    steps = min(3, values["federation"].get("local_steps", 2))
+    short = {"federation": {"num_rounds": 3, "local_steps": steps}, "local": {"learning_rate": 1e-3}}
+    return small_federation.recipe(**merged(merged(values, short), over))
 
 
 def digests(folder):

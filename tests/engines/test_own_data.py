@@ -1,0 +1,89 @@
+"""A server that has none of the nodes' data, and nodes that each bring a file of their own."""
+
+import csv
+
+import pytest
+import tiny_runs
+from fake_grid import FakeGrid
+from grid_runs import MACHINE, in_one_process, nodes_of, on_grid
+
+from seedtune import assembly, run_store
+from seedtune.assembly import assemble
+from seedtune.errors import ConfigError, DataError
+from seedtune.recipe_text import merged
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Three files: the server's, and one for each of two nodes."""
+    names = ("server", "north", "south")
+    paths = [
+        tiny_runs.save_task(tmp_path / f"{name}.csv", rows) for name, rows in zip(names, (20, 12, 30), strict=True)
+    ]
+    return dict(zip(names, map(str, paths), strict=True))
+
+
+def settings(tables, **over):
+    return merged({"task": {"path": tables["server"], "training": "nodes"}}, over)
+
+
+def own_nodes(folder, tables):
+    from seedtune.engines.bench import Benches, Options
+    from seedtune.engines.node import Node
+    from seedtune.engines.node_state import NodeState
+
+    nodes = nodes_of(folder, ((0, 2), (1, 3)), assemble)
+    for number, (clients, name) in enumerate((((0, 2), "north"), ((1, 3), "south")), 1):
+        options = Options(clients, data=tables[name], recipe_paths=True)
+        state = NodeState(folder / f"node{number}")
+        nodes[number].make = lambda state=state, options=options: Node(state, options, Benches())
+    return nodes
+
+
+def test_each_node_trains_on_its_own_file_and_the_server_only_evaluates(tiny_recipe, tables, tmp_path):
+    recipe = tiny_recipe(**settings(tables))
+    made = assemble(recipe, MACHINE)
+    assert (made.clients, len(made.test)) == ((), 20)
+    grid = FakeGrid(own_nodes(tmp_path, tables))
+    summary = on_grid(recipe, tmp_path / "run", grid)
+    assert summary["failed_replies"] == 0 and summary["nodes_at_the_end"] == 2
+    north, south = (assemble(_at(recipe, tables[name]), MACHINE, {}, own=own)
+                    for name, own in (("north", (0, 2)), ("south", (1, 3))))  # fmt: skip
+    assert [len(own) for own in north.clients] == [6, 0, 6, 0] and [len(own) for own in south.clients] == [0, 15, 0, 15]
+    assert run_store.recipe_of(tmp_path / "run").task.path == tables["server"]
+
+
+def _at(recipe, path):
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"path": path})})
+
+
+def test_without_nodes_such_a_run_is_refused_before_anything_is_loaded(tiny_recipe, tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(assembly, "load_task", lambda *args: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match=r"task\.training = 'nodes' needs nodes with data of their own"):
+        in_one_process(tiny_recipe(**settings(tables)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("section, name, value", [("partition", "heldout_fraction", 0.2), ("baseline", "num_steps", 5)])
+def test_what_needs_the_nodes_data_elsewhere_is_refused(tiny_recipe, tables, section, name, value):
+    with pytest.raises(ConfigError, match=f"{section}.{name} needs task.training = 'shared'"):
+        tiny_recipe(**settings(tables, **{section: {name: value}}))
+
+
+def test_a_head_cannot_be_fitted_on_what_is_not_here(tiny_recipe, tables, tmp_path):
+    encoder = tiny_runs.save_encoder(tmp_path / "encoder")
+    recipe = tiny_recipe(**settings(tables, model={"name": str(encoder), "kind": "classifier", "head": "probe"}))
+    with pytest.raises(DataError, match=r"model\.head = 'probe' is fitted on training examples"):
+        assemble(recipe, MACHINE)
+
+
+def test_a_node_with_other_labels_is_refused(tiny_recipe, tables, tmp_path):
+    encoder = tiny_runs.save_encoder(tmp_path / "encoder")
+    recipe = tiny_recipe(**settings(tables, model={"name": str(encoder), "kind": "classifier", "head": "fresh"},
+                                    task={"answers": {}}))  # fmt: skip
+    recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"answers": {}})})
+    with open(tables["south"], "a", newline="") as file:
+        csv.writer(file).writerow(["plum", "violet"])
+    summary = on_grid(recipe, tmp_path / "run", FakeGrid(own_nodes(tmp_path, tables)))
+    refused = summary["nodes_refused"]["site-2"]
+    assert "its labels is 'blue, green, red, violet', the run's is 'blue, green, red'" in refused
