@@ -236,6 +236,7 @@ lying = st.builds(  # a safetensors header that declares what is not there
 @fuzzed(150)
 @given(some_headers | junk | lying, st.lists(some_rounds | junk | lying, max_size=2), junk)
 @example(header_payload(split={"\n": None}), [], b"")
+@example(header_payload(noise_version="\n"), [], b"")
 def test_nothing_but_trajectory_errors_comes_out(first, rounds, tail):
     for data in (tail, sealed(first, *rounds), sealed(header_payload(), *rounds), sealed(header_payload()) + tail):
         try:

@@ -117,7 +117,7 @@ def _header(payload: bytes, source: str) -> Header:
     for name, known in (("format", FORMAT), ("noise_version", noise.VERSION)):
         if fields.get(name) != known:
             raise TrajectoryError(
-                f"{source}: has {name} {fields.get(name)}, this seedtune knows {known}: install the one that wrote it"
+                f"{source}: has {name} {fields.get(name)!r}, this seedtune knows {known}: install the one that wrote it"
             )
     tensors.pop("none", None)
     try:
