@@ -191,7 +191,7 @@ SETTINGS = {
     "aggregation, batch_size, cohort_size, deadline_seconds, dropout_rate, key_pool, keys, local_epochs, local_steps, "
     "min_replies, num_rounds, trimmed_fraction, upload, weighting (in [federation])",
     "federaton.keys=own": "recipe tiny.toml: unknown section 'federaton': did you mean 'federation'? Known: baseline, "
-    "byzantine, federation, local, model, partition, personalise, privacy, run, split, task",
+    "byzantine, federation, local, model, partition, personalise, privacy, run, secure_sum, split, task",
     "personalise.alpha=-0.5": "recipe tiny.toml: personalise.alpha = -0.5: input should be greater than or equal to 0",
     "personalise.alpha=half": "recipe tiny.toml: personalise.alpha = 'half': input should be a valid number, unable to "
     "parse string as a number",

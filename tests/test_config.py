@@ -48,7 +48,8 @@ CLIP = (
     "values, message",
     [
         ({"locals": {}}, "unknown section 'locals': did you mean 'local'? Known: baseline, byzantine, federation, "
-                         "local, model, partition, personalise, privacy, run, split, task"),
+                         "local, model, partition, personalise, privacy, run, secure_sum, split, "
+                         "task"),
         ({"run": {"sed": 1}}, "unknown key 'sed': did you mean 'seed'? Known: eval_every, keep_snapshots, method, "
                               "num_threads, on_surge, patience, seed (in [run])"),
         ({"model": 3}, "model = 3: must be a table of settings"),

@@ -233,6 +233,21 @@ class PrivacyConfig(_Section):
     )
 
 
+class SecureSumConfig(_Section):
+    """The server learns the sum of what clients send and nothing of one of them (docs/secure-sums.md)."""
+
+    enabled: bool = Field(False, description="whether what clients send is masked")
+    threshold: int = Field(
+        0,
+        ge=0,
+        description="t: clients of a cohort that must stay up to the end of a round, more than half of it; 0: two "
+        "thirds, rounded up",
+    )
+    fraction_bits: int = Field(
+        30, ge=0, le=44, description="f: numbers are whole multiples of 2^-f, and with n clients within 2^(62 - f) / n"
+    )
+
+
 class RunConfig(_Section):
     """What holds for the run as a whole."""
 
@@ -266,6 +281,7 @@ class Recipe(_Section):
     baseline: BaselineConfig = BaselineConfig()
     byzantine: ByzantineConfig = ByzantineConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    secure_sum: SecureSumConfig = SecureSumConfig()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")

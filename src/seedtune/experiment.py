@@ -30,7 +30,8 @@ from .fed.client import local_round
 from .fed.messages import Order, unpack_weights
 from .fed.private import SECRET as CLIENT_SECRET
 from .fed.private_sum import PrivateSum
-from .fed.rounds import ExchangeProtocol, RoundResult, Server, after, run_rounds
+from .fed.replies import singly
+from .fed.rounds import Exchange, ExchangeProtocol, RoundResult, Server, after, run_rounds
 from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
@@ -39,6 +40,7 @@ from .models.placement import slowness
 from .privacy.ledger import ledger, without_cohort
 from .privacy.rules import resolved as with_noise
 from .privacy.secrets import new_secret, secret_of
+from .privacy.sum_plan import SumPlan
 from .run_folder import check_room
 from .run_store import RunStore
 from .space import copied, copy_into
@@ -61,6 +63,20 @@ def protocol_of(recipe: Recipe) -> ExchangeProtocol:
     if recipe.is_private and recipe.privacy.noise == "central":
         return PrivateSum()
     return PROTOCOLS[recipe.federation.upload]()
+
+
+def exchange_of(recipe: Recipe) -> Exchange:
+    """How the server and its clients exchange what they say: one by one, or so that it sees only sums.
+
+    Raises:
+        ConfigError: secure sums that this recipe cannot have, or whose libraries are not installed.
+    """
+    plan = SumPlan.of(recipe)
+    if plan is None:
+        return singly
+    from .fed.secure_round import SecureRound  # it imports libraries that only secure sums need
+
+    return SecureRound(plan)
 
 
 def unsaid(note: str) -> None:
@@ -101,6 +117,7 @@ def run(
         check_data_is_here(recipe)
     recipe = resolved(recipe)
     secret = new_secret() if recipe.is_private else b""
+    exchange_of(recipe)  # what it refuses is refused before anything is loaded
     claimed = run_store.create(folder, replace_run, run_store.log_bytes(recipe))
     with kernels.using(machine.kernel), claimed as store:
         experiment = _told(assemble(recipe, machine, None, None, secret), say)
@@ -193,7 +210,8 @@ def _rounds(
     records = list(done)
     protocol = protocol_of(recipe)
     history = History.of(recipe, run_store.metrics_of(store.folder))
-    rounds = run_rounds(start, protocol, engine, partial(_put_back, experiment, store), engine.gather)
+    back, exchange = partial(_put_back, experiment, store), exchange_of(recipe)
+    rounds = run_rounds(start, protocol, engine, back, engine.gather, exchange)
     server = start
     for server, result in () if history.is_out_of_patience else rounds:
         evaluation = _evaluated(experiment) if _is_evaluated(server) else None

@@ -89,6 +89,7 @@ def result_of(record: RoundRecord, row: Row) -> RoundResult:
         {int(client): signal for client, signal in row["signals"].items()},
         _or_nan(row["scalar_rms"]), row["learning_rate"], row["bytes_down"], row["bytes_up"], row["forwards"],
         row["flops"], row["skipped_steps"], row["seconds"],
+        mean_loss=None if row["losses"] else row["train_loss"],
     )  # fmt: skip
 
 

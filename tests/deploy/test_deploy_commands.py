@@ -78,7 +78,7 @@ def test_a_nodes_processes_are_printed(seedtune, made):
     assert list(printed) == ["worker", "supernode", "superexec"]
     assert printed["worker"][2:] == [
         "-m", "seedtune.engines.worker", "--socket", f"{made}/n/worker.sock", "--state", f"{made}/n/worker",
-        "--clients", "0-3", "--model", f"{made}/keys", "--device", "cpu",
+        "--clients", "0-3", "--model", f"{made}/keys", "--device", "cpu", "--identity", f"{made}/site-0.key",
     ]  # fmt: skip
     node = printed["supernode"]
     assert node[2:4] == ["-m", "seedtune.flower_app.own_app"]  # in place of flower-supernode

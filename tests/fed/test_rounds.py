@@ -7,10 +7,11 @@ from small_federation import Answers, protocol, recipe, reply, server, site
 
 from seedtune.engines.in_process import InProcess
 from seedtune.errors import EngineError
-from seedtune.fed import rounds
+from seedtune.fed import server as server_module
 from seedtune.fed.messages import decode_order, encode_reply
 from seedtune.fed.participation import drops_out, sample_cohort
-from seedtune.fed.rounds import LOST, one_round, run_rounds, share_of
+from seedtune.fed.replies import share_of
+from seedtune.fed.rounds import LOST, one_round, run_rounds
 from seedtune.space import copied, digest
 
 
@@ -194,8 +195,8 @@ def test_shares_of_the_mean(weighting, shares):
 @pytest.mark.parametrize("upload, packs", [("scalars", "pack_record"), ("weights", "pack_weights")])
 def test_what_goes_to_all_clients_is_packed_once(upload, packs, monkeypatch):
     settings = recipe(federation={"upload": upload, "num_rounds": 3})
-    at, calls, whole = site(settings), [], getattr(rounds, packs)
-    monkeypatch.setattr(rounds, packs, lambda what: calls.append(what) or whole(what))
+    at, calls, whole = site(settings), [], getattr(server_module, packs)
+    monkeypatch.setattr(server_module, packs, lambda what: calls.append(what) or whole(what))
     state, counts = server(at), []
     while state.round < 3:
         state, _ = one_round(replace(state, up_to_date={}), protocol(settings), InProcess(at))

@@ -7,7 +7,8 @@ import numpy as np
 
 from seedtune.privacy.fixed_point import WORD
 from seedtune.privacy.masks import private_key
-from seedtune.privacy.secure_sum import Advertised, Masked, Peer, Roster, unmasked
+from seedtune.privacy.public import Peer, Roster
+from seedtune.privacy.secure_sum import Advertised, Ready, unmasked
 
 SESSION = bytes(range(16))
 
@@ -31,16 +32,17 @@ def roster_of(members: dict[int, Advertised], threshold: int, round_: int = 0, s
 @cache
 def sent_by(
     clients: tuple[int, ...], dealers: frozenset[int], threshold: int
-) -> tuple[Roster, dict[int, Masked], dict[int, np.ndarray]]:
+) -> tuple[Roster, dict[int, Ready], dict[int, np.ndarray]]:
     """What the clients that dealt shares send of their `words_of`."""
     members = advertised(clients)
     roster = roster_of(members, threshold)
     dealt = {client: members[client].shared(roster) for client in dealers}
-    masked, sent = {}, {}
+    ready, sent = {}, {}
     for client, (shared, _) in dealt.items():
         mine = {dealer: boxes[client] for dealer, (_, boxes) in dealt.items() if dealer != client}
-        masked[client], sent[client] = shared.masked(words_of(client), mine)
-    return roster, masked, sent
+        ready[client] = shared.opened(mine)
+        sent[client] = ready[client].masked(words_of(client))
+    return roster, ready, sent
 
 
 def summed(
@@ -56,10 +58,10 @@ def summed(
         MessageError: too few are left somewhere.
     """
     dealers = frozenset(clients) - set(no_shares)
-    roster, masked, sent = sent_by(clients, dealers, threshold)
+    roster, ready, sent = sent_by(clients, dealers, threshold)
     survivors = dealers - set(no_values)
     total = sum((sent[client] for client in survivors), np.zeros_like(words_of(0)))
-    revealed = {client: masked[client].revealed(survivors) for client in survivors - set(no_reveal)}
+    revealed = {client: ready[client].revealed(survivors) for client in survivors - set(no_reveal)}
     return unmasked(roster, dealers, survivors, total, revealed)
 
 

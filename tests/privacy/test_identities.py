@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from seedtune.errors import DataError, MessageError
-from seedtune.privacy.identities import Card, Identity, Trust, read_roster
+from seedtune.privacy.identities import Identity, Trust, read_roster
+from seedtune.privacy.public import Card
 
 AGREEMENT = bytes(range(32))
 
@@ -30,7 +31,7 @@ def refused(trust: Trust, card: Card) -> str:
 
 
 def test_signed_cards_are_taken(identities):
-    given, first_come = Trust({3: identities[0].public}), Trust()
+    given, first_come = Trust({3: identities[0].public}), Trust(None, {3: identities[0].public})
     for trust in (given, first_come):
         for agreement in (AGREEMENT, bytes(32)):  # a client that starts again has another key of agreement
             trust.check(identities[0].card(3, agreement))
@@ -51,16 +52,16 @@ def test_signed_cards_are_taken(identities):
 )
 def test_unsigned_and_swapped_keys_are_refused(identities, altered):
     card = altered(identities[0].card(3, AGREEMENT), identities[1])
-    assert "is not signed by the identity that it comes with" in refused(Trust(), card)
+    assert "is not signed by the identity that it comes with" in refused(Trust(None), card)
 
 
 def test_a_key_that_another_identity_signed_in_a_clients_name_is_refused(identities):
     swapped = identities[1].card(3, AGREEMENT)
     assert "another identity than the roster of identities says" in refused(Trust({3: identities[0].public}), swapped)
     assert "client 3 is not in the roster of identities" in refused(Trust({4: identities[1].public}), swapped)
-    trust = Trust()
-    trust.check(identities[0].card(3, AGREEMENT))
-    assert "another identity than it first came with" in refused(trust, swapped)
+    Trust(None).check(swapped)
+    met = Trust(None, {3: identities[0].public})
+    assert "another identity than it first came with" in refused(met, swapped)
 
 
 def test_keys_of_ssh_and_of_openssl_are_read(identities, tmp_path):
@@ -77,6 +78,12 @@ def test_keys_of_ssh_and_of_openssl_are_read(identities, tmp_path):
     assert sorted(known) == [0, 1, 2, 3, 7] and known[7] == identities[0].public
     assert known[3] == Identity.of_file(tmp_path / "ssh").public
     assert "EllipticCurve" not in repr(identities[0])
+
+
+def test_an_identity_that_is_kept_is_the_same_again_and_nobody_elses(tmp_path):
+    first = Identity.kept(tmp_path / "state" / "identity")
+    assert Identity.kept(tmp_path / "state" / "identity").public == first.public
+    assert (tmp_path / "state" / "identity").stat().st_mode & 0o777 == 0o600
 
 
 def test_what_is_no_identity_is_refused(tmp_path):

@@ -11,7 +11,8 @@ from small_sums import SESSION, advertised, plain_sum, roster_of, seeded, sent_b
 from seedtune.errors import MessageError
 from seedtune.privacy.fixed_point import WORD
 from seedtune.privacy.masks import private_key
-from seedtune.privacy.secure_sum import Advertised, Peer, Roster, unmasked
+from seedtune.privacy.public import Peer, Roster
+from seedtune.privacy.secure_sum import Advertised, unmasked
 
 CLIENTS, THRESHOLD = (2, 3, 5, 8, 13), 3
 ALL = frozenset(CLIENTS)
@@ -58,7 +59,7 @@ def test_what_one_client_sends_is_uniform_whatever_its_values():
             roster = roster_of(members, 2)
             shared, _ = members[0].shared(roster)
             _, boxes = members[1].shared(roster)
-            _, sent = shared.masked(values, {1: boxes[0]})
+            sent = shared.opened({1: boxes[0]}).masked(values)
             found += np.bincount(sent.view(np.uint8), minlength=256)
         expected = found.sum() / 256
         assert ((found - expected) ** 2 / expected).sum() < quantile
@@ -163,7 +164,7 @@ def test_shares_for_another_roster_or_client_are_not_opened(other):
     sender = 5 if other == "sender" else 3
     shared, _ = members[2].shared(shown)
     with refused(f"shares in the name of client {sender} are not sealed by it for client 2 and this roster"):
-        shared.masked(words_of(2), {sender: box, 13: members[13].shared(shown)[1][2]})
+        shared.opened({sender: box, 13: members[13].shared(shown)[1][2]})
 
 
 def test_a_client_masks_nothing_where_too_few_dealt_shares():
@@ -171,7 +172,7 @@ def test_a_client_masks_nothing_where_too_few_dealt_shares():
     roster = roster_of(members, THRESHOLD)
     shared, _ = members[2].shared(roster)
     with refused("shares of 2 clients came, a secure sum needs 3"):
-        shared.masked(words_of(2), {3: members[3].shared(roster)[1][2]})
+        shared.opened({3: members[3].shared(roster)[1][2]})
 
 
 def test_an_altered_share_of_a_dropped_client_is_noticed():

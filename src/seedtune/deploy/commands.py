@@ -117,6 +117,10 @@ def node(
     recipe_paths: Annotated[
         bool, typer.Option("--recipe-paths", help="let the server's recipe name files on this machine")
     ] = False,
+    roster: Annotated[
+        Path | None,
+        typer.Option(help="all clients' public keys, for secure sums with nobody else (docs/secure-sums.md)"),
+    ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="port on loopback for Flower's own processes; default a free one")
     ] = 0,
@@ -132,6 +136,7 @@ def node(
     made = noding.Node(
         server, folder.absolute(), ca and ca.absolute(), key and key.absolute(), clients, _where(model),
         data and data.absolute(), device, port or (9094 if shown else places.free_port()), recipe_paths,
+        roster and roster.absolute(),
     )  # fmt: skip
     if shown:
         noding.check(made)

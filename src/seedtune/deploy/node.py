@@ -29,7 +29,8 @@ _LONGEST_SOCKET = 100
 
 @dataclass(frozen=True)
 class Node:
-    """What a node runs. `ca` and `key` are None where it speaks plain HTTP; model, data and clients as the worker's."""
+    """What a node runs. `ca` and `key` are None where it speaks plain HTTP; model, data, clients and roster as the
+    worker's, whose identity in secure sums is `key`."""
 
     server: str
     folder: Path
@@ -41,6 +42,7 @@ class Node:
     device: str = "cpu"
     port: int = 9094
     recipe_paths: bool = False
+    roster: Path | None = None
 
     @property
     def place(self) -> flower.Place:
@@ -74,6 +76,8 @@ def check(node: Node) -> None:
         raise DeployError(f"--clients {node.clients!r}: must be numbers and ranges, such as 0-3 or 0-3,7")
     if node.data is not None and not node.data.exists():
         raise DeployError(f"--data {node.data}: there is no such file or folder")
+    if node.roster is not None and not node.roster.is_file():
+        raise DeployError(f"--roster {node.roster}: there is no such file")
     if len(bytes(node.socket)) > _LONGEST_SOCKET:
         raise DeployError(
             f"--state {node.folder}: the path of its socket has {len(bytes(node.socket))} bytes, at most "
@@ -100,6 +104,7 @@ def files(node: Node) -> dict[Path, str]:
 def _worker(node: Node) -> Command:
     options = {
         "--clients": node.clients, "--model": node.model, "--data": node.data, "--device": node.device,
+        "--identity": node.key, "--roster": node.roster,
     }  # fmt: skip
     arguments = (
         sys.executable, "-P", "-m", "seedtune.engines.worker", "--socket", str(node.socket),

@@ -7,6 +7,7 @@ process, whatever number of nodes it serves. It carries no messages.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load as load_tensors
 
@@ -20,19 +21,24 @@ from ..fed.messages import Order
 from ..recipe_text import build_json
 from .node_state import FileMemory
 
+if TYPE_CHECKING:
+    from ..privacy.identities import Credentials
+
 Make = Callable[..., Experiment]
 
 
 @dataclass(frozen=True)
 class Options:
     """What a node's owner says. clients: those it serves, None: all. model, data: where its base and its own examples
-    lie; None: where the recipe says. recipe_paths: whether the recipe, which is the server's, may name files here."""
+    lie; None: where the recipe says. recipe_paths: whether the recipe, which is the server's, may name files here.
+    credentials: for secure sums (`privacy.identities`); None: made up, as in a simulation."""
 
     clients: tuple[int, ...] | None = None
     model: str | None = None
     data: str | None = None
     machine: Machine = field(default_factory=Machine)
     recipe_paths: bool = False
+    credentials: "Credentials | None" = None
 
 
 class Bench:
@@ -49,7 +55,8 @@ class Bench:
         self.base = site.replica.digest
         self.memory = FileMemory(Path())
         self.arrive: Callable[[Order], None] = lambda order: None
-        self.answering = Answering(replace(site, arrive=lambda order: self.arrive(order)), self.memory)
+        site = replace(site, arrive=lambda order: self.arrive(order), credentials=options.credentials)
+        self.answering = Answering(site, self.memory)
 
     @property
     def replica(self) -> Replica:

@@ -2,11 +2,11 @@
 
 A node is greeted with the run and says what it has, whom it serves and where each of these stands; one whose base,
 space, dtype, labels, noise or messages differ is refused, with both values. Before a round the engine waits until
-`federation.min_replies` clients of the cohort can be reached; who joins later is told the rounds before, or sent the
-weights. In a round each node gets one message with the orders of its clients. A node that is not there when the round
-begins is left out of it; one that is, is waited for: until the deadline, or for as long as it takes where there is none
-or fewer than `min_replies` have answered. Who is left out is named. At the end all nodes are brought to the last state,
-and their digests compared with the server's.
+`federation.min_replies` clients of the cohort can be reached, or as many as a secure sum needs; who joins later is told
+the rounds before, or sent the weights. In a round each node gets one message with the orders of its clients. A node
+that is not there when the round begins is left out of it; one that is, is waited for: until the deadline, or for as
+long as it takes where there is none or fewer than these have answered. Who is left out is named. At the end all nodes
+are brought to the last state, and their digests compared with the server's.
 
 Not here: how a message is sent again (`flower_post`), what a node does (`node`).
 """
@@ -35,6 +35,7 @@ from ..fed.hello import (
 from ..fed.messages import pack_weights
 from ..fed.participation import cohort_of, drops_out
 from ..fed.rounds import AHEAD, ExchangeProtocol, Server
+from ..privacy.sum_plan import quorum
 from .flower_post import Outcome, Post
 from .frames import NODE, Parcel
 from .node import UNKNOWN_RUN
@@ -110,7 +111,7 @@ class FlowerGrid:
         """
         cohort = cohort_of(server.recipe, server.round, server.secret)
         present = {client for client in cohort if not drops_out(server.recipe, server.round, client)}
-        needed = server.recipe.federation.min_replies
+        needed = quorum(server.recipe)
         if len(present) >= needed:
             self._wait_for(present, needed, f"round {server.round}")
         places = self._places(server)
@@ -163,7 +164,7 @@ class FlowerGrid:
         num_answered = 0
 
         def enough() -> bool:
-            return num_answered >= self._recipe.federation.min_replies
+            return num_answered >= quorum(self._recipe)
 
         deadline = self._clock() + limit if limit else float("inf")
         for node, outcome in self._answers_of(post, deadline, enough):

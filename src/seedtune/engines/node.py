@@ -20,6 +20,7 @@ from ..fed.answering import attempted
 from ..fed.chain import Chain
 from ..fed.hello import FINISH, HELLO, Hello, Standing, decode_finish, decode_hello, encode_finished, encode_standing
 from ..fed.messages import ORDER, Order, decode_order, unpack_record, unpack_weights
+from ..fed.secure_messages import BUNDLE, orders_in
 from ..fed.wire import kind_of
 from ..space import copy_into, digest
 from ..zo import kernels
@@ -120,8 +121,7 @@ class Node:
         """Before a client answers: it is one of ours, and the replica stands where its order says."""
         if client not in self._clients(bench):
             raise EngineError(f"client {client} is not served by this node")
-        if kind_of(data) == ORDER:
-            order = decode_order(data)
+        for order in map(decode_order, _orders_in(data)):
             if order.client != client:
                 raise MessageError(f"an order for client {order.client} came for client {client}")
             self._come_to(bench, order)
@@ -241,6 +241,12 @@ class Node:
         if bench.refused:
             raise EngineError(f"this node was refused: {bench.refused}")
         return bench
+
+
+def _orders_in(data: bytes) -> list[bytes]:
+    """The encoded orders of a message, of which a bundle of a secure sum may hold one."""
+    kind = kind_of(data)
+    return [data] if kind == ORDER else orders_in(data) if kind == BUNDLE else []
 
 
 def software() -> str:

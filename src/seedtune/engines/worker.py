@@ -1,7 +1,7 @@
 """The resident process of a node: it holds model, data and progress, and answers on a Unix socket.
 
     python -m seedtune.engines.worker --socket PATH --state FOLDER [--clients 0-32,40] [--model PATH] [--data PATH]
-        [--recipe-paths] [--device cpu]
+        [--recipe-paths] [--identity PATH] [--roster PATH] [--device cpu]
 
 Flower starts a process for every message; loading a model there would take longer than a round. That process hands the
 message to this one (`frames`) and waits. The socket and the state are the user's alone (0600, 0700). Requests are taken
@@ -17,18 +17,22 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from ..config import Machine
 from ..errors import ConfigError, EngineError, MessageError, SeedtuneError
+from ..privacy.sum_plan import check_installed
 from .bench import Benches, Options
 from .frames import parcel_of, receive, send
 from .node import Node, software
 from .node_state import NodeState
 
-LOCK = "lock"
+if TYPE_CHECKING:
+    from ..privacy.identities import Credentials
+
+LOCK, IDENTITY = "lock", "identity"
 _LONGEST_PATH = 100  # bytes: a Unix socket's path has 108 at most, less on some systems
 
 
@@ -40,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         clients = clients_of(given.clients) if given.clients else None
         model, data = (str(Path(path).resolve()) if path else None for path in (given.model, given.data))
-        options = Options(clients, model, data, Machine(device=given.device), given.recipe_paths)
+        credentials = _credentials(given.identity, given.state, given.roster)
+        machine = Machine(device=given.device)
+        options = Options(clients, model, data, machine, given.recipe_paths, credentials)
         run(given.socket, given.state, options, _log)
     except (SeedtuneError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -67,6 +73,24 @@ def run(path: Path, folder: Path, options: Options, say: Callable[[str], None]) 
         raise EngineError(f"worker: state {folder} is in use by another worker; give each node a folder") from None
     except OSError as error:
         raise EngineError(f"worker: {error.strerror or error} ({error.filename or path})") from None
+
+
+def _credentials(identity: Path | None, folder: Path, roster: Path | None) -> "Credentials | None":
+    """For secure sums: the identity given, or one of the state's own; None where their libraries are not installed.
+
+    Raises:
+        ConfigError: something was given and they are not installed. DataError: a file that cannot be used.
+    """
+    try:
+        check_installed()
+    except ConfigError:
+        if identity or roster:
+            raise
+        return None
+    from ..privacy.identities import Credentials, Identity, read_roster
+
+    own = Identity.of_file(identity) if identity else Identity.kept(folder / IDENTITY)
+    return Credentials(own, read_roster(roster) if roster else None)
 
 
 def _wake(node: Node, say: Callable[[str], None]) -> None:
@@ -151,6 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="where the base lies here; default where the recipe says")
     parser.add_argument("--data", help="this node's own training data; default the recipe's")
     parser.add_argument("--recipe-paths", action="store_true", help="let the server's recipe name files here")
+    parser.add_argument(
+        "--identity", type=Path, help="this node's private key, for secure sums; default one of its own"
+    )
+    parser.add_argument("--roster", type=Path, help="all clients' public keys: secure sums with these only")
     parser.add_argument("--device", default="cpu", help="where the model computes: cpu, cuda or cuda:N")
     return parser
 

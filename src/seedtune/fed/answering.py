@@ -11,9 +11,11 @@ from itertools import groupby
 from typing import TypeVar
 
 from ..errors import MessageError
+from ..privacy.sum_plan import check_installed
 from .client import Site
 from .cohort import Cohort
-from .messages import ORDER, decode_order, encode_reply
+from .messages import ORDER, Order, decode_order, encode_reply
+from .secure_messages import BUNDLE
 from .wire import kind_of
 
 Given, Made = TypeVar("Given"), TypeVar("Made")
@@ -47,17 +49,48 @@ class Answering:
 
 
 def orders(site: Site, memory: Memory) -> Handler:
-    """Local rounds, one after another or side by side (`cohort`); what private clients remember is in the memory."""
-    if site.private:
-        site = replace(site, private=replace(site.private, memory=memory))
-    cohort = Cohort(site)
+    """Local rounds, one after another or side by side (`cohort`)."""
+    cohort = Cohort(_remembering(site, memory))
 
     def answer(messages: Iterable[tuple[int, bytes]]) -> Iterator[Answer]:
-        decoded = ((client, attempted(decode_order, order)) for client, order in messages)
+        decoded = ((client, attempted(partial(_open_order, site), order)) for client, order in messages)
         for client, reply in cohort.replies(decoded):
             yield client, reply if isinstance(reply, Exception) else attempted(encode_reply, reply)
 
     return answer
+
+
+def _remembering(site: Site, memory: Memory) -> Site:
+    """What private clients remember is in the memory."""
+    return replace(site, private=replace(site.private, memory=memory)) if site.private else site
+
+
+def _open_order(site: Site, data: bytes) -> Order:
+    """An order that may be answered without a mask.
+
+    Raises:
+        MessageError: not where the recipe has secure sums, nor on a node that was given the roster of a secure sum.
+    """
+    if site.recipe.secure_sum.enabled or (site.credentials and site.credentials.roster is not None):
+        raise MessageError(
+            "what is learned here leaves in secure sums only: set secure_sum.enabled, for all of the run"
+        )
+    return decode_order(data)
+
+
+def secure_sums(site: Site, memory: Memory) -> Handler:
+    """Parts in sums (`secure_client`), whose libraries are imported with the first message."""
+    site = _remembering(site, memory)
+    in_this_process: dict[str, bytes] = {}
+
+    def answer(client: int, bundle: bytes) -> bytes:
+        check_installed()
+        from .secure_client import SecureClient
+
+        kept = memory if site.credentials is None else in_this_process  # never on a node's disk
+        return SecureClient(site, client, kept, site.credentials).answers(bundle)
+
+    return one_by_one(answer)
 
 
 def one_by_one(answer: Callable[[int, bytes], bytes]) -> Handler:
@@ -73,5 +106,5 @@ def attempted(call: Callable[[Given], Made], given: Given) -> Made | Exception:
         return error
 
 
-HANDLERS: Mapping[int, Callable[[Site, Memory], Handler]] = {ORDER: orders}
+HANDLERS: Mapping[int, Callable[[Site, Memory], Handler]] = {ORDER: orders, BUNDLE: secure_sums}
 """By kind, what makes the handler of a site. What a handler must keep between messages it keeps in the memory."""

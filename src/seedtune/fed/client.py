@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
 from .private import PrivateSite, discreet, sum_over_examples
 from .split_steps import CutLosses
 from .whole_steps import WholeLosses
+
+if TYPE_CHECKING:
+    from ..privacy.identities import Credentials
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Site:
     arrive(order): brings the replica to where an order begins, in place of `catch_up`'s own way, where more is known of
     the trajectory than the order tells.
     private: what clients of a private run send (`private`); None where nothing is hidden.
+    credentials: what a node was given for secure sums (`privacy.identities`).
     """
 
     recipe: Recipe
@@ -74,6 +78,7 @@ class Site:
     evaluations: Evaluations = ONE_BY_ONE
     arrive: Callable[[Order], None] | None = None
     private: PrivateSite | None = None
+    credentials: "Credentials | None" = None
 
 
 @dataclass(frozen=True)

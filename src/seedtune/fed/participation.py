@@ -4,6 +4,7 @@ from ..config import Recipe
 from ..data.keyed import keyed_permutation
 from ..privacy.plan import Plan
 from ..privacy.sampling import secret_cohort
+from ..privacy.sum_plan import quorum
 from ..zo import noise
 
 
@@ -11,6 +12,14 @@ def cohort_of(recipe: Recipe, round_: int, secret: bytes) -> tuple[int, ...]:
     """The clients asked in a round, sorted; drawn in secret where a private run counts on that."""
     plan = Plan.of(recipe)
     return secret_cohort(plan, secret, round_) if plan and plan.hides_cohort else sample_cohort(recipe, round_)
+
+
+def asked_in(recipe: Recipe, round_: int, secret: bytes = b"") -> tuple[int, ...]:
+    """Who gets an order in a round: the cohort but for those that stay silent; nobody where too few are there, and then
+    nothing moves."""
+    cohort = cohort_of(recipe, round_, secret)
+    present = tuple(client for client in cohort if not drops_out(recipe, round_, client))
+    return present if len(present) >= quorum(recipe) else ()
 
 
 def sample_cohort(recipe: Recipe, round_: int) -> tuple[int, ...]:

@@ -10,23 +10,22 @@ mean, which a few liars cannot move far; or the sign that most clients see, whic
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
 
 import numpy as np
-import torch
 
 from ..config import Recipe
-from ..errors import MessageError, NotFinite
+from ..errors import MessageError
 from ..space import digest
 from ..zo.expansion import moves
 from ..zo.trajectory import RoundRecord, round_keys, round_updates
 from ..zo.update import apply
 from . import aggregation
+from .contribution import Total, mean_scalars, voted
 from .distances import from_scalars
 from .messages import Order, Reply
-from .rounds import AHEAD, Server, share_of
-
-_LARGEST_VALUE = 6.66  # of a direction (`zo.noise`)
+from .reach import check_reach
+from .replies import share_of
+from .server import AHEAD, Server
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,24 @@ class SeedScalar:
         if reply.scalars.shape != asked:
             raise MessageError(f"client {reply.client} sent scalars of shape {reply.scalars.shape}, asked were {asked}")
         _check_told(recipe, reply)
-        _check_reach(server, reply)
+        whose, factor = f"client {reply.client} sent", server.rate_factor(reply.client)
+        check_reach(server.header, server.space, server.rate, whose, reply.scalars, factor)
 
     def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:
         """theta <- theta - sum_i eta_i w_i / P sum_hp g_ihp z_ihp, clients in sorted order.
 
         By votes: theta <- theta - eta / P sum_hp sign(sum_i w_i sign(g_ihp)) z_hp, and a tie moves nothing.
         """
-        record = _record(server, list(replies))
-        apply(server.space, server.replica.weights, round_updates(server.header, record), server.header.distribution)
-        server.replica.digest = digest(server.replica.weights)
-        return replace(record, digest=server.replica.digest)
+        return _applied(server, _record(server, list(replies)))
+
+    def reduce_sum(self, server: Server, clients: tuple[int, ...], total: Total) -> RoundRecord:
+        """As `reduce`, from the sums of w_i g_ihp and of w_i over those that did not skip; keys are shared."""
+        recipe = server.recipe
+        shape = (recipe.federation.local_steps, recipe.num_scalars)
+        of = voted if recipe.federation.aggregation == "sign-vote" else mean_scalars
+        one = of(total, shape)
+        check_reach(server.header, server.space, server.rate, "the clients' mean has", one)
+        return _applied(server, _shared_record(server, clients, one))
 
     def distances(self, server: Server, replies: Sequence[Reply]) -> Mapping[int, float]:
         recipe, header, clients = server.recipe, server.header, [reply.client for reply in replies]
@@ -76,6 +82,12 @@ class SeedScalar:
         return dict(zip(clients, far.tolist(), strict=True))
 
 
+def _applied(server: Server, record: RoundRecord) -> RoundRecord:
+    apply(server.space, server.replica.weights, round_updates(server.header, record), server.header.distribution)
+    server.replica.digest = digest(server.replica.weights)
+    return replace(record, digest=server.replica.digest)
+
+
 def _check_told(recipe: Recipe, reply: Reply) -> None:
     """
     Raises:
@@ -89,25 +101,6 @@ def _check_told(recipe: Recipe, reply: Reply) -> None:
         raise MessageError(f"client {reply.client} sent a scalar beyond local.clip = {recipe.local.clip:g}")
 
 
-def _check_reach(server: Server, reply: Reply) -> None:
-    """
-    Raises:
-        NotFinite: a scalar that could move a weight, in this round, so far that its square is no number of its dtype;
-            or one that is none itself once the client's own rate scales it. Weights so large compute nothing any more.
-    """
-    largest, factor = float(np.nanmax(np.abs(reply.scalars), initial=0.0)), server.rate_factor(reply.client)
-    split, dtypes = server.header.split, {getattr(torch, tensor.dtype) for tensor in server.space.tensors}
-    ratio = split.rate_ratio * (2 if split.baseline == "leave-one-out" else 1) if split else 1.0
-    rate = server.rate * factor * max(1.0, ratio)
-    far, limit = rate * len(reply.scalars) * _LARGEST_VALUE * largest, sqrt(min(torch.finfo(d).max for d in dtypes))
-    if far > limit or largest * factor > torch.finfo(torch.float32).max:
-        raise NotFinite(
-            f"client {reply.client} sent a scalar of {largest:.3g}, which at its rate could move a weight by {far:.3g} "
-            f"in one round, beyond {limit:.3g}, the square root of what the weights' type holds: lower "
-            f"local.learning_rate, or set local.clip"
-        )
-
-
 def _record(server: Server, replies: list[Reply]) -> RoundRecord:
     recipe, clients = server.recipe, tuple(reply.client for reply in replies)
     shape = (len(replies), recipe.federation.local_steps, recipe.num_scalars)
@@ -116,11 +109,15 @@ def _record(server: Server, replies: list[Reply]) -> RoundRecord:
     scalars = np.stack([reply.scalars for reply in replies])
     counts = np.array([share_of(recipe, reply) for reply in replies])
     factors = np.array([server.rate_factor(client) for client in clients])
-    rate = server.rate / recipe.num_scalars
     if recipe.federation.keys == "shared":
-        one = _aggregated(recipe, scalars, factors, counts)
-        return RoundRecord(server.round, clients, one[None], np.array([rate]), b"")
+        return _shared_record(server, clients, _aggregated(recipe, scalars, factors, counts))
+    rate = server.rate / recipe.num_scalars
     return RoundRecord(server.round, clients, scalars, rate * factors * (counts / counts.sum()), b"")
+
+
+def _shared_record(server: Server, clients: tuple[int, ...], one: np.ndarray) -> RoundRecord:
+    """Of the scalars [H, P] that stand for all clients."""
+    return RoundRecord(server.round, clients, one[None], np.array([server.rate / server.recipe.num_scalars]), b"")
 
 
 def _aggregated(recipe: Recipe, scalars: np.ndarray, factors: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..errors import NotFinite
 from ..space import Space, Weights, copy_into, digest
 from ..zo.trajectory import RoundRecord
+from .contribution import Total, mean_deltas
 from .distances import from_weights
 from .messages import Order, Reply, unpack_weights
-from .rounds import Server, share_of
+from .replies import share_of
+from .server import Server
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,28 @@ class WeightAverage:
         if shares:
             copy_into(server.replica.weights, {name: total / sum(shares.values()) for name, total in sums.items()})
             server.replica.digest = digest(server.replica.weights)
-        none = np.zeros((len(shares), 0, 0), np.float32)
-        return RoundRecord(server.round, tuple(shares), none, np.zeros(len(shares)), server.replica.digest)
+        return _snapshot(server, tuple(shares))
+
+    def reduce_sum(self, server: Server, clients: tuple[int, ...], total: Total) -> RoundRecord:
+        """theta <- theta + sum_i w_i (theta_i - theta) / sum_i w_i: in float64, one rounding to storage."""
+        start, mean = server.replica.weights, mean_deltas(total, server.space)
+        moved = {name: (held.double() + mean[name].to(held.device)).to(held.dtype) for name, held in start.items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in moved.values()):
+            raise NotFinite("the mean of the clients' weights is beyond what the weights' type holds")
+        copy_into(start, moved)
+        server.replica.digest = digest(start)
+        return _snapshot(server, clients)
 
     def distances(self, server: Server, replies: Sequence[Reply]) -> Mapping[int, float]:
         """Memory: the replies' weights, and one client's unpacked."""
         far = from_weights(_Unpacked(replies, server.space))
         return dict(zip((reply.client for reply in replies), far.tolist(), strict=True))
+
+
+def _snapshot(server: Server, clients: tuple[int, ...]) -> RoundRecord:
+    """The record of a round whose outcome is the weights as they are now."""
+    none = np.zeros((len(clients), 0, 0), np.float32)
+    return RoundRecord(server.round, clients, none, np.zeros(len(clients)), server.replica.digest)
 
 
 @dataclass(frozen=True)

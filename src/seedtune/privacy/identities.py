@@ -9,6 +9,7 @@ with and no other after it: a server that lies from the first message on can the
 one's values.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from ..errors import DataError, MessageError
+from .public import IDENTITY_BYTES, SIGNATURE_BYTES, Card
 
-PUBLIC_BYTES, SIGNATURE_BYTES = 49, 96
 _HALF = SIGNATURE_BYTES // 2
 _CURVE, _ALGORITHM = ec.SECP384R1(), ec.ECDSA(SHA384())
 _LABEL = b"seedtune secure sum 1: agreement key of client "
@@ -56,31 +57,45 @@ class Identity:
             raise DataError(f"identity {path}: is no ECDSA key on P-384: make one with 'ssh-keygen -t ecdsa -b 384'")
         return cls(key)
 
+    @classmethod
+    def kept(cls, path: Path) -> "Identity":
+        """The one in a file that only its owner may read; made where there is none.
+
+        Raises:
+            DataError: what is there is no identity.
+        """
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(cls.generated().key.private_bytes(*form))
+        return cls.of_file(path)
+
     @property
     def public(self) -> bytes:
         return _point(self.key.public_key())
 
-    def card(self, client: int, agreement: bytes) -> "Card":
+    def card(self, client: int, agreement: bytes) -> Card:
         """`agreement` as this identity vouches for it in a client's name."""
         r, s = decode_dss_signature(self.key.sign(_signed(client, agreement), _ALGORITHM))
         return Card(client, agreement, self.public, r.to_bytes(_HALF) + s.to_bytes(_HALF))
 
 
 @dataclass(frozen=True)
-class Card:
-    """A client's key of agreement, whose it says it is, and the signature."""
+class Credentials:
+    """What a node is given: its identity, and the identities of all clients, None where they are taken as they come."""
 
-    client: int
-    agreement: bytes
-    identity: bytes
-    signature: bytes
+    identity: Identity
+    roster: Mapping[int, bytes] | None = None
 
 
+@dataclass(frozen=True)
 class Trust:
-    """The identities that one party takes for its peers': those of a roster, or the first that each came with."""
+    """The identities that a client takes for its peers': those of a roster; where there is none, those that they first
+    came with (`met`)."""
 
-    def __init__(self, roster: Mapping[int, bytes] | None = None):
-        self._is_given, self._known = roster is not None, dict(roster or {})
+    roster: Mapping[int, bytes] | None
+    met: Mapping[int, bytes] = field(default_factory=dict)
 
     def check(self, card: Card) -> None:
         """
@@ -89,10 +104,11 @@ class Trust:
         """
         if not _is_signed(card):
             raise MessageError(f"the key of client {card.client} is not signed by the identity that it comes with")
-        if self._is_given and card.client not in self._known:
+        if self.roster is not None and card.client not in self.roster:
             raise MessageError(f"client {card.client} is not in the roster of identities: add its public key")
-        if self._known.setdefault(card.client, card.identity) != card.identity:
-            says = "the roster of identities says" if self._is_given else "it first came with"
+        known = self.met if self.roster is None else self.roster
+        if known.get(card.client, card.identity) != card.identity:
+            says = "it first came with" if self.roster is None else "the roster of identities says"
             raise MessageError(f"client {card.client} comes with another identity than {says}")
 
 
@@ -128,7 +144,7 @@ def read_roster(path: Path) -> dict[int, bytes]:
 @lru_cache(maxsize=4096)
 def _is_signed(card: Card) -> bool:
     """Cost: a millisecond, once a process."""
-    if (len(card.identity), len(card.signature)) != (PUBLIC_BYTES, SIGNATURE_BYTES):
+    if (len(card.identity), len(card.signature)) != (IDENTITY_BYTES, SIGNATURE_BYTES):
         return False
     halves = (int.from_bytes(card.signature[:_HALF]), int.from_bytes(card.signature[_HALF:]))
     try:

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ..errors import MessageError
 from .fixed_point import WORD
+from .public import KEY_BYTES
 
-SEED_BYTES, KEY_BYTES = 16, 32
 _FROM_THE_START = bytes(16)  # counter and nonce of ChaCha20: a key makes one stream
 
 

@@ -6,8 +6,8 @@ s_uv is what u and v agree on, so the pairwise masks of two clients that stay ca
 shares of the seeds of both to all others, t of n. For one whose y came, the others reveal shares of b_u; for one that
 dropped out, shares of the secret behind its s_uv; never both, since y_u would then be bare.
 
-A client's steps are four records, each made of the one before: `Advertised`, `Shared`, `Masked`, and what it reveals.
-The server's part is `unmasked`.
+A client's steps are three records, each made of the one before: `Advertised`, `Shared`, `Ready`. The server's part is
+`unmasked`.
 
 Guarantees, where identities are known (`identities`) and 2 t > n:
     * a server that follows the protocol learns the sum over those that came, which are at least t, and nothing else;
@@ -24,7 +24,6 @@ It does not keep a client from adding what it likes, nor from making the sum fai
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from secrets import token_bytes
 
 import numpy as np
@@ -33,62 +32,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from ..errors import MessageError
-from .masks import KEY_BYTES, SEED_BYTES, agreed, derived, private_key, public_key, words
-from .shares import SHARE_BYTES, joined, split
+from .masks import agreed, derived, private_key, public_key, words
+from .public import SEED_BYTES, SHARE_BYTES, Peer, Roster
+from .shares import joined, split
 
-SESSION_BYTES = 16
-SEALED_BYTES = 2 * SHARE_BYTES + 16
 _NO_NONCE = bytes(12)  # a key seals one text: it is derived from keys that its client made for this roster
 
 Entropy = Callable[[int], bytes]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A client's public keys: of the whole run, under which shares are sealed, and of this sum's masks."""
-
-    client: int
-    agreement: bytes
-    mask: bytes
-
-
-@dataclass(frozen=True)
-class Roster:
-    """Who may take part in a sum, sorted by client; a client's place is its point of Shamir's shares.
-
-    Raises:
-        MessageError: fewer than `threshold` clients, or so many that t of them are no majority; not sorted; a key that
-            two of them have.
-    """
-
-    session: bytes
-    round: int
-    threshold: int
-    peers: tuple[Peer, ...]
-
-    def __post_init__(self):
-        clients, keys = self.clients, [key for peer in self.peers for key in (peer.agreement, peer.mask)]
-        if not self.threshold <= len(clients) < 2 * self.threshold:
-            raise MessageError(
-                f"a roster of {len(clients)} clients, where a secure sum of threshold {self.threshold} has at least "
-                f"{self.threshold} and less than {2 * self.threshold}"
-            )
-        if list(clients) != sorted(set(clients)):
-            raise MessageError("a roster names its clients once each, in order")
-        if len(set(keys)) < len(keys) or any(len(key) != KEY_BYTES for key in keys):
-            raise MessageError(f"a roster's keys have {KEY_BYTES} bytes each and no two of them are the same")
-
-    @property
-    def clients(self) -> tuple[int, ...]:
-        return tuple(peer.client for peer in self.peers)
-
-    @property
-    def digest(self) -> bytes:
-        """32 bytes that change with anything in it."""
-        parts = [self.session, *(number.to_bytes(8, "little") for number in (self.round, self.threshold))]
-        for peer in self.peers:
-            parts += [peer.client.to_bytes(8, "little"), peer.agreement, peer.mask]
-        return sha256(b"".join(parts)).digest()
 
 
 @dataclass(frozen=True)
@@ -120,66 +70,73 @@ class Advertised:
             raise MessageError(f"a roster does not have client {self.client} with the keys that it sent")
         dealt = [a + b for a, b in zip(*(split(seed, roster.threshold, len(roster.peers))
                                          for seed in (self.self_seed, self.mask_seed)), strict=True)]  # fmt: skip
-        keys = {peer.client: agreed(self.agreement, peer.agreement) for peer in roster.peers if peer != own}
         sealed = {
-            peer.client: _box(keys[peer.client], roster, self.client, peer.client).encrypt(_NO_NONCE, shares, None)
+            peer.client: _box(self.agreement, roster, self.client, peer).encrypt(_NO_NONCE, shares, None)
             for peer, shares in zip(roster.peers, dealt, strict=True)
             if peer != own
         }
-        kept = dealt[roster.peers.index(own)]
-        return Shared(self.client, roster, keys, self.mask_seed, self.self_seed, kept), sealed
+        return Shared(self, roster, dealt[roster.peers.index(own)]), sealed
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A client that dealt its shares. channels: by other client, what both agree on for the whole run."""
+    """A client that dealt its shares. kept: the two that it dealt to itself."""
 
-    client: int
+    member: Advertised
     roster: Roster
-    channels: Mapping[int, bytes] = field(repr=False)
-    mask_seed: bytes = field(repr=False)
-    self_seed: bytes = field(repr=False)
     kept: bytes = field(repr=False)
 
-    def masked(self, values: np.ndarray, sealed: Mapping[int, bytes]) -> tuple["Masked", np.ndarray]:
-        """The next step, and `values` (uint64) under the masks of those whose shares came.
-
-        Cost: a stream of as many words for each of them.
+    def opened(self, sealed: Mapping[int, bytes]) -> "Ready":
+        """The next step, with the shares of those clients whose masks this one will wear.
 
         Raises:
             MessageError: shares that the client named has not sealed for this client and roster; or of too few.
         """
-        held = {self.client: self.kept}
-        for peer, box in sealed.items():
-            held[peer] = self._opened(peer, box)
+        peers = {peer.client: peer for peer in self.roster.peers}
+        held = {dealer: self._opened(peers.get(dealer), dealer, box) for dealer, box in sealed.items()}
+        held[self.member.client] = self.kept
         if len(held) < self.roster.threshold:
             raise MessageError(f"shares of {len(held)} clients came, a secure sum needs {self.roster.threshold}")
-        out, own = values + words(_own_key(self.self_seed, self.roster), values.size), private_key(self.mask_seed)
-        for peer in self.roster.peers:
-            if peer.client in sealed:
-                out += _pair_mask(own, self.client, peer, self.roster, values.size)
-        return Masked(self.client, self.roster, held), out
+        return Ready(self.member, self.roster, held)
 
-    def _opened(self, peer: int, box: bytes) -> bytes:
+    def _opened(self, peer: Peer | None, dealer: int, box: bytes) -> bytes:
+        client = self.member.client
         try:
-            shares = _box(self.channels[peer], self.roster, peer, self.client).decrypt(_NO_NONCE, box, None)
-        except (KeyError, InvalidTag):
+            if peer is None or dealer == client:
+                raise InvalidTag
+            shares = _box(self.member.agreement, self.roster, client, peer, is_to_client=True).decrypt(
+                _NO_NONCE, box, None
+            )
+        except InvalidTag:
             raise MessageError(
-                f"shares in the name of client {peer} are not sealed by it for client {self.client} and this roster: "
-                "they were altered, or the server shows different rosters"
+                f"shares in the name of client {dealer} are not sealed by it for client {client} and this roster: they "
+                "were altered, or the server shows different rosters"
             ) from None
         if len(shares) != 2 * SHARE_BYTES:
-            raise MessageError(f"client {peer} dealt {len(shares)} bytes of shares in place of {2 * SHARE_BYTES}")
+            raise MessageError(f"client {dealer} dealt {len(shares)} bytes of shares in place of {2 * SHARE_BYTES}")
         return shares
 
 
 @dataclass(frozen=True)
-class Masked:
-    """A client whose masked values are on their way. held: the two shares dealt by each client that takes part."""
+class Ready:
+    """A client that can mask its values, once, and then reveal shares, once. held: the two shares that each client that
+    takes part dealt to it, itself included."""
 
-    client: int
+    member: Advertised
     roster: Roster
     held: Mapping[int, bytes] = field(repr=False)
+
+    def masked(self, values: np.ndarray) -> np.ndarray:
+        """`values` (uint64) under this client's own mask and one for each other that takes part.
+
+        Cost: a stream of as many words for each.
+        """
+        member, own = self.member, private_key(self.member.mask_seed)
+        out = values + words(_own_key(member.self_seed, self.roster), values.size)
+        for peer in self.roster.peers:
+            if peer.client in self.held and peer.client != member.client:
+                out += _pair_mask(own, member.client, peer, self.roster, values.size)
+        return out
 
     def revealed(self, survivors: Collection[int]) -> dict[int, bytes]:
         """By client that dealt them: the share of its own mask's seed where it survived, else of its pairwise masks'.
@@ -189,8 +146,8 @@ class Masked:
         """
         if len(survivors) < self.roster.threshold:
             raise MessageError(f"{len(survivors)} survivors, a secure sum has at least {self.roster.threshold}")
-        if not set(survivors) <= set(self.held) or self.client not in survivors:
-            raise MessageError(f"survivors are clients that dealt shares, with client {self.client} among them")
+        if not set(survivors) <= set(self.held) or self.member.client not in survivors:
+            raise MessageError(f"survivors are clients that dealt shares, with client {self.member.client} among them")
         return {
             dealer: shares[:SHARE_BYTES] if dealer in survivors else shares[SHARE_BYTES:]
             for dealer, shares in self.held.items()
@@ -246,5 +203,9 @@ def _own_key(seed: bytes, roster: Roster) -> bytes:
     return derived(seed, roster.digest, "own mask")
 
 
-def _box(channel: bytes, roster: Roster, sender: int, recipient: int) -> ChaCha20Poly1305:
-    return ChaCha20Poly1305(derived(channel, roster.digest, "shares", sender, recipient))
+def _box(
+    own: X25519PrivateKey, roster: Roster, client: int, peer: Peer, is_to_client: bool = False
+) -> ChaCha20Poly1305:
+    """What seals from `client`, whose key `own` is, to `peer`; or the other way."""
+    way = (peer.client, client) if is_to_client else (client, peer.client)
+    return ChaCha20Poly1305(derived(agreed(own, peer.agreement), roster.digest, "shares", *way))

@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from Crypto.Protocol.SecretSharing import Shamir
 
 from ..errors import MessageError
-from .masks import SEED_BYTES
-
-SHARE_BYTES = SEED_BYTES
 
 
 def split(secret: bytes, threshold: int, num_shares: int) -> list[bytes]:
