@@ -5,15 +5,15 @@ examples, no skipped steps, no operations (a batch's length is data). A step who
 With central noise the scalars are the exact contribution, for a server that is trusted; with local noise they are
 noised here.
 
-The client's secret, from which its noise and the choice of its examples follow, stays in its memory. There it also
-notes which order it answered last: with local noise the server is not trusted, and a second answer to other weights in
-the same round would be a release that nobody accounted for, so it is refused. What noise is worth is `privacy.plan`'s.
+The client's secret, from which its noise and the choice of its examples follow, stays in its memory, which is of one
+run. There it also notes which order it answered last: with local noise the server is not trusted, and a second answer
+to other weights in the same round would be a release that nobody accounted for, so it is refused. What noise is worth
+is `privacy.plan`'s.
 """
 
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from hashlib import blake2b
 from math import nan
 from typing import Any
@@ -69,7 +69,7 @@ class PrivateSite:
         public_key: chooses them where that is no secret.
         """
         if self.plan.hides_batches:
-            places = secret_batch(self.plan, self.secret, num_examples, self._run_number, order.round, order.client)
+            places = secret_batch(self.plan, self.secret, num_examples, order.round, order.client)
         else:
             places = client_batch_indices(public_key, num_examples, self.recipe.federation.batch_size)
         return (self.chosen(order.client, places), len(places)) if len(places) else (None, 0)
@@ -85,8 +85,8 @@ class PrivateSite:
             values = clipped(values.reshape(1, -1), plan.clip).reshape(values.shape)
         if plan.noise == "local":
             self._note(order)
-            place = (self._run_number, order.round, order.client)
-            drawn = words(self.secret, "local noise", 2 * values.size, *place, given=values.tobytes())
+            given = values.tobytes()
+            drawn = words(self.secret, "local noise", 2 * values.size, order.round, order.client, given=given)
             values = noisy(values, plan.standard_deviation, drawn) / plan.denominator
         return Reply(order.round, order.client, 1, num_forwards, nan, values.astype(np.float32), is_fixed_size=True)
 
@@ -97,7 +97,7 @@ class PrivateSite:
                 f"client {order.client} was asked for round {order.round}, but {self.plan.num_rounds} rounds are "
                 f"accounted for"
             )
-        name = f"privacy-answered-{self._run_number:016x}-{order.client}"
+        name = f"privacy-answered-{order.client}"
         now = order.round.to_bytes(4, "big") + blake2b(order.digest, digest_size=16).digest()
         before = self.memory.get(name, b"") if self.memory is not None else b""
         if before[:4] > now[:4] or (before[:4] == now[:4] and before != now):
@@ -107,11 +107,6 @@ class PrivateSite:
             )
         if self.memory is not None and before != now:
             self.memory[name] = now
-
-    @cached_property
-    def _run_number(self) -> int:
-        """Tells runs apart, by their recipes."""
-        return int.from_bytes(blake2b(self.recipe.model_dump_json().encode(), digest_size=7).digest(), "big")
 
 
 @contextmanager
