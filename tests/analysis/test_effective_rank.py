@@ -7,10 +7,10 @@ import pytest
 import tiny_runs
 from small_subjects import experiment_of, whole_hessian
 
-from seedtune.analysis.effective_rank import Curvature, RankOptions, effective_rank, notes_of, plateau, refuse_quantised
+from seedtune.analysis.effective_rank import Curvature, RankOptions, effective_rank, notes_of, plateau
 from seedtune.analysis.intervals import Interval, bootstrap, student
 from seedtune.analysis.spectrum import Eigenvalue
-from seedtune.analysis.subject import batches_of, key_of, probed_loss
+from seedtune.analysis.subject import batches_of, key_of, probed_loss, refuse_quantised
 from seedtune.errors import ConfigError
 from seedtune.space import digest
 

@@ -56,7 +56,7 @@ def test_a_run_is_probed_at_its_last_weights(seedtune, recipe_file):
 def test_what_cannot_be_is_refused_before_anything_is_loaded(seedtune, recipe_file, monkeypatch):
     refused(
         seedtune("probe", "effective-rank", recipe_file, "--scales", "1e-3,none"),
-        "--scales '1e-3,none': must be numbers above 0, parted by commas, such as 1e-4,1e-3",
+        "--scales '1e-3,none': must be numbers above 0, parted by commas, such as 0.1,1",
     )
     refused(
         seedtune("probe", "effective-rank", recipe_file, "--out", "nowhere/found.json"),
@@ -76,6 +76,32 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(seedtune, recipe_fi
 
 def _missing(name):
     raise ModuleNotFoundError(name)
+
+
+KINDS = {
+    "perturbation-scale": ["--examples", "2", "--directions", "2", "--scales", "1e-3,1e-2", "--dtypes", "float32"],
+    "rate-bound": ["--examples", "2", "--directions", "2", "--batches", "2"],
+    "heterogeneity": ["--alphas", "1", "--examples", "2", "--points", "2"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_probe_prints_what_it_found(seedtune, recipe_file, kind):
+    result = seedtune("probe", kind, recipe_file, *KINDS[kind], "--out", "found.json")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert any(line.startswith("cost: ") for line in lines) and lines[-1].startswith("note: ")
+
+
+def test_dtypes_and_concentrations_are_checked(seedtune, recipe_file):
+    refused(
+        seedtune("probe", "perturbation-scale", recipe_file, "--dtypes", "float31"),
+        "unknown dtype 'float31': did you mean 'float32'? Known: bfloat16, float16, float32",
+    )
+    refused(
+        seedtune("probe", "heterogeneity", recipe_file, "--alphas", "0"),
+        "--alphas '0': must be numbers above 0, parted by commas, such as 0.1,1",
+    )
 
 
 def test_scipy_is_asked_for_by_name():

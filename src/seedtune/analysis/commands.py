@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
 from ..recipe_text import assignment, machine_of, merged
 
 if TYPE_CHECKING:  # help is printed without loading torch
@@ -68,6 +68,89 @@ def effective_rank_(
     _carry_out(lambda tell: effective_rank(experiment, options, tell), as_json, file)
 
 
+@app.command("perturbation-scale")
+def perturbation_scale_(
+    source: Source = None,
+    model: Model = None,
+    task: Task = None,
+    method: Method = None,
+    settings: Set = None,
+    examples: Annotated[int, _count(1, "training examples that the loss is the mean of")] = 8,
+    directions: Annotated[int, _count(2, "random directions")] = 6,
+    scales: Scales = None,
+    dtypes: Annotated[str | None, typer.Option(help="dtypes to try, as float32,bfloat16; default all three")] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+    file: Out = None,
+) -> None:
+    """Bias, variance and rounding of the projected gradient over the perturbation scale, for each dtype."""
+    _check_ready(file)
+    from .perturbation_scale import DTYPES, SCALES, ScaleOptions, perturbation_scale
+
+    options = ScaleOptions(examples, directions, _numbers("--scales", scales) or SCALES, _names(dtypes, DTYPES))
+    experiment = _experiment(source, method, model, task, settings, device)
+    _carry_out(lambda tell: perturbation_scale(experiment, options, tell), as_json, file)
+
+
+@app.command("heterogeneity")
+def heterogeneity_(
+    source: Source = None,
+    model: Model = None,
+    task: Task = None,
+    method: Method = None,
+    settings: Set = None,
+    alphas: Annotated[str | None, typer.Option(help="Dirichlet concentrations; default 0.1,1,10")] = None,
+    examples: Annotated[int, _count(2, "examples of each client, for its gradient")] = 16,
+    points: Annotated[int, _count(2, "weights at which gradients are compared", 100)] = 3,
+    device: Device = "cpu",
+    as_json: Json = False,
+    file: Out = None,
+) -> None:
+    """What clients' signals and gradients say of how unlike they are, against what is known of their partition."""
+    _check_ready(file)
+    from .heterogeneity import HeterogeneityOptions, heterogeneity
+
+    chosen = _numbers("--alphas", alphas) or HeterogeneityOptions.alphas
+    options = HeterogeneityOptions(chosen, examples, points)
+    experiment = _experiment(source, method, model, task, settings, device)
+    _carry_out(lambda tell: heterogeneity(experiment, options, tell), as_json, file)
+
+
+@app.command("rate-bound")
+def rate_bound_(
+    source: Source = None,
+    model: Model = None,
+    task: Task = None,
+    method: Method = None,
+    settings: Set = None,
+    examples: Annotated[int, _count(1, "training examples of the loss whose Hessian is probed")] = 8,
+    directions: Annotated[int, _count(2, "random directions for the traces")] = 16,
+    batches: Annotated[int, _count(2, "mini-batches, for the noise of gradients", 1000)] = 8,
+    device: Device = "cpu",
+    as_json: Json = False,
+    file: Out = None,
+) -> None:
+    """The bounds of FedMeZO's theory on the learning rate, for measured curvature and gradient noise."""
+    _check_ready(file)
+    from .rate_bound import RateOptions, rate_bound
+
+    options = RateOptions(examples, directions, batches)
+    experiment = _experiment(source, method, model, task, settings, device)
+    _carry_out(lambda tell: rate_bound(experiment, options, tell), as_json, file)
+
+
+def _names(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """
+    Raises:
+        ConfigError: one that is not known.
+    """
+    chosen = known if text is None else tuple(dict.fromkeys(text.split(",")))
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(unknown("dtype", name, known))
+    return chosen
+
+
 def _check_ready(file: Path | None) -> None:
     """
     Raises:
@@ -93,7 +176,7 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...]:
     except ValueError:
         found = []
     if not found or not all(0 < value < float("inf") for value in found):
-        raise ConfigError(f"{option} {text!r}: must be numbers above 0, parted by commas, such as 1e-4,1e-3")
+        raise ConfigError(f"{option} {text!r}: must be numbers above 0, parted by commas, such as 0.1,1")
     return tuple(found)
 
 

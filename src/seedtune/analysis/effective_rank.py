@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..assembly import Experiment
-from ..errors import ConfigError
 from .finding import Finding, Tell, in_silence, plain
 from .hessian import Hessian, blocks_of, hessian_of, operator_of
 from .intervals import Interval, student
 from .spectrum import Eigenvalue, top_eigenvalues
-from .subject import ProbedLoss, about, batches_of, key_of, probed_loss
+from .subject import ProbedLoss, about, batches_of, key_of, probed_loss, refuse_quantised
 from .trace import TraceSamples, by_forwards, by_products
 
 SCALES = (0.3, 1.0, 3.0)
@@ -93,19 +92,6 @@ def effective_rank(experiment: Experiment, options: RankOptions, tell: Tell = in
         whole = curvature_of(samples, hessian, experiment.model.trainable, options.eigenvalues, start, tell)
         rows = _rows(hessian, samples, blocks, start, tell) if options.layers else []
     return _finding(experiment, probed, options, whole, samples, differences, rows)
-
-
-def refuse_quantised(experiment: Experiment, probe: str) -> None:
-    """
-    Raises:
-        ConfigError: the base is packed, and packed weights have no derivatives of the second order.
-    """
-    way = experiment.recipe.model.quantisation
-    if way != "none":
-        raise ConfigError(
-            f"probe {probe}: model.quantisation = {way!r}: packed layers cannot be differentiated as it needs; probe "
-            "the model with --set model.quantisation=none"
-        )
 
 
 def curvature_of(

@@ -47,7 +47,7 @@ def student(samples: Sequence[float] | np.ndarray) -> Interval:
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], float], num_units: int, key: int, num_resamples: int = 1000
+    statistic: Callable[[np.ndarray], float], num_units: int, key: int, num_resamples: int = 500
 ) -> Interval:
     """statistic(all units), and its 90 % percentile interval over resamples of the units (Efron 1979).
 

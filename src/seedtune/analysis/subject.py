@@ -5,7 +5,7 @@ their examples. It is evaluated in two ways that know of the same weights: by fo
 model's own dtype, exactly as a client would (`ProbedLoss.at`), and as a graph for autograd (`ProbedLoss.total`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,6 +68,19 @@ def about(experiment: Experiment) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def refuse_quantised(experiment: Experiment, probe: str) -> None:
+    """
+    Raises:
+        ConfigError: the base is packed, and packed weights have no derivatives of the second order.
+    """
+    way = experiment.recipe.model.quantisation
+    if way != "none":
+        raise ConfigError(
+            f"probe {probe}: model.quantisation = {way!r}: packed layers cannot be differentiated as it needs; probe "
+            "the model with --set model.quantisation=none"
+        )
+
+
 def key_of(recipe: Recipe, purpose: str, **where: int) -> int:
     """The key of one use of randomness in a probe; runs use other purposes."""
     return noise.derive_key(recipe.run.seed, f"probe {purpose}", **where)
@@ -88,12 +101,16 @@ def in_batches(experiment: Experiment, indices: np.ndarray, size: int) -> tuple[
 
 @dataclass(frozen=True, eq=False)
 class ProbedLoss:
-    """F of fixed batches; `cost` counts what is asked of it, in passes over all of them."""
+    """F of fixed batches; `cost` counts what is asked of it, in passes over all of them.
+
+    objective(model, batch): the loss of one batch, a scalar.
+    """
 
     model: Tuned
     perturber: Perturber
     batches: tuple[Batch, ...]
     cost: Cost = field(default_factory=Cost)
+    objective: Callable[[Tuned, Batch], torch.Tensor] = loss
 
     @property
     def num_examples(self) -> int:
@@ -115,12 +132,12 @@ class ProbedLoss:
         with self.perturber.one_batch():
             for point in points:
                 with self.perturber.at(point):
-                    losses.append(loss(self.model, batch))
+                    losses.append(self.objective(self.model, batch))
         return torch.stack(losses).tolist()
 
     def total(self) -> torch.Tensor:
         """F(theta), with a graph where tensors require gradients. Cost: the activations of all batches."""
-        losses = (self._share(batch) * loss(self.model, batch) for batch in self.batches)
+        losses = (self._share(batch) * self.objective(self.model, batch) for batch in self.batches)
         return torch.stack(list(losses)).sum()
 
     def _share(self, batch: Batch) -> float:
@@ -134,7 +151,7 @@ class ProbedLoss:
         total: Tensors = {}
         for batch in self.batches:
             with differentiable(self.model):
-                value = self._share(batch) * loss(self.model, batch)
+                value = self._share(batch) * self.objective(self.model, batch)
                 for name, part in zip(self.parameters(), gradients_of(value, self.parameters()), strict=True):
                     total[name] = total[name] + part if name in total else part
         self.cost.gradients += 1
@@ -180,9 +197,8 @@ def gradients_of(
     return gradients(value, list(parameters.values()))
 
 
-def direction(experiment_or_loss: Any, key: int, distribution: noise.Distribution) -> Tensors:
-    """z(key) as a vector: what a perturbation by `key` adds, at scale one."""
-    perturber: Perturber = experiment_or_loss.perturber
+def direction(perturber: Perturber, key: int, distribution: noise.Distribution) -> Tensors:
+    """z(key) as a vector: what a perturbation by `key` adds, at scale one, float32."""
     parameters = perturber.parameters
     return {
         spec.name: noise.values(key, spec.start, spec.num_elements, distribution, parameters[spec.name].device).view(

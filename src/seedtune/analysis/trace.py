@@ -43,7 +43,7 @@ def by_products(
     squares = np.zeros(len(keys))
     for m, key in enumerate(keys):
         tell("trace by Hessian products", m, len(keys))
-        z = direction(probed, key, SIGNS)
+        z = direction(probed.perturber, key, SIGNS)
         product = hessian.times(z)
         squares[m] = dot(product, product)
         for label, names in blocks.items():
