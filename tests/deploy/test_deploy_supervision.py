@@ -157,8 +157,16 @@ def test_keys_are_registered_as_they_come_and_unregistered_as_they_go(tmp_path, 
     (folder / "bad.pub").write_text("nonsense")
     assert looked() == [("register", "a"), ("register", "b")] and "bad.pub: is no public key" in said[0]
     assert len(said) == 3 and looked() == []
+    kept = (folder / "a.pub").read_text()
     (folder / "a.pub").unlink()
-    assert looked() == [("unregister", "7")] and "node a may take part no longer" in said
+    assert looked() == [("unregister", "7")] and "node a may take part no longer" in said and looked() == []
+    (folder / "again.pub").write_text(kept)
+    assert looked() == [] and "again.pub: was taken away once: its node needs a new key" in said[-1]
+    asked.register = lambda path: None  # as where a crash came between registering a key and noting it
+    keys.make_node_key(folder / "c.key")
+    looked()
+    (folder / "c.pub").unlink()
+    assert looked() == [] and said[-1] == "WARNING: node c cannot be taken out: its number is lost"
     assert not roll.Roll(None, tmp_path / "none.json", asked, said.append).changes()
 
 

@@ -46,9 +46,7 @@ def student(samples: Sequence[float] | np.ndarray) -> Interval:
     return Interval(found.mean, found.low, found.high)
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], num_units: int, key: int, num_resamples: int = 500
-) -> Interval:
+def bootstrap(statistic: Callable[[np.ndarray], float], num_units: int, key: int, num_resamples: int = 500) -> Interval:
     """statistic(all units), and its 90 % percentile interval over resamples of the units (Efron 1979).
 
     `statistic` is given indices of units, int64 [num_units], drawn with replacement by `key`. Resamples for which it is

@@ -5,6 +5,7 @@ Each call starts a process that takes about two seconds: made when something cha
 
 import json
 import os
+import re
 import ssl
 import subprocess
 import urllib.error
@@ -20,6 +21,7 @@ from .processes import tied
 
 _PATIENCE = 60.0
 _IN_USE = "already in use"
+_GREETING = re.compile(r"Using SuperLink: .*\n")
 
 
 @dataclass(frozen=True)
@@ -88,5 +90,6 @@ class Control:
             said = " ".join((done.stdout + done.stderr).split())[-500:]
             raise DeployError(f"{what}: failed with exit code {done.returncode}: {said}") from None
         if not answer.get("success"):
-            raise DeployError(f"{what}: {' '.join(str(answer.get('error-message', answer)).split())}")
+            reason = _GREETING.sub("", str(answer.get("error-message", answer)))
+            raise DeployError(f"{what}: {' '.join(reason.split())}")
         return answer

@@ -1,7 +1,7 @@
 """Who may take part: the public keys in a folder, registered with the SuperLink as they come and go.
 
 A key that is copied into the folder while the server runs is registered within seconds; one that is removed is
-unregistered, and its node is answered no more.
+unregistered, and its node is answered no more: Flower never takes that key again, so its node would need a new one.
 """
 
 import json
@@ -51,8 +51,12 @@ class Roll:
             return Changes()
         self.due = time.monotonic() + EVERY
         wanted = self._wanted()
+        for key in wanted.keys() & self.registered.keys():
+            if self.registered[key]["is_out"]:
+                self._refuse(wanted[key], f"{wanted[key]}: was taken away once: its node needs a new key to come back")
         new = {key: path for key, path in wanted.items() if key not in self.registered}
-        return Changes(new, tuple(key for key in self.registered if key not in wanted))
+        gone = (key for key, entry in self.registered.items() if key not in wanted and not entry["is_out"])
+        return Changes(new, tuple(gone))
 
     def make(self, changes: Changes) -> None:
         """Registers keys that are new and unregisters those that are gone; the SuperLink must be up."""
@@ -67,19 +71,21 @@ class Roll:
         except DeployError as error:
             self._refuse(path, str(error))
             return
-        self.registered[key] = {"name": path.stem, "node": number}
+        self.registered[key] = {"name": path.stem, "node": number, "is_out": False}
         self._keep()
         self.say(f"node {path.stem} may take part")
 
     def _unregister(self, key: str) -> None:
         entry = self.registered[key]
-        try:
-            if entry["node"] is not None:
-                self.control.unregister(entry["node"])
-        except DeployError as error:
-            self._refuse(self.folder / f"{entry['name']}.pub", str(error))
+        if entry["node"] is None:
+            self._refuse(self.folder / entry["name"], f"node {entry['name']} cannot be taken out: its number is lost")
             return
-        del self.registered[key]
+        try:
+            self.control.unregister(entry["node"])
+        except DeployError as error:
+            self._refuse(self.folder / entry["name"], str(error))
+            return
+        entry["is_out"] = True
         self._keep()
         self.say(f"node {entry['name']} may take part no longer")
 
@@ -98,7 +104,7 @@ class Roll:
             self.refused[path] = reason
             self.say(f"WARNING: {reason}")
 
-    def _read(self) -> dict[str, dict[str, str | None]]:
+    def _read(self) -> dict[str, dict[str, str | bool | None]]:
         try:
             return json.loads(self.kept.read_text())
         except (OSError, ValueError):
