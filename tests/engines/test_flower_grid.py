@@ -171,6 +171,15 @@ def test_a_server_that_was_killed_goes_on_to_the_same_digest(method, small_runs,
     assert summary["state_digest"] == twin["state_digest"] and summary["nodes_at_the_end"] == 3
 
 
+@pytest.mark.parametrize("stopped", [1, 2, 4])
+def test_nodes_that_kept_their_state_are_told_no_more_than_in_an_uninterrupted_run(stopped, small_runs, tmp_path):
+    recipe, nodes = small("decomfl", federation={"num_rounds": 6}), nodes_of(tmp_path, SERVING)
+    with pytest.raises(KeyboardInterrupt):
+        on_grid(recipe, tmp_path / "grid", FakeGrid(nodes), StopAfter(stopped))
+    summary, twin = resumed(tmp_path / "grid", FakeGrid(nodes)), in_one_process(recipe, tmp_path / "twin")
+    assert {name: summary[name] for name in SAME} == {name: twin[name] for name in SAME}
+
+
 def test_a_node_that_loses_its_state_is_greeted_again_and_told_everything(small_runs, tmp_path):
     recipe, nodes = small(federation={"num_rounds": 6}), nodes_of(tmp_path, SERVING)
 

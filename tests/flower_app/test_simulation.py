@@ -43,7 +43,7 @@ def test_a_simulated_run_is_stopped_resumed_and_ends_with_the_digest_of_one_proc
     process.join(400)
     sim, twin = (run_store.summary_of(tmp_path / name) for name in ("sim", "twin"))
     assert sim["state_digest"] == twin["state_digest"] and (sim["engine"], sim["nodes"]) == ("flower-sim", 2)
-    assert sim["nodes_at_the_end"] == 2 and sim["failed_replies"] == 0
+    assert sim["bytes_down"] == twin["bytes_down"] and (sim["nodes_at_the_end"], sim["failed_replies"]) == (2, 0)
     assert not (tmp_path / "sim" / "nodes").exists()
 
 

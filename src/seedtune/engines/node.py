@@ -96,7 +96,8 @@ class Node:
             raise
         site = bench.experiment.site
         self._status |= {"refused": bench.refused, "clients": list(clients)}
-        stands_at = {client: self._stood(client) for client in clients}
+        stood = {client: self._stood(client) for client in clients}
+        stands_at = {client: b"" if at == bench.base else at for client, at in stood.items()}
         counts = {client: 1 if site.private else site.num_examples(client) for client in clients}
         return encode_standing(Standing(bench.facts, counts, stands_at, software()))
 
