@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks._workload import shape, skeleton
-from seedtune.config import ModelConfig
 from seedtune.models import lora
+from seedtune.sections import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 METHODS = ("inference", "two-point", "SGD", "AdamW")

@@ -16,7 +16,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
 
-from seedtune.config import ModelConfig
 from seedtune.data.batches import Batch
 from seedtune.errors import ModelError, unknown
 from seedtune.models import answer_head, lora
@@ -24,6 +23,7 @@ from seedtune.models.encoder import EncoderWithHead
 from seedtune.models.load import Tuned, load
 from seedtune.models.objective import loss
 from seedtune.models.source import find, read_tokenizer
+from seedtune.sections import ModelConfig
 from seedtune.space import Space, Weights, bound_weights, space_of
 from seedtune.zo.estimators import Probe, one_by_one, two_point
 from seedtune.zo.noise import Distribution, derive_key

@@ -24,7 +24,7 @@ import torch
 from benchmarks._report import arguments, ratio, report, spread
 from seedtune import metrics, presets, run_store
 from seedtune.assembly import assemble
-from seedtune.config import Machine, PartitionConfig, Recipe
+from seedtune.config import Machine, Recipe
 from seedtune.data.examples import Example
 from seedtune.data.partition import held_out, partition
 from seedtune.engines.in_process import InProcess
@@ -33,6 +33,7 @@ from seedtune.fed.client import Replica, Site, local_round
 from seedtune.fed.messages import decode_order, encode_reply
 from seedtune.fed.rounds import Engine, RoundResult, Server, run_rounds
 from seedtune.recipe_text import build
+from seedtune.sections import PartitionConfig
 from seedtune.space import bound_weights, digest, model_digest, space_of
 from seedtune.zo.meter import Meter, Shape
 from seedtune.zo.noise import Distribution

@@ -19,11 +19,12 @@ from transformers import BertConfig
 
 from benchmarks._report import arguments, in_turns, ratio, report, spread
 from benchmarks._workload import MU, RATE, Work, choice_batch, random_classifier, random_model, shape, work
-from seedtune.config import LocalConfig, ModelConfig, Recipe, SplitConfig
+from seedtune.config import Recipe
 from seedtune.fed.evaluations import Evaluations, evaluations_of
 from seedtune.fed.split_steps import CutLosses, split_of
 from seedtune.models.blocks import Cut, cut_before, default_cut
 from seedtune.models.objective import loss
+from seedtune.sections import LocalConfig, ModelConfig, SplitConfig
 from seedtune.zo import split
 from seedtune.zo.expansion import updates_of
 from seedtune.zo.meter import Meter, Tally, shape_of

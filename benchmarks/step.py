@@ -17,8 +17,8 @@ import torch
 
 from benchmarks._report import arguments, has_bfloat16, in_turns, ratio, report, spread
 from benchmarks._workload import MU, RATE, forward, random_model, shape, text_batch, two_point_step, work
-from seedtune.config import ModelConfig
 from seedtune.experiment import peak_memory_bytes
+from seedtune.sections import ModelConfig
 from seedtune.zo.noise import Distribution
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

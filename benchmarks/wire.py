@@ -16,10 +16,10 @@ import torch
 
 from benchmarks._report import arguments, in_turns, ratio, report
 from benchmarks._workload import choice_batch, forward, work
-from seedtune.config import ModelConfig
 from seedtune.fed import messages
 from seedtune.fed.messages import Order, Reply
 from seedtune.models.load import load
+from seedtune.sections import ModelConfig
 from seedtune.space import DIGEST_BYTES, Space, TensorSpec
 from seedtune.zo.trajectory import RoundRecord
 

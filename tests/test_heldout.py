@@ -7,8 +7,9 @@ from tiny_runs import MACHINE, NOTHING
 
 from seedtune import assembly, experiment, run_store
 from seedtune.assembly import assemble
+from seedtune.baseline import backpropagation
 from seedtune.errors import DataError
-from seedtune.experiment import backpropagation, run
+from seedtune.experiment import run
 from seedtune.fed.client import local_round
 from seedtune.fed.messages import Order
 from seedtune.models.evaluation import evaluate

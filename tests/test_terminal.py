@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from seedtune import terminal
+from seedtune.console import pairs
 from seedtune.fed.guard import Surge
 from seedtune.fed.rounds import RoundResult
 from seedtune.metrics import Evaluated
@@ -170,7 +171,7 @@ def test_no_value_of_a_table_is_cut():
     printed = table(terminal.side_by_side([row, row | {"flops": 2.5e9}]))
     assert printed[1].split()[:4] == [long, "seedtune", "10", "not"] and len(printed) == 3
     assert printed[1].split()[-3:] == ["not", "counted", "1.2"] and printed[2].split()[-3:] == ["2.50", "G", "1.2"]
-    assert table(terminal.pairs({"digest": "f" * 300}))[0].split() == ["digest", "f" * 300]
+    assert table(pairs({"digest": "f" * 300}))[0].split() == ["digest", "f" * 300]
     narrow = Console(file=io.StringIO(), width=40)
-    narrow.print(terminal.pairs({"digest": "f" * 300}))
+    narrow.print(pairs({"digest": "f" * 300}))
     assert narrow.file.getvalue().count("f") == 300

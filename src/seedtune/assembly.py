@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .config import Machine, ModelConfig, Recipe
+from .config import Machine, Recipe
 from .data.batches import Batch, batch_of
 from .data.encoding import EncodedSet, encode
 from .data.examples import Task
@@ -28,6 +28,7 @@ from .models.load import Tuned, kind_of, load
 from .models.objective import example_losses, loss
 from .models.placement import device_of
 from .privacy.rules import checked
+from .sections import ModelConfig
 from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
 from .zo import noise
 from .zo.catching_up import CatchingUp, catching_up

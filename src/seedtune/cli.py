@@ -5,23 +5,23 @@ Exit codes: 0 done; 2 a request that cannot be met, with one line that says why;
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from . import presets
 from .analysis.commands import app as probe
+from .console import Device, Json, Set, err, out, pairs, show
 from .deploy.commands import app as deploy
 from .errors import ConfigError, SeedtuneError, unknown
 from .recipe_text import assignment, machine_of, merged
+from .studies.commands import study
 
 app = typer.Typer(
     help="Tune language models across devices with forward passes only.",
@@ -32,25 +32,10 @@ app = typer.Typer(
 )
 app.add_typer(probe, name="probe")
 app.add_typer(deploy, name="deploy")
-WIDE = 10_000
-"""Columns where nobody looks at a terminal: no value is folded or cut."""
-
-
-def _console(stream: TextIO, **options: Any) -> Console:
-    return Console(width=None if stream.isatty() else WIDE, markup=False, emoji=False, highlight=False, **options)
-
-
-out, err = _console(sys.stdout), _console(sys.stderr, stderr=True)
-
-Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value; may be repeated")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+app.command()(study)
 Kernel = Annotated[
     str,
     typer.Option("--kernel", help="noise kernel: auto, compiled or torch; the result is the same", show_default=False),
-]
-Device = Annotated[
-    str,
-    typer.Option("--device", help="where the model computes: cpu, cuda or cuda:N; default cpu", show_default=False),
 ]
 Events = Annotated[Path | None, typer.Option("--tensorboard", help="also write event files for TensorBoard there")]
 Engine = Annotated[
@@ -168,10 +153,10 @@ def evaluate(
 
     found = trying.evaluated(subject, task, *overrides, machine=machine)
     if as_json or "confusion" not in found:
-        _print(found, as_json)
+        show(found, as_json)
         return
     confusion, classes = found.pop("confusion"), found.pop("classes")
-    for table in (terminal.pairs(found), terminal.classes(classes), terminal.confusion(classes, confusion)):
+    for table in (pairs(found), terminal.classes(classes), terminal.confusion(classes, confusion)):
         out.print(table)
         out.print()
 
@@ -191,7 +176,7 @@ def generate(
 
     written = trying.written(subject, sys.stdin.read() if prompt == "-" else prompt, tokens, base, machine)
     if as_json:
-        _print(written, as_json)
+        show(written, as_json)
     else:
         out.print(written["text"], soft_wrap=True)
 
@@ -220,7 +205,7 @@ def inspect(
     """Say what a run or a trajectory holds."""
     from . import inspection
 
-    _print(inspection.described(path), as_json)
+    show(inspection.described(path), as_json)
 
 
 @app.command()
@@ -274,71 +259,16 @@ def watch(
 
 
 @app.command()
-def study(
-    name: Annotated[str | None, typer.Argument(help="a known study", show_default=False)] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="a part of the rounds, on one seed")] = False,
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="folder; default runs/studies/NAME, or NAME-quick")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="'starter', a folder or a hub id; tuned through LoRA")] = None,
-    task: Annotated[str | None, typer.Option(help="a known task, or 'custom'")] = None,
-    settings: Set = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds; default the study's own")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; default one a core")] = None,
-    listed: Annotated[bool, typer.Option("--list", help="name all studies and exit")] = False,
-    as_json: Json = False,
-) -> None:
-    """Run a table or figure of a paper; go on with one that was stopped."""
-    from .studies import catalogue
-
-    if listed or name is None:
-        _list_studies(as_json, listed)
-        return
-    chosen, flags = catalogue.study_of(name), _nested(settings)
-    from .studies import display, outcomes, runner
-    from .studies.plan import Request
-
-    plan = runner.prepared(Request(chosen, quick, model, task, flags, seeds))
-    folder = folder or Path("runs/studies") / (f"{name}-quick" if quick else name)
-    try:
-        with display.progress(err if as_json else out, plan) as listen:
-            outcome = runner.carry_out(plan, folder, jobs, listen)
-    except KeyboardInterrupt:
-        again = shlex.join(["seedtune", *sys.argv[1:]])
-        err.print(f"stopped; every whole round is kept: go on with '{again}'", soft_wrap=True)
-        sys.exit(130)
-    if as_json:
-        print(json.dumps(outcomes.described(outcome), indent=2, allow_nan=False))
-    else:
-        display.show(out, outcome)
-
-
-def _list_studies(as_json: bool, asked: bool) -> None:
-    from .studies import catalogue
-
-    if not asked:
-        raise ConfigError("study: give the name of a study, or --list to see them all")
-    questions = {study.name: study.question for study in catalogue.STUDIES.values()}
-    if as_json:
-        print(json.dumps(questions, indent=2))
-        return
-    from . import terminal
-
-    out.print(terminal.pairs(questions))
-
-
-@app.command()
 def recipes(as_json: Json = False) -> None:
     """List the known recipes and methods."""
     found = {kind: presets.names(kind) for kind in ("recipes", "methods")}
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    from . import terminal
 
     for kind, known in found.items():
         out.print(f"{kind}:")
-        out.print(terminal.pairs(known))
+        out.print(pairs(known))
 
 
 @app.command()
@@ -347,17 +277,9 @@ def doctor(as_json: Json = False) -> None:
     from . import inspection
 
     found = inspection.health()
-    _print(found, as_json)
+    show(found, as_json)
     if found["noise"] != "as known":
         raise SeedtuneError(f"noise: {found['noise']}; directions made here would not replay elsewhere")
-
-
-def _nested(settings: list[str] | None) -> dict[str, Any]:
-    """The values of all --set together."""
-    values: dict[str, Any] = {}
-    for text in settings or []:
-        values = merged(values, assignment(text))
-    return values
 
 
 @contextmanager
@@ -402,12 +324,3 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
 
     for part in terminal.results(summary, folder):
         out.print(part, soft_wrap=True)
-
-
-def _print(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(values, indent=2, allow_nan=False))
-        return
-    from . import terminal
-
-    out.print(terminal.pairs({name: value for name, value in values.items() if value is not None}))

@@ -4,13 +4,12 @@
 what survives a crash is `run_store`; how a recipe becomes objects is `assembly`. Nothing is printed here.
 """
 
-import math
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,15 +18,12 @@ from typing import Any
 import torch
 
 from . import run_store
-from .assembly import Experiment, assemble, base_weights, indices_of, put_back, restore
-from .config import FederationConfig, Machine, Recipe
-from .data.batches import batch_of
-from .data.keyed import client_batch_indices
+from .assembly import Experiment, assemble, put_back, restore
+from .baseline import backpropagation
+from .config import Machine, Recipe
 from .engines.engine import RunEngine
 from .engines.in_process import InProcess
-from .errors import ConfigError, NotFinite, RunStoreError
-from .fed.client import local_round
-from .fed.messages import Order, unpack_weights
+from .errors import ConfigError, RunStoreError
 from .fed.private import SECRET as CLIENT_SECRET
 from .fed.private_sum import PrivateSum
 from .fed.replies import singly
@@ -35,7 +31,6 @@ from .fed.rounds import Exchange, ExchangeProtocol, RoundResult, Server, after, 
 from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
-from .models.evaluation import Evaluation
 from .models.placement import slowness
 from .privacy.ledger import ledger, without_cohort
 from .privacy.rules import resolved as with_noise
@@ -43,7 +38,6 @@ from .privacy.secrets import new_secret, secret_of
 from .privacy.sum_plan import SumPlan
 from .run_folder import check_room
 from .run_store import RunStore
-from .space import copied, copy_into
 from .zo import kernels
 from .zo.catching_up import catching_up
 from .zo.trajectory import RoundRecord, Trajectory, path, since_last_snapshot
@@ -356,40 +350,6 @@ def _stopped_by(server: Server, history: History) -> str | None:
     if server.is_budget_spent:
         return "privacy"
     return "patience" if history.is_out_of_patience else "surge"
-
-
-def backpropagation(experiment: Experiment) -> Evaluation:
-    """The same base tuned by backpropagation on all training examples: a federation of one client, first order.
-
-    The experiment's weights are as before when it returns. Cost: `baseline.num_steps` steps, each about three
-    forwards, and the memory of backpropagation.
-    """
-    recipe, site = experiment.recipe, experiment.site
-    tuned = copied(site.replica.weights)
-    copy_into(site.replica.weights, base_weights(experiment))
-    everyone = indices_of(experiment.clients)
-    one = replace(
-        site, recipe=_baseline_recipe(recipe), num_examples=lambda client: len(everyone),
-        batch=lambda client, key: batch_of(
-            experiment.train, everyone[client_batch_indices(key, len(everyone), recipe.federation.batch_size)]
-        ).to(experiment.model.device),
-    )  # fmt: skip
-    try:
-        reply = local_round(one, Order(0, 0, site.replica.digest, recipe.baseline.learning_rate))
-        copy_into(site.replica.weights, unpack_weights(reply.weights, experiment.space))
-        return experiment.evaluate()
-    except NotFinite:  # weights that are not finite: the comparison diverged, the run did not
-        return Evaluation(math.nan, None, len(experiment.test))
-    finally:
-        copy_into(site.replica.weights, tuned)
-
-
-def _baseline_recipe(recipe: Recipe) -> Recipe:
-    federation = FederationConfig(
-        upload="weights", local_steps=recipe.baseline.num_steps, batch_size=recipe.federation.batch_size
-    )
-    local = recipe.local.model_copy(update={"order": "first", "optimizer": recipe.baseline.optimizer})
-    return recipe.model_copy(update={"federation": federation, "local": local})
 
 
 def peak_memory_bytes() -> int:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from .console import pairs, table
 from .quantities import amount, operations
 
 if TYPE_CHECKING:  # a list of recipes is printed without loading torch
@@ -139,12 +140,12 @@ _NOTES = {
 def outcome(summary: dict[str, Any]) -> Table:
     """Zero-shot, tuned and, where it was run, backpropagation, side by side."""
     name, form = ("accuracy", ".1%") if summary["zero_shot_accuracy"] is not None else ("perplexity", ".2f")
-    table = _table("", name, "test loss")
+    shown = table("", name, "test loss")
     labels = {"zero_shot_": "zero-shot", "": f"tuned ({summary['method']})", "backprop_": "backpropagation"}
     for prefix, label in labels.items():
         if prefix != "backprop_" or summary["backprop_steps"]:
-            table.add_row(label, _number(summary[f"{prefix}{name}"], form), _number(summary[f"{prefix}loss"], ".3f"))
-    return table
+            shown.add_row(label, _number(summary[f"{prefix}{name}"], form), _number(summary[f"{prefix}loss"], ".3f"))
+    return shown
 
 
 def events(summary: dict[str, Any]) -> list[str]:
@@ -170,32 +171,32 @@ def _number(value: float | None, form: str) -> str:
 
 def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
     """Runs compared, one a row."""
-    table = _table("run", "method", "rounds", "loss", "accuracy", "up", "down", "forwards", "FLOPs", "seconds")
+    shown = table("run", "method", "rounds", "loss", "accuracy", "up", "down", "forwards", "FLOPs", "seconds")
     for row in rows:
         quality_ = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
         loss = _number(row["loss"], ".4f")
         both = (sent(row["bytes_up"]), sent(row["bytes_down"]))
-        table.add_row(row["run"], row["method"], str(row["rounds"]), loss, quality_, *both,
+        shown.add_row(row["run"], row["method"], str(row["rounds"]), loss, quality_, *both,
                       _forwards(row["forwards"]),
                       _counted(row["flops"]), f"{row['seconds']:.1f}")  # fmt: skip
-    return table
+    return shown
 
 
 def at_target(rows: Sequence[dict[str, Any]]) -> Table:
     """Runs compared by what they needed to one target, one a row; those that never reached it by their best."""
     measure, target = rows[0]["measure"], rows[0]["target"]
     bound, form = {"accuracy": (">=", ".1%"), "loss": ("<=", ".4f")}[measure]
-    table = _table("run", "method", f"{measure} {bound} {target:g}", "rounds", "FLOPs", "forwards", "seconds", "up",
+    shown = table("run", "method", f"{measure} {bound} {target:g}", "rounds", "FLOPs", "forwards", "seconds", "up",
                    "down")  # fmt: skip
     for row in rows:
         if (needed := row["reached"]) is None:
-            table.add_row(row["run"], row["method"], f"not reached, best {_number(row['best'], form)}")
+            shown.add_row(row["run"], row["method"], f"not reached, best {_number(row['best'], form)}")
             continue
         both = (sent(needed["bytes_up"]), sent(needed["bytes_down"]))
         reached, flops = format(needed[measure], form), _counted(needed["flops"])
-        table.add_row(row["run"], row["method"], reached, str(needed["rounds"]), flops,
+        shown.add_row(row["run"], row["method"], reached, str(needed["rounds"]), flops,
                       _forwards(needed["forwards"]), f"{needed['seconds']:.1f}", *both)  # fmt: skip
-    return table
+    return shown
 
 
 def spent(privacy: dict[str, Any]) -> str:
@@ -222,19 +223,19 @@ def _counted(flops: int | None) -> str:
 
 def classes(rows: Sequence[dict[str, Any]]) -> Table:
     """How well each class was told from the others, one a row."""
-    table = _table("class", "examples", "precision", "recall", "F1", "most often taken for")
+    shown = table("class", "examples", "precision", "recall", "F1", "most often taken for")
     for row in rows:
         shares = ("none" if row[name] is None else f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
-        table.add_row(row["class"], str(row["examples"]), *shares, row["mistaken_for"] or "")
-    return table
+        shown.add_row(row["class"], str(row["examples"]), *shares, row["mistaken_for"] or "")
+    return shown
 
 
 def confusion(rows: Sequence[dict[str, Any]], counts: Sequence[Sequence[int]]) -> Table:
     """How many examples of each class, a row, were taken for which, a column by its number."""
-    table = _table("confusion: class", *(str(number) for number in range(1, len(rows) + 1)))
+    shown = table("confusion: class", *(str(number) for number in range(1, len(rows) + 1)))
     for number, (row, taken) in enumerate(zip(rows, counts, strict=True), start=1):
-        table.add_row(f"{number} {row['class']}", *map(str, taken))
-    return table
+        shown.add_row(f"{number} {row['class']}", *map(str, taken))
+    return shown
 
 
 @contextmanager
@@ -262,10 +263,10 @@ def finding_lines(found: dict[str, Any]) -> Iterator[Table | str]:
     for name, rows in found["tables"].items():
         if rows:
             yield f"\n{name}"
-            table = _table(*rows[0])
+            shown = table(*rows[0])
             for row in rows:
-                table.add_row(*(_measured(value) for value in row.values()))
-            yield table
+                shown.add_row(*(_measured(value) for value in row.values()))
+            yield shown
     yield ""
     spent = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in found["cost"].items() if value)
     yield f"cost: {spent}"
@@ -280,19 +281,3 @@ def _measured(value: Any) -> str:
     if value is None:
         return "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def pairs(values: dict[str, Any]) -> Table:
-    """Names and values, one a row."""
-    table = _table("", "")
-    table.show_header = False
-    for name, value in values.items():
-        table.add_row(name, str(value))
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

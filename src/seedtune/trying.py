@@ -8,7 +8,7 @@ import numpy as np
 
 from . import run_store
 from .assembly import Experiment, assemble, initial_values, load_replayed, restore
-from .config import Machine, ModelConfig, Recipe
+from .config import Machine, Recipe
 from .data import metrics
 from .inspection import opened
 from .metrics import scores_of
@@ -17,6 +17,7 @@ from .models.generate import generate
 from .models.load import Tuned, load
 from .models.placement import device_of
 from .recipe_text import build, merged
+from .sections import ModelConfig
 
 ANSWER_TOKENS = 32
 _CPU = Machine()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from small_federation import recipe
 
-from seedtune.config import PersonaliseConfig
 from seedtune.fed.personalise import POLICIES, Rates, by_signals
+from seedtune.sections import PersonaliseConfig
 
 NUM_ROUNDS = 9
 NAN, INF = float("nan"), float("inf")

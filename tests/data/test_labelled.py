@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from seedtune.config import TaskConfig
 from seedtune.data.benchmarks import BENCHMARKS
 from seedtune.data.tasks import load_task
 from seedtune.errors import DataError
+from seedtune.sections import TaskConfig
 
 ROWS = {
     "sst2": [{"sentence": "a fine film ", "label": 1}, {"sentence": "a dull film", "label": 0}],

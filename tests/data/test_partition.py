@@ -3,10 +3,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from seedtune.config import PartitionConfig
 from seedtune.data.examples import Example
 from seedtune.data.partition import held_out, partition
 from seedtune.errors import DataError
+from seedtune.sections import PartitionConfig
 
 
 def examples(num: int, labels: int | None = 4, groups: int = 0) -> list[Example]:

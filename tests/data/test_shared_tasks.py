@@ -2,11 +2,11 @@
 
 import pytest
 
-from seedtune.config import PartitionConfig, TaskConfig
 from seedtune.data.batches import batch_of
 from seedtune.data.encoding import encode
 from seedtune.data.partition import partition
 from seedtune.data.tasks import load_task
+from seedtune.sections import PartitionConfig, TaskConfig
 
 
 def load(shared_data, name, folder, **settings):

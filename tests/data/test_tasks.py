@@ -1,10 +1,10 @@
 import pytest
 
-from seedtune.config import TaskConfig
 from seedtune.data import stdlib
 from seedtune.data.encoding import encode
 from seedtune.data.tasks import KNOWN, load_task
 from seedtune.errors import DataError
+from seedtune.sections import TaskConfig
 
 
 def test_stdlib_topics_put_the_masked_docstring_in_the_starters_form():

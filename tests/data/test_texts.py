@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from seedtune.config import TaskConfig
 from seedtune.data.tasks import load_task
 from seedtune.data.texts import cut_into_blocks
 from seedtune.errors import DataError
+from seedtune.sections import TaskConfig
 
 
 def load(path, name, **settings):

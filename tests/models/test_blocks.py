@@ -9,12 +9,12 @@ import torch
 from tiny_models import IDS, MASK, adapted, batch_of, gaussian, tiny_module, with_values
 from torch.nn import ModuleList
 
-from seedtune.config import ModelConfig
 from seedtune.errors import ModelError
 from seedtune.models.blocks import cut_before, default_cut, num_layers
 from seedtune.models.encoder import EncoderWithHead
 from seedtune.models.load import load
 from seedtune.models.objective import loss
+from seedtune.sections import ModelConfig
 
 NUM_LAYERS = 3
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "opt", "gpt2", "bert", "roberta", "distilbert", "bert_classifier")

@@ -9,10 +9,10 @@ from tiny_models import gaussian
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers import AutoTokenizer as Tokenizer
 
-from seedtune.config import ModelConfig
 from seedtune.errors import ModelError
 from seedtune.models.export import export
 from seedtune.models.load import load
+from seedtune.sections import ModelConfig
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 AUTO = {

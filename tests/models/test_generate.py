@@ -2,10 +2,10 @@ import pytest
 import torch
 from tiny_models import CAUSAL, gaussian
 
-from seedtune.config import ModelConfig
 from seedtune.errors import ModelError
 from seedtune.models.generate import generate
 from seedtune.models.load import load
+from seedtune.sections import ModelConfig
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11], [6, 7], [12, 13, 5]]
 

@@ -5,11 +5,11 @@ import torch
 from tiny_models import batch_of, gaussian
 from torch.nn.functional import cosine_similarity, cross_entropy, one_hot
 
-from seedtune.config import ModelConfig
 from seedtune.errors import ModelError
 from seedtune.models import heads
 from seedtune.models.load import load
 from seedtune.models.objective import scores
+from seedtune.sections import ModelConfig
 
 NUM_EXAMPLES, WIDTH = 24, 5
 

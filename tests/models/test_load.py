@@ -8,11 +8,11 @@ from peft.tuners.lora.model import LoraModel
 from tiny_models import CAUSAL, CONFIGS, MASKED, VOCABULARY, gaussian, tiny_module
 from transformers import AutoModelForCausalLM
 
-from seedtune.config import ModelConfig
 from seedtune.errors import ModelError
 from seedtune.models.answer_head import install
 from seedtune.models.load import load
 from seedtune.models.starter import starter_folder
+from seedtune.sections import ModelConfig
 
 
 def loaded(folder, choices=2, **options):

@@ -3,11 +3,11 @@ import torch
 from tiny_models import CAUSAL, MASKED, batch_of, gaussian
 from torch.nn.functional import cross_entropy, log_softmax
 
-from seedtune.config import ModelConfig
 from seedtune.errors import ModelError
 from seedtune.models.answer_head import AnswerHead
 from seedtune.models.load import load
 from seedtune.models.objective import answer_logits, loss, scores, token_loss_sum
+from seedtune.sections import ModelConfig
 
 SEQUENCES = [[5, 6, 7, 8, 9], [10, 11, 4], [9, 6, 13, 12]]
 PLACES = {"rows": [0, 1, 2], "columns": [4, 2, 3]}

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from seedtune.config import Machine, ModelConfig
+from seedtune.config import Machine
 from seedtune.errors import ConfigError
 from seedtune.models.placement import device_of, slowness
+from seedtune.sections import ModelConfig
 
 PACKED = ModelConfig(adapter="lora", quantisation="4bit")
 

@@ -14,7 +14,7 @@ from tiny_models import batch_of, gaussian
 
 from seedtune import experiment, run_store
 from seedtune.assembly import load_replayed
-from seedtune.config import Machine, ModelConfig
+from seedtune.config import Machine
 from seedtune.errors import DigestMismatch, ModelError
 from seedtune.models import quantised
 from seedtune.models.export import export
@@ -22,6 +22,7 @@ from seedtune.models.generate import generate
 from seedtune.models.load import load
 from seedtune.models.objective import loss
 from seedtune.models.starter import starter_folder
+from seedtune.sections import ModelConfig
 from seedtune.space import bound_weights, digest, model_digest, space_of
 from seedtune.zo.estimators import one_by_one, two_point
 from seedtune.zo.noise import Distribution

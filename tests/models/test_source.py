@@ -7,10 +7,10 @@ import torch
 from tiny_models import gaussian, tiny_tokenizer
 from transformers.utils import logging
 
-from seedtune.config import ModelConfig
 from seedtune.errors import ModelError
 from seedtune.models import source
 from seedtune.models.load import load
+from seedtune.sections import ModelConfig
 
 
 def message(folder, **options):

@@ -9,10 +9,10 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from seedtune.config import ModelConfig
 from seedtune.data.batches import Batch
 from seedtune.models import answer_head, lora
 from seedtune.models.load import Tuned
+from seedtune.sections import ModelConfig
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", "it", "was", "good", "bad", "a", "film", "the", "plot", "dull"]
 VOCABULARY = 32

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ..console import Device, Json, Set
 from ..errors import ConfigError, unknown
 from ..recipe_text import assignment, machine_of, merged
 
@@ -31,9 +32,6 @@ Source = Annotated[
 Model = Annotated[str | None, typer.Option(help="'starter', a folder or a hub id")]
 Task = Annotated[str | None, typer.Option(help="a known task, or 'custom'")]
 Method = Annotated[str | None, typer.Option(help="a known method, laid over the recipe")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="any setting: section.key=value; may be repeated")]
-Device = Annotated[str, typer.Option("--device", help="where the model computes: cpu, cuda or cuda:N")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Out = Annotated[Path | None, typer.Option("--out", help="write the finding to this file too, as JSON")]
 Scales = Annotated[str | None, typer.Option("--scales", help="perturbation scales to try, as 1e-4,1e-3")]
 MOST = 1_000_000

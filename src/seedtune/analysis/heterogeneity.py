@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..assembly import Experiment
-from ..config import PartitionConfig, Recipe
+from ..config import Recipe
 from ..data.keyed import client_batch_indices, keyed_permutation
 from ..data.partition import partition
 from ..errors import ConfigError, DataError
@@ -23,6 +23,7 @@ from ..fed.client import Site, local_round
 from ..fed.messages import Order, Reply
 from ..fed.schedule import learning_rate_at
 from ..fed.seed_scalar import SeedScalar
+from ..sections import PartitionConfig
 from ..space import Space
 from ..zo import noise
 from ..zo.trajectory import Header

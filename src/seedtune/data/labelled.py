@@ -6,8 +6,8 @@ The benchmarks themselves are in `benchmarks`; free-form instruction and text da
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..config import TaskConfig
 from ..errors import DataError
+from ..sections import TaskConfig
 from .benchmarks import BENCHMARKS, Benchmark, Form
 from .examples import Example, ModelKind, Task
 from .files import Row, as_text, check_texts, read_rows, split_files, text_of

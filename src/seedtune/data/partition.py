@@ -9,8 +9,8 @@ from math import ceil
 
 import numpy as np
 
-from ..config import PartitionConfig
 from ..errors import DataError
+from ..sections import PartitionConfig
 from .examples import Example
 from .keyed import generator, keyed_permutation, sub_key
 

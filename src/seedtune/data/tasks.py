@@ -6,8 +6,8 @@ The two built-in tasks read the running Python's own docstrings and need no file
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..config import TaskConfig
 from ..errors import DataError, unknown
+from ..sections import TaskConfig
 from . import stdlib
 from .benchmarks import BENCHMARKS
 from .examples import Example, ModelKind, Task

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..config import TaskConfig
 from ..errors import DataError
+from ..sections import TaskConfig
 from .examples import Example, ModelKind, Task
 from .files import Row, check_texts, read_rows, read_text, split_files
 from .prompts import fill

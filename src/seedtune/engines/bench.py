@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from safetensors.torch import load as load_tensors
 
 from ..assembly import Experiment, assemble
-from ..config import Machine, Recipe, TaskConfig
+from ..config import Machine, Recipe
 from ..errors import ConfigError, MessageError
 from ..fed.answering import Answering
 from ..fed.client import Replica
 from ..fed.hello import Hello, differences, facts_of
 from ..fed.messages import Order
 from ..recipe_text import build_json
+from ..sections import TaskConfig
 from .node_state import FileMemory
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from functools import partial
 
 import torch
 
-from ..config import SplitConfig
 from ..errors import ConfigError
 from ..models.batched_forward import BatchedSuffix
 from ..models.blocks import Activations, Cut
+from ..sections import SplitConfig
 from ..space import Space
 from ..zo.expansion import Split
 from ..zo.meter import Tally

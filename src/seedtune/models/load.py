@@ -30,8 +30,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from ..config import ModelConfig
 from ..errors import ModelError
+from ..sections import ModelConfig
 from . import answer_head, lora, quantised
 from .encoder import HEAD_FILE, EncoderWithHead
 from .lora import Gaussian

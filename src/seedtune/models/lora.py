@@ -16,8 +16,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
-from ..config import ModelConfig
 from ..errors import ModelError
+from ..sections import ModelConfig
 
 Gaussian = Callable[[str, tuple[int, ...]], torch.Tensor]
 """Draws a tensor's start: (canonical name, shape) to float32 standard normal values, always the same for a name."""

@@ -6,8 +6,9 @@ Not here: batches, which are moved to the model where they are made (`data.batch
 
 import torch
 
-from ..config import Machine, ModelConfig
+from ..config import Machine
 from ..errors import ConfigError
+from ..sections import ModelConfig
 
 
 def device_of(machine: Machine, config: ModelConfig) -> torch.device:

@@ -28,8 +28,8 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch.nn.functional import linear
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
-from ..config import ModelConfig
 from ..errors import ModelError
+from ..sections import ModelConfig
 
 
 def check(config: ModelConfig, hf_config: PretrainedConfig) -> None:
