@@ -117,6 +117,10 @@ def node(
     recipe_paths: Annotated[
         bool, typer.Option("--recipe-paths", help="let the server's recipe name files on this machine")
     ] = False,
+    max_epsilon: Annotated[
+        float,
+        typer.Option(min=0, help="take part only in runs whose local noise keeps them within it; default any run"),
+    ] = 0.0,
     roster: Annotated[
         Path | None,
         typer.Option(help="all clients' public keys, for secure sums with nobody else (docs/secure-sums.md)"),
@@ -136,7 +140,7 @@ def node(
     made = noding.Node(
         server, folder.absolute(), ca and ca.absolute(), key and key.absolute(), clients, _where(model),
         data and data.absolute(), device, port or (9094 if shown else places.free_port()), recipe_paths,
-        roster and roster.absolute(),
+        max_epsilon, roster and roster.absolute(),
     )  # fmt: skip
     if shown:
         noding.check(made)

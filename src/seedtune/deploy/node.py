@@ -42,6 +42,7 @@ class Node:
     device: str = "cpu"
     port: int = 9094
     recipe_paths: bool = False
+    max_epsilon: float = 0.0
     roster: Path | None = None
 
     @property
@@ -111,6 +112,7 @@ def _worker(node: Node) -> Command:
         "--state", str(node.status.parent),
         *(text for name, value in options.items() if value is not None for text in (name, str(value))),
         *(["--recipe-paths"] if node.recipe_paths else []),
+        *(["--max-epsilon", f"{node.max_epsilon:g}"] if node.max_epsilon else []),
     )  # fmt: skip
     return Command("worker", arguments, {"TOKENIZERS_PARALLELISM": "false"}, node.place.log("worker"))
 

@@ -18,6 +18,7 @@ from ..fed.answering import Answering
 from ..fed.client import Replica
 from ..fed.hello import Hello, differences, facts_of
 from ..fed.messages import Order
+from ..privacy import accounting, rules
 from ..recipe_text import build_json
 from ..sections import TaskConfig
 from .node_state import FileMemory
@@ -32,7 +33,8 @@ Make = Callable[..., Experiment]
 class Options:
     """What a node's owner says. clients: those it serves, None: all. model, data: where its base and its own examples
     lie; None: where the recipe says. recipe_paths: whether the recipe, which is the server's, may name files here.
-    credentials: for secure sums (`privacy.identities`); None: made up, as in a simulation."""
+    credentials: for secure sums (`privacy.identities`); None: made up, as in a simulation. max_epsilon: takes part only
+    in runs whose local noise keeps them within it; 0: in any."""
 
     clients: tuple[int, ...] | None = None
     model: str | None = None
@@ -40,6 +42,7 @@ class Options:
     machine: Machine = field(default_factory=Machine)
     recipe_paths: bool = False
     credentials: "Credentials | None" = None
+    max_epsilon: float = 0.0
 
 
 class Bench:
@@ -110,9 +113,30 @@ def _here(recipe: Recipe, options: Options) -> Recipe:
         model = model.model_copy(update={"name": options.model})
     if options.data:
         task = task.model_copy(update={"path": options.data, "test_path": None})
+    if options.max_epsilon:
+        _check_private(recipe, options.max_epsilon)
     if not options.recipe_paths:
         _check_paths(None if options.model else model.name, None if options.data else task)
     return recipe.model_copy(update={"model": model, "task": task})
+
+
+def _check_private(recipe: Recipe, most: float) -> None:
+    """
+    Raises:
+        ConfigError: a run without local noise, or one whose rounds may come to be worth more.
+    """
+    plan = rules.checked(recipe)
+    if plan is None or plan.noise != "local":
+        raise ConfigError(
+            "this node takes part only in runs with local noise (--max-epsilon), and the server's recipe has none: it "
+            "needs privacy.unit and privacy.noise = 'local'"
+        )
+    worth = accounting.epsilon(plan, plan.num_rounds)
+    if not worth <= most:
+        raise ConfigError(
+            f"the run's {plan.num_rounds} rounds are worth epsilon {worth:.4g}, this node takes part up to {most:g} "
+            "(--max-epsilon)"
+        )
 
 
 def _check_paths(model: str | None, task: TaskConfig | None) -> None:

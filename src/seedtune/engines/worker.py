@@ -1,7 +1,7 @@
 """The resident process of a node: it holds model, data and progress, and answers on a Unix socket.
 
     python -m seedtune.engines.worker --socket PATH --state FOLDER [--clients 0-32,40] [--model PATH] [--data PATH]
-        [--recipe-paths] [--identity PATH] [--roster PATH] [--device cpu]
+        [--recipe-paths] [--max-epsilon E] [--identity PATH] [--roster PATH] [--device cpu]
 
 Flower starts a process for every message; loading a model there would take longer than a round. That process hands the
 message to this one (`frames`) and waits. The socket and the state are the user's alone (0600, 0700). Requests are taken
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, data = (str(Path(path).resolve()) if path else None for path in (given.model, given.data))
         credentials = _credentials(given.identity, given.state, given.roster)
         machine = Machine(device=given.device)
-        options = Options(clients, model, data, machine, given.recipe_paths, credentials)
+        options = Options(clients, model, data, machine, given.recipe_paths, credentials, given.max_epsilon)
         run(given.socket, given.state, options, _log)
     except (SeedtuneError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -174,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", help="those that this node serves, such as 0-32,40; default all of the run's")
     parser.add_argument("--model", help="where the base lies here; default where the recipe says")
     parser.add_argument("--data", help="this node's own training data; default the recipe's")
+    parser.add_argument(
+        "--max-epsilon", type=float, default=0.0, help="only runs with local noise, worth at most so much"
+    )
     parser.add_argument("--recipe-paths", action="store_true", help="let the server's recipe name files here")
     parser.add_argument(
         "--identity", type=Path, help="this node's private key, for secure sums; default one of its own"

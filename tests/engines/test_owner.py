@@ -1,10 +1,12 @@
-"""A server's recipe does not choose which files of a node's machine are read."""
+"""What a node's owner insists on, whatever the server's recipe says: its files, and its privacy."""
 
 import pytest
 
 from seedtune.config import Recipe
 from seedtune.engines.bench import Options, _here
 from seedtune.errors import ConfigError
+from seedtune.privacy import accounting
+from seedtune.privacy.plan import Plan
 from seedtune.recipe_text import build, merged
 
 
@@ -41,3 +43,26 @@ def test_the_owners_own_places_take_the_place_of_the_recipes():
     here = _here(given, Options(model="/ours", data="/ours.csv"))
     assert (here.model.name, here.task.path, here.task.test_path) == ("/ours", "/ours.csv", None)
     assert _here(recipe(), Options()) == recipe()
+
+
+LOCAL = {
+    "privacy": {"unit": "client", "noise": "local", "noise_multiplier": 4.0},
+    "federation": {"num_rounds": 3, "keys": "shared", "weighting": "equal"},
+}
+
+
+def test_a_node_may_insist_on_local_noise_and_on_what_it_is_worth():
+    worth = accounting.epsilon(Plan.of(recipe(**LOCAL)), 3)
+    assert _here(recipe(**LOCAL), Options(max_epsilon=1.01 * worth)) == recipe(**LOCAL)
+    with pytest.raises(ConfigError, match=r"3 rounds are worth epsilon .*, this node takes part up to"):
+        _here(recipe(**LOCAL), Options(max_epsilon=0.99 * worth))
+    longer = merged(LOCAL, {"federation": {"num_rounds": 300}})
+    with pytest.raises(ConfigError, match="300 rounds are worth"):
+        _here(recipe(**longer), Options(max_epsilon=1.01 * worth))
+
+
+@pytest.mark.parametrize("over", [{}, merged(LOCAL, {"privacy": {"noise": "central"}})])
+def test_who_insists_on_it_takes_part_in_no_other_run(over):
+    with pytest.raises(ConfigError, match="takes part only in runs with local noise"):
+        _here(recipe(**over), Options(max_epsilon=8.0))
+    assert _here(recipe(**over), Options()) == recipe(**over)
