@@ -16,7 +16,7 @@ from small_federation import without_a_model
 from tiny_runs import MACHINE, NOTHING, StopAfter, child, save_model, toml, values
 from transformers import AutoModelForCausalLM
 
-from seedtune import experiment, run_store
+from seedtune import baseline, experiment, run_store
 from seedtune.assembly import assemble, load_replayed
 from seedtune.errors import (
     DigestMismatch,
@@ -213,7 +213,7 @@ def test_backpropagation_gives_the_weights_back(tiny_recipe, monkeypatch):
     def not_finite(*args):
         raise NotFinite("weights are finite")
 
-    monkeypatch.setattr(experiment, "unpack_weights", not_finite)
+    monkeypatch.setattr(baseline, "unpack_weights", not_finite)
     assert math.isnan(experiment.backpropagation(made).loss)
     assert digest(made.site.replica.weights) == before
 

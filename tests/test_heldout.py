@@ -5,7 +5,7 @@ import pytest
 import tiny_runs
 from tiny_runs import MACHINE, NOTHING
 
-from seedtune import assembly, experiment, run_store
+from seedtune import assembly, baseline, run_store
 from seedtune.assembly import assemble
 from seedtune.baseline import backpropagation
 from seedtune.errors import DataError
@@ -21,7 +21,7 @@ QUARTER = {"heldout_fraction": 0.25}
 def trained_on(monkeypatch):
     """The indices of all examples that anybody trains on from now on."""
     seen = set()
-    for room in (assembly, experiment):
+    for room in (assembly, baseline):
         whole = room.batch_of
 
         def recorded(examples, indices, whole=whole):

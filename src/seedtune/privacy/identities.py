@@ -62,13 +62,17 @@ class Identity:
         """The one in a file that only its owner may read; made where there is none.
 
         Raises:
-            DataError: what is there is no identity.
+            DataError: what is there is no identity, or it cannot be written.
         """
-        if not path.exists():
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
                 file.write(cls.generated().key.private_bytes(*form))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise DataError(f"identity {path}: cannot be written: {error.strerror}") from None
         return cls.of_file(path)
 
     @property
