@@ -172,9 +172,10 @@ def test_listing_recipes_needs_no_model_library():
 
 def test_a_reader_that_has_seen_enough_gets_no_traceback():
     code = "from seedtune.cli import main; main()"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     for arguments in (["recipes"], ["recipes", "--json"]):
         process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE)  # fmt: skip
+                                   stderr=subprocess.PIPE, env=buffered)  # fmt: skip
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait(60) == 1
         process.stderr.close()

@@ -51,9 +51,9 @@ def main() -> None:
     """The entry point of the command `seedtune`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        if code := app(
-            prog_name="seedtune", standalone_mode=False
-        ):  # what click makes of an exit, or of Ctrl-C in some versions
+        code = app(prog_name="seedtune", standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that is gone is no error
+        if code:  # what click makes of an exit, or of Ctrl-C in some versions
             sys.exit(code)
     except SeedtuneError as error:
         _fail(str(error))
