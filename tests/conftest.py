@@ -54,6 +54,13 @@ def tiny_recipe(tiny_model, tiny_table) -> Callable[..., Recipe]:
 
 
 @pytest.fixture
+def ended(tiny_recipe, tmp_path) -> Path:
+    """The folder of a run of the tiny recipe that has ended; some of its examples were cut."""
+    experiment.run(tiny_recipe(task={"max_tokens": 5}), tiny_runs.MACHINE, tmp_path / "run", tiny_runs.NOTHING)
+    return tmp_path / "run"
+
+
+@pytest.fixture
 def small_runs(monkeypatch):
     """Lets runs be of the small federation, without a model, and not wait for the disk."""
     monkeypatch.setattr(experiment, "assemble", small_federation.without_a_model)

@@ -9,20 +9,11 @@ from seedtune import inspection
 from seedtune.errors import ConfigError, RunStoreError, TrajectoryError
 from seedtune.experiment import run
 from seedtune.inspection import COMPARED, compared, compared_at, described, exported, health, to_target
+from seedtune.run_store import summary_of
 from seedtune.zo.expansion import Split
 from seedtune.zo.noise import Distribution
 from seedtune.zo.trajectory import Header
 from seedtune.zo.trajectory_file import header_frame
-
-
-@pytest.fixture
-def ended(tiny_recipe, tmp_path):
-    run(tiny_recipe(task={"max_tokens": 5}), MACHINE, tmp_path / "run", NOTHING)
-    return tmp_path / "run"
-
-
-def summary_of(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_a_run_and_its_trajectory_are_described_alike(ended):

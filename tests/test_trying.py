@@ -6,25 +6,15 @@ import math
 
 import numpy as np
 import pytest
-from tiny_runs import MACHINE, NOTHING, save_task
+from tiny_runs import MACHINE, save_task
 
 from seedtune import trying
 from seedtune.data.batches import batch_of
 from seedtune.errors import DataError, ModelError
-from seedtune.experiment import run
 from seedtune.models.evaluation import Evaluation, evaluate
 from seedtune.models.objective import scores
+from seedtune.run_store import summary_of
 from seedtune.trying import evaluated, written
-
-
-@pytest.fixture
-def ended(tiny_recipe, tmp_path):
-    run(tiny_recipe(task={"max_tokens": 5}), MACHINE, tmp_path / "run", NOTHING)
-    return tmp_path / "run"
-
-
-def summary_of(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_a_run_is_evaluated_where_it_stands(ended):

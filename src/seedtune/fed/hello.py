@@ -9,7 +9,7 @@ A node whose base, tuned space, dtype, labels, noise or messages are others than
 names both. Everything is checked as it is decoded. A recipe is data: nothing of it is executed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,13 +157,6 @@ def decode_finished(data: bytes) -> bytes:
     (digest,) = fields_of(data, FINISHED, 1)
     check(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES, f"a digest has {DIGEST_BYTES} bytes")
     return digest
-
-
-def _gathered(values: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
-    """The different values, sorted, and which of them each is."""
-    different = sorted(set(values))
-    number = {value: i for i, value in enumerate(different)}
-    return different, [number[value] for value in values]
 
 
 def _packed_facts(facts: Facts) -> list[str]:
