@@ -34,24 +34,20 @@ Tensors = dict[str, torch.Tensor]
 """A vector in the space of the tuned tensors: each one's part by its name."""
 
 
-def subject_of(
-    source: str | None, method: str | None, flags: dict[str, Any], settings: Sequence[dict[str, Any]], machine: Machine
-) -> Experiment:
+def subject_of(source: str | None, method: str | None, settings: dict[str, Any], machine: Machine) -> Experiment:
     """A recipe by name or file at its start, or a run folder at the weights that its run came to.
 
-    `flags` and then `settings` are laid over the recipe; over a run's, as long as its weights still fit.
+    `settings` are laid over the recipe; over a run's, as long as its weights still fit.
 
     Raises:
         SeedtuneError: no such recipe, run, model, task or device; settings that a run's weights do not fit.
     """
     folder = Path(source or presets.DEFAULT_RECIPE)
     if not run_store.is_run(folder):
-        return assemble(presets.composed(source, method, flags, *settings), machine)
+        return assemble(presets.composed(source, method, settings), machine)
     if method:
         raise ConfigError(f"probe {folder}: --method {method!r} is for a recipe, and this is a run: leave it out")
-    values = run_store.recipe_of(folder).model_dump()
-    for over in (flags, *settings):
-        values = merged(values, over)
+    values = merged(run_store.recipe_of(folder).model_dump(), settings)
     state = run_store.trajectory_of(folder)
     experiment = assemble(build(values, f"run {folder}"), machine, state.header.initial)
     restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
