@@ -16,10 +16,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from . import presets
-from .analysis.commands import app as probe
 from .console import Device, Json, Set, err, out, pairs, show
 from .deploy.commands import app as deploy
 from .errors import ConfigError, SeedtuneError, unknown
+from .probing import app as probe
 from .recipe_text import assignment, machine_of, merged
 from .studies.commands import study
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.keyed import generator
-from ..studies.estimates import LEVEL, estimate
+from .estimates import LEVEL, estimate
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Losses are those on the test examples after the last round.
 from collections.abc import Sequence
 from statistics import median
 
-from .estimates import DIGITS, Estimate, estimate, verdict
+from ..analysis.estimates import DIGITS, Estimate, estimate, verdict
 from .measured import Measured, Result, common_loss
 from .study import Finding
 

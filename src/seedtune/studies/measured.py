@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..analysis.estimates import Estimate, estimate
 from ..config import Recipe
-from .estimates import Estimate, estimate
 from .study import JudgedBy, Study
 
 COUNTED = ("forwards", "flops", "bytes_up", "bytes_down")

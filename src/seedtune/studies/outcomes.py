@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..analysis.estimates import estimate
 from ..report import figure
 from ..run_folder import replace_text, writing
-from .estimates import estimate
 from .folders import OUTCOMES, flat
 from .measured import COUNTED, Measured, Result, Run, common_loss
 from .plan import Plan

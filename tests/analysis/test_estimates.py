@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from seedtune.studies.estimates import Estimate, estimate, verdict
+from seedtune.analysis.estimates import Estimate, estimate, verdict
 
 
 def test_the_band_is_students():

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..console import Device, Json, Set, err, nested, out
-from ..errors import ConfigError, unknown
-from ..recipe_text import machine_of, merged
+from .console import Device, Json, Set, err, nested, out
+from .errors import ConfigError, unknown
+from .recipe_text import machine_of, merged
 
 if TYPE_CHECKING:  # help is printed without loading torch
-    from ..assembly import Experiment
-    from .finding import Finding, Tell
+    from .analysis.finding import Finding, Tell
+    from .assembly import Experiment
 
 Probe = Callable[["Experiment", "Tell"], "Finding"]
 
@@ -73,9 +73,9 @@ def _probe(
     file: Out = None,
 ) -> None:
     """Runs a probe of what the options name, showing how far it is; prints and writes what it found."""
-    from ..run_folder import replace_text, writing
-    from ..terminal import finding_lines, stages
-    from .subject import subject_of
+    from .analysis.subject import subject_of
+    from .run_folder import replace_text, writing
+    from .terminal import finding_lines, stages
 
     names = {"model": model, "task": task}
     over = merged({part: {"name": name} for part, name in names.items() if name is not None}, nested(settings))
@@ -104,7 +104,7 @@ def _effective_rank(
     layers: Annotated[bool, typer.Option(help="the largest eigenvalue of each layer too")] = True,
 ) -> Probe:
     """Trace, largest eigenvalues and ranks of the loss's Hessian, whole and by layer."""
-    from .effective_rank import RankOptions, effective_rank
+    from .analysis.effective_rank import RankOptions, effective_rank
 
     options = RankOptions(examples, directions, eigenvalues, _numbers("--scales", scales), layers)
     return lambda experiment, tell: effective_rank(experiment, options, tell)
@@ -118,7 +118,7 @@ def _perturbation_scale(
     dtypes: Annotated[str | None, typer.Option(help="dtypes to try, as float32,bfloat16; default all three")] = None,
 ) -> Probe:
     """Bias, variance and rounding of the projected gradient over the perturbation scale, for each dtype."""
-    from .perturbation_scale import DTYPES, SCALES, ScaleOptions, perturbation_scale
+    from .analysis.perturbation_scale import DTYPES, SCALES, ScaleOptions, perturbation_scale
 
     options = ScaleOptions(examples, directions, _numbers("--scales", scales) or SCALES, _names(dtypes, DTYPES))
     return lambda experiment, tell: perturbation_scale(experiment, options, tell)
@@ -131,7 +131,7 @@ def _heterogeneity(
     points: Annotated[int, _count(2, "weights at which gradients are compared", 100)] = 3,
 ) -> Probe:
     """What clients' signals and gradients say of how unlike they are, against what is known of their partition."""
-    from .heterogeneity import HeterogeneityOptions, heterogeneity
+    from .analysis.heterogeneity import HeterogeneityOptions, heterogeneity
 
     chosen = _numbers("--alphas", alphas) or HeterogeneityOptions.alphas
     options = HeterogeneityOptions(chosen, examples, points)
@@ -145,7 +145,7 @@ def _rate_bound(
     batches: Annotated[int, _count(2, "mini-batches, for the noise of gradients", 1000)] = 8,
 ) -> Probe:
     """The bounds of FedMeZO's theory on the learning rate, for measured curvature and gradient noise."""
-    from .rate_bound import RateOptions, rate_bound
+    from .analysis.rate_bound import RateOptions, rate_bound
 
     options = RateOptions(examples, directions, batches)
     return lambda experiment, tell: rate_bound(experiment, options, tell)
@@ -170,7 +170,7 @@ def _check_ready(file: Path | None) -> None:
     """
     if file is not None and (file.is_dir() or not file.parent.is_dir()):
         raise ConfigError(f"--out {file}: must be a file in a folder that is there")
-    from .spectrum import scipy_part
+    from .analysis.spectrum import scipy_part
 
     scipy_part("special")
 
