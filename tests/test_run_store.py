@@ -22,7 +22,9 @@ from seedtune.run_store import (
     TRAJECTORY,
     RunStore,
     create,
+    findings_of,
     is_run,
+    keep_finding,
     log_bytes,
     metrics_of,
     open_run,
@@ -192,6 +194,24 @@ def test_a_run_is_replaced_only_when_asked(tmp_path):
         store.begin(SETTINGS, HEADER, {"rounds": 0})
     assert trajectory_of(tmp_path).records == () and summary_of(tmp_path) is None
     assert set(contents(tmp_path)) == {RECIPE, TRAJECTORY, METRICS, MANIFEST}
+
+
+def test_findings_are_kept_beside_a_run_and_go_with_it(tmp_path):
+    with create(tmp_path) as store:
+        begun(store)
+        keep_finding(tmp_path, "rank", "first")
+        path = keep_finding(tmp_path, "rank", "second")
+    (path.parent / "mine.txt").write_text("mine")
+    assert findings_of(tmp_path) == [path] and path.read_text() == "second"
+    with open_run(tmp_path) as store:
+        finish(store, store.recover().num_rounds, snapshots=False)
+    assert len(trajectory_of(tmp_path).records) == NUM_ROUNDS and findings_of(tmp_path) == [path]
+    with create(tmp_path, replace=True) as store:
+        assert findings_of(tmp_path) == [path]
+        begun(store)
+    assert findings_of(tmp_path) == [] and (path.parent / "mine.txt").exists()
+    with pytest.raises(RunStoreError, match="holds no run"):
+        keep_finding(tmp_path / "gone", "rank", "third")
 
 
 def test_a_half_cleared_run_is_no_run_and_can_be_replaced(tmp_path):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import Device, Json, Set, err, nested, out
-from .errors import ConfigError, unknown
+from .errors import ConfigError, RunStoreError, unknown
 from .recipe_text import machine_of, merged
 
 if TYPE_CHECKING:  # help is printed without loading torch
@@ -72,8 +72,9 @@ def _probe(
     as_json: Json = False,
     file: Out = None,
 ) -> None:
-    """Runs a probe of what the options name, showing how far it is; prints and writes what it found."""
-    from .analysis.subject import subject_of
+    """Runs a probe of what the options name, showing how far it is; prints what it found, writes it where asked, and
+    keeps that of a run in its folder."""
+    from .analysis.subject import run_of, subject_of
     from .run_folder import replace_text, writing
     from .terminal import finding_lines, stages
 
@@ -84,15 +85,33 @@ def _probe(
     with stages(err) as tell:
         found = probe(experiment, tell).as_json()
     found["cost"]["seconds"] = round(time.monotonic() - began, 2)
+    if over:
+        found["about"]["asked with"] = ", ".join(
+            f"{part}.{key}={value}" for part in over for key, value in over[part].items()
+        )
     text = json.dumps(found, indent=2, allow_nan=False)
     if file is not None:
         with writing(file.parent, "choose another file with --out"):
             replace_text(file, text + "\n")
     if as_json:
         print(text)
-        return
-    for part in finding_lines(found):
-        out.print(part, soft_wrap=isinstance(part, str))
+    else:
+        for part in finding_lines(found):
+            out.print(part, soft_wrap=isinstance(part, str))
+    if (folder := run_of(source)) is not None:
+        _keep(folder, found["probe"], text)
+
+
+def _keep(folder: Path, probe: str, text: str) -> None:
+    """Keeps a finding in a run's folder, for its report; where the folder cannot be written, says so."""
+    from .run_store import keep_finding
+
+    try:
+        path = keep_finding(folder, probe, text + "\n")
+    except RunStoreError as error:
+        err.print(f"note: not kept for the report: {error}", soft_wrap=True)
+    else:
+        err.print(f"kept: {path}; 'seedtune report {folder}' shows it", soft_wrap=True)
 
 
 @_command("effective-rank")

@@ -7,6 +7,7 @@
     id                     16 bytes as hex, drawn where the run's messages travel between machines
     manifest.json          how much of the files above counts; written last, replaced in one rename
     summary.json           the results, when the run has ended
+    probes/                what probes of the run found, a file each; no part of the run
     secret                 of a private run: gives its noise and its secret samples; never to be passed on
 
 Guarantees: after a crash at any moment the folder holds a whole number of rounds, those of the manifest; what came
@@ -40,7 +41,7 @@ from .zo.trajectory_file import header_frame, parse, round_frame
 TRAJECTORY, METRICS, MANIFEST, SUMMARY, RECIPE, ID = (
     "trajectory.seedtune", "metrics.jsonl", "manifest.json", "summary.json", "recipe.json", "id",
 )  # fmt: skip
-SNAPSHOTS = "snapshots"
+SNAPSHOTS, FINDINGS = "snapshots", "probes"
 FORMAT = 1
 _FILES = (RECIPE, MANIFEST, SUMMARY, TRAJECTORY, METRICS, ID, SECRET)
 ID_BYTES = 16
@@ -272,6 +273,27 @@ def snapshot_of(folder: Path, round_: int) -> Weights:
         raise RunStoreError(f"run {folder}: snapshot {path.name} is damaged ({error}): take a fresh copy") from None
 
 
+def keep_finding(folder: Path, name: str, text: str) -> Path:
+    """Keeps what a probe of a run found, in place of an earlier finding of this name; where it is now.
+
+    The run's lock is not asked for: a run that goes on does not look at it.
+
+    Raises:
+        RunStoreError: no run there, or its folder cannot be written.
+    """
+    _check_run(folder)
+    path = folder / FINDINGS / f"{name}.json"
+    with writing(folder, "write what was found elsewhere with --out"):
+        path.parent.mkdir(exist_ok=True)
+        replace_text(path, text)
+    return path
+
+
+def findings_of(folder: Path) -> list[Path]:
+    """The files of what probes of a run found, by name."""
+    return sorted(path for path in (folder / FINDINGS).glob("*.json") if path.is_file())
+
+
 def log_bytes(recipe: Recipe) -> int:
     """About how many bytes trajectory and metrics of a whole run take: some kilobytes, unless rounds are many."""
     federation = recipe.federation
@@ -297,7 +319,7 @@ def _check_free(folder: Path, replace: bool) -> None:
         raise RunStoreError(f"run folder {folder}: is a file; choose another with --out")
     left_over = {LOCK, PROBE, *(Path(name).with_suffix(".part").name for name in _FILES)}
     held = {path.name for path in folder.iterdir()} - left_over if folder.is_dir() else set()
-    foreign = held - {*_FILES, SNAPSHOTS}
+    foreign = held - {*_FILES, SNAPSHOTS, FINDINGS}
     if foreign and not is_run(folder):
         raise RunStoreError(
             f"run folder {folder}: holds other files than a run's, such as {min(foreign)}; choose an empty one with "
@@ -314,6 +336,8 @@ def _clear(folder: Path) -> None:
     for name in _FILES:  # the recipe first: what is half cleared is no run, and nothing continues it by mistake
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
+    for path in findings_of(folder):
+        path.unlink()
 
 
 def _cut(path: Path, size: int) -> None:

@@ -53,6 +53,32 @@ def test_a_run_is_probed_at_its_last_weights(seedtune, recipe_file):
     )
 
 
+def test_a_finding_of_a_run_is_kept_in_its_folder(seedtune, recipe_file, tmp_path):
+    assert seedtune("run", recipe_file, "--out", "runs/done").code == 0
+    first = seedtune("probe", "effective-rank", "runs/done", *QUICK, "--no-layers")
+    kept = tmp_path / "runs/done/probes/effective-rank.json"
+    assert first.err.splitlines()[-1] == (
+        "kept: runs/done/probes/effective-rank.json; 'seedtune report runs/done' shows it"
+    )
+    assert json.loads(kept.read_text())["about"]["eigenvalues"] == 2 and [*kept.parent.iterdir()] == [kept]
+    again = seedtune("probe", "effective-rank", "runs/done", *QUICK, "--json", "--set", "local.perturbation_scale=0.01")
+    assert again.code == 0, again.err
+    found = json.loads(again.out)
+    assert found == json.loads(kept.read_text()) and found["about"]["asked with"] == "local.perturbation_scale=0.01"
+    assert seedtune("replay", "runs/done", "--out", "tuned").code == 0
+
+
+def test_a_folder_that_cannot_be_written_costs_no_finding(seedtune, recipe_file, tmp_path):
+    assert seedtune("run", recipe_file, "--out", "done").code == 0
+    (tmp_path / "done/probes").write_text("a file")
+    result = seedtune("probe", "effective-rank", "done", *QUICK, "--json")
+    assert result.code == 0 and json.loads(result.out)["probe"] == "effective-rank"
+    assert result.err.splitlines()[-1] == (
+        "note: not kept for the report: run folder done: cannot be written: File exists; write what was found "
+        "elsewhere with --out"
+    )
+
+
 def test_what_cannot_be_is_refused_before_anything_is_loaded(seedtune, recipe_file, monkeypatch):
     refused(
         seedtune("probe", "effective-rank", recipe_file, "--scales", "1e-3,none"),

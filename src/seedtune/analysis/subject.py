@@ -42,8 +42,8 @@ def subject_of(source: str | None, method: str | None, settings: dict[str, Any],
     Raises:
         SeedtuneError: no such recipe, run, model, task or device; settings that a run's weights do not fit.
     """
-    folder = Path(source or presets.DEFAULT_RECIPE)
-    if not run_store.is_run(folder):
+    folder = run_of(source)
+    if folder is None:
         return assemble(presets.composed(source, method, settings), machine)
     if method:
         raise ConfigError(f"probe {folder}: --method {method!r} is for a recipe, and this is a run: leave it out")
@@ -52,6 +52,12 @@ def subject_of(source: str | None, method: str | None, settings: dict[str, Any],
     experiment = assemble(build(values, f"run {folder}"), machine, state.header.initial)
     restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
     return experiment
+
+
+def run_of(source: str | None) -> Path | None:
+    """The run folder that a source names; None where it is a recipe."""
+    folder = Path(source or presets.DEFAULT_RECIPE)
+    return folder if run_store.is_run(folder) else None
 
 
 def about(experiment: Experiment) -> dict[str, Any]:
