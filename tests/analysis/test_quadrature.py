@@ -1,0 +1,58 @@
+"""The spectrum by quadrature, against matrices whose eigenvalues are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from seedtune.analysis.quadrature import spectrum_of
+from seedtune.errors import ModelError
+
+
+def symmetric(values: np.ndarray) -> torch.Tensor:
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(len(values), len(values))))[0]
+    return torch.from_numpy(basis * values @ basis.T).float()
+
+
+def spectrum(values: np.ndarray, num_starts: int, num_steps: int):
+    matrix = symmetric(values)
+    return spectrum_of(lambda vector: matrix @ vector, len(values), range(1, num_starts + 1), num_steps, lambda *_: 0)
+
+
+def test_traces_of_an_indefinite_matrix_are_within_three_deviations():
+    """Few large eigenvalues of both signs over many small ones, as Hessians have."""
+    values = np.concatenate([[40.0, -25.0, 10.0], np.linspace(-1, 1, 197)])
+    found = spectrum(values, 24, 24)
+    for interval, f in ((found.trace, values), (found.squares, values**2), (found.absolute, np.abs(values))):
+        deviation = np.sqrt(2 * np.sum(f**2) / 24)  # of the mean of 24 samples z^T f(A) z, at most
+        assert abs(interval.value - f.sum()) < 3 * deviation
+        assert 0.1 * deviation < interval.high - interval.low < 6 * deviation
+    assert found.norm.value == pytest.approx(40, rel=1e-6) and found.norm.high == pytest.approx(40, rel=1e-5)
+    assert found.extremes == pytest.approx((-25, 40), rel=1e-3)
+
+
+def test_a_matrix_met_whole_has_no_quadrature_error():
+    """As many steps as rows: with random signs and a diagonal matrix every sample is the trace itself."""
+    diagonal = torch.linspace(-2, 3, 12)
+    found = spectrum_of(lambda vector: diagonal * vector, 12, [1, 2, 3], 12, lambda *_: None)
+    assert found.absolute.value == pytest.approx(float(diagonal.abs().sum()), rel=1e-5)
+    assert found.absolute.high - found.absolute.low < 1e-4
+
+
+def test_few_steps_miss_what_cancels_near_zero_and_half_of_them_more():
+    values = np.concatenate([[100.0], np.linspace(-1, 1, 199)])
+    found = spectrum(values, 8, 8)
+    assert found.absolute_at_half.value < found.absolute.value < np.abs(values).sum() * 1.02
+
+
+def test_the_same_keys_give_the_same_spectrum_and_an_exhausted_space_ends_it():
+    values = np.repeat([2.0, -1.0], 20)
+    one, other = spectrum(values, 2, 10), spectrum(values, 2, 10)
+    assert [each.diagonal.tolist() for each in one.starts] == [each.diagonal.tolist() for each in other.starts]
+    assert one.num_steps == 2 and one.norm.value == pytest.approx(2, rel=1e-5)
+    zero = spectrum_of(lambda vector: 0 * vector, 5, [1], 5, lambda *_: None)
+    assert (zero.trace.value, zero.norm.value, zero.num_steps) == (0, 0, 1)
+
+
+def test_what_is_not_finite_is_an_error():
+    with pytest.raises(ModelError, match="not finite"):
+        spectrum_of(lambda vector: vector * float("nan"), 5, [1], 5, lambda *_: None)
