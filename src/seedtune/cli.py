@@ -238,11 +238,14 @@ def report(
     file: Annotated[
         Path | None, typer.Option("--out", help="HTML file; default RUN-report.html beside the first run")
     ] = None,
+    probes: Annotated[
+        list[Path] | None, typer.Option("--probe", help="what 'seedtune probe --out' wrote, shown too; may be repeated")
+    ] = None,
 ) -> None:
     """Write one HTML page about a run, or about several to compare them; it needs no network."""
     from .report import page
 
-    path = page.write(folders, file)
+    path = page.write(folders, file, probes or ())
     runs = f"{len(folders)} runs" if len(folders) > 1 else "1 run"
     out.print(f"{path}: {runs}, {path.stat().st_size / 1000:.0f} kB; open it in a browser", soft_wrap=True)
 

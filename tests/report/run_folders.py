@@ -63,3 +63,41 @@ def eventful() -> list[dict[str, Any]]:
     found[5]["skipped_steps"] = 3
     found[8] |= {"surge": SURGE, "back_to": 6, "train_loss": 30.0}
     return found
+
+
+def findings() -> dict[str, dict[str, Any]]:
+    """What probes of a run find, by their name, in the form in which they keep it."""
+    about = {"model": "/models/tiny", "dtype": "float32", "task": "topics", "seed": 0, "state_digest": DIGEST}
+    blocks = ["before the layers", "layer 0", "layer 1", "behind the layers"]
+    layers = [
+        {"block": block, "parameters": 64 + i, "trace": [2.0 + i, 1.0 + i / 2, 3.5 + i], "largest eigenvalue": 1.5 - i,
+         "residual": 0.1, "effective rank": [1.4, 0.9, 2.1] if i < 3 else None} for i, block in enumerate(blocks)
+    ]  # fmt: skip
+    scales = [
+        {"mu": mu, "error": mu**2 + 1e-7 / mu, "truncation": mu**2, "rounding": 1e-7 / mu, "bias": [mu, -mu, 3 * mu]}
+        for mu in (1e-4, 1e-3, 1e-2)
+    ]
+    signals = ("loss", "update distance", "gradient distance")
+    ranked = [{"alpha": alpha, **{name: [0.4, -0.1, 0.8] for name in signals}} for alpha in (0.1, 1.0, 10.0)]
+    cost = {"forwards": 99, "gradients": 1, "hessian_products": 49, "seconds": 3.25}
+    probes = {
+        "effective-rank": ({"trace": [0.28, 0.23, 0.33], "operator norm": [0.04, None, None], "at scale": 0.01},
+                           {"by layer": layers}),
+        "perturbation-scale": ({"best scale, float32": 0.001, "error at most 10%, float32": "0.0001 to 0.01",
+                                "best scale, float16": None}, {"float32": scales, "float16": scales[1:]}),
+        "heterogeneity": ({"loss and alpha": [-0.4, -0.6, -0.1]},
+                          {"rank correlation with the distance of labels": ranked}),
+        "rate-bound": ({"bound of the rate": 0.42, "the recipe's rate": 15}, {"by rank": []}),
+    }  # fmt: skip
+    return {
+        name: {"probe": name, "about": about | {"examples": 8}, "values": values, "tables": tables, "cost": cost,
+               "notes": ["intervals: 90 %", f"a note of {name}"]} for name, (values, tables) in probes.items()
+    }  # fmt: skip
+
+
+def keep(folder: Path, found: dict[str, Any]) -> Path:
+    """The run folder, with findings in it by the name of their file."""
+    (folder / "probes").mkdir(exist_ok=True)
+    for name, each in found.items():
+        (folder / "probes" / f"{name}.json").write_text(json.dumps(each))
+    return folder

@@ -57,16 +57,20 @@ def kinds_of_runs(tmp_path):
     options = {
         "ended": {"ended": {}}, "going-on": {}, "no-round": {"lines": []}, "first-row": {"lines": [{"loss": 3.0}]},
         "eventful": {"num_rounds": 12, "lines": run_folders.eventful(), "ended": {"stopped_by": "surge"}},
-        "own-rates": {"ended": {}, "personalise": {"policy": "random"}},
+        "own-rates": {"ended": {}, "personalise": {"policy": "random"}}, "probed": {"ended": {}},
     }  # fmt: skip
-    return {name: run_folders.save(tmp_path / name, **each) for name, each in options.items()}
+    runs = {name: run_folders.save(tmp_path / name, **each) for name, each in options.items()}
+    run_folders.keep(runs["probed"], run_folders.findings())
+    return runs
 
 
 def test_every_kind_of_run_has_a_page_alone_and_together(tmp_path):
     runs = kinds_of_runs(tmp_path)
     for folders in (*([folder] for folder in runs.values()), list(runs.values())):
         found = Parsed(page_of(*folders))
-        assert {name for name, _ in page.SECTIONS} <= set(found.ids) and len(found.ids) == len(set(found.ids))
+        missing = {name for name, _ in page.SECTIONS} - set(found.ids)
+        assert missing == (set() if runs["probed"] in folders else {"probes"})
+        assert len(found.ids) == len(set(found.ids))
 
 
 def test_a_page_says_what_was_run_and_what_came_of_it(tmp_path):
@@ -107,6 +111,10 @@ def test_nothing_of_a_file_is_taken_for_html(tmp_path):
     ended = {"model": EVIL, "versions": {EVIL: EVIL}, "stopped_by": EVIL, "backprop_loss": EVIL}
     task = {"name": EVIL[:-1], "template": EVIL[:-1], "answers": {EVIL[:-1]: EVIL[:-1]}}
     folder = run_folders.save(tmp_path / "<b>evil&", 3, lines=lines, ended=ended, task=task, run={"method": EVIL[:-1]})
+    found = run_folders.findings()["effective-rank"]
+    evil = {"probe": EVIL, "about": {EVIL: EVIL}, "values": {EVIL: EVIL, "a": [1, 0, 2]}, "notes": [EVIL],
+            "tables": {EVIL: [{EVIL: EVIL}], "by layer": [{"block": EVIL, "trace": 1}]}, "cost": {EVIL: 3}}  # fmt: skip
+    run_folders.keep(folder, {EVIL[9:20]: found, "evil": evil, "layers": evil | {"probe": "effective-rank"}})
     for folders in ([folder], [folder, run_folders.save(tmp_path / "other")]):
         text = page_of(*folders)
         found = Parsed(text)

@@ -63,6 +63,7 @@ def runs(tmp_path_factory):
     policy, backpropagation = {"policy": "random"}, {"backprop_loss": 1.1, "backprop_accuracy": 0.7}
     return SimpleNamespace(
         ended=run_folders.save(home / "ended", ended=backpropagation, personalise=policy),
+        probed=run_folders.keep(run_folders.save(home / "probed", ended={}), run_folders.findings()),
         eventful=run_folders.save(home / "eventful", 12, lines=run_folders.eventful(), ended={"stopped_by": "surge"}),
         going_on=run_folders.save(home / "going-on"),
         no_round=run_folders.save(home / "no-round", lines=[]),
@@ -224,6 +225,48 @@ def test_long_and_wide_runs_are_thinned_and_say_so(opened, tmp_path):
     assert tab.locator("#curve-notes").text_content().startswith("Not every round is drawn (long): ")
     assert tab.locator("#map-notes").text_content().startswith("A column is the mean of up to 25 rounds.")
     assert opened(wide).locator("#map-notes").text_content().startswith("100 of 1000 clients are shown")
+
+
+@pytest.mark.parametrize("width, scheme", LOOKS)
+def test_findings_of_probes_are_drawn(opened, runs, width, scheme):
+    for folders in ([runs.probed], [runs.ended, runs.probed]):
+        tab = opened(*folders, width=width, scheme=scheme)
+        assert tab.locator("#probes .chart svg").count() == 8 and tab.locator("#probes .interval").count() == 2
+        assert tab.locator("#probes .chart").first.locator("svg .mark").count() == 4
+        assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        for selector in ("#probes .note", "#probes .status", "#probes td", "#probes td small", "#probes summary"):
+            assert contrast(tab, selector) >= 4.5, selector
+        bar = tab.locator("#probes .interval").first.bounding_box()
+        assert bar["width"] == 150 and bar["height"] == 14
+
+
+def test_charts_of_probes_are_read_out_by_keys_and_tables_unfold(opened, runs):
+    tab = opened(runs.probed)
+    by_layer = tab.locator("#probes .chart").first
+    by_layer.locator("svg").focus()
+    tab.keyboard.press("ArrowRight")
+    assert by_layer.locator(".tip").text_content() == "before the layerstrace: 2 (1 to 3.5)"
+    errors = tab.locator("#probes .chart").nth(3)
+    errors.locator("svg").focus()
+    tab.keyboard.press("End")
+    assert errors.locator(".tip").text_content() == "μ = 0.01error: 1.1e-4truncation: 1e-4rounding: 1e-5"
+    errors.locator("svg").hover(position={"x": 60, "y": 80})
+    assert errors.locator(".tip").text_content().startswith("μ = 1e-4error: ")
+    assert tab.locator("#probes table").get_by_text("layer 1").is_hidden()
+    tab.get_by_text("Tables of effective-rank").focus()
+    tab.keyboard.press("Enter")
+    assert tab.locator("#probes table").get_by_text("layer 1").is_visible()
+
+
+def test_findings_of_several_runs_stand_beside_each_other(opened, runs, tmp_path):
+    altered = run_folders.findings()
+    altered["effective-rank"] |= {"values": {"trace": "<b>none</b>"}, "tables": {"by layer": "no table"}}
+    other = run_folders.keep(run_folders.save(tmp_path / "other", ended={}), altered)
+    tab = opened(runs.probed, other)
+    assert tab.locator("#probes .chart svg").count() == 8
+    assert tab.locator("#probes .chart").first.locator(".c1").count() == 0
+    assert tab.locator("#probes .chart").nth(3).locator(".mark.c1").count() == 3
+    assert tab.get_by_text("<b>none</b>").is_visible() and tab.locator("#probes thead .swatch svg").count() == 8
 
 
 def test_without_scripts_all_but_the_drawings_is_there(opened, runs):

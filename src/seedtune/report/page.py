@@ -24,13 +24,16 @@ from .client_map import maps
 from .curves import curves
 from .events import events, surges
 from .facts import Fact
+from .probe_tables import BAR_WIDTH, Kind, charts, kinds
+from .probes import findings
 from .reading import Run, known, read
 from .settings import command, settings
 
-SCRIPTS = ("format.js", "chart.js", "curves.js", "client_map.js", "page.js")
+SCRIPTS = ("format.js", "chart.js", "curves.js", "client_map.js", "probes.js", "page.js")
 STYLES = ("charts.css", "page.css")  # the last has what holds on narrow screens
 SECTIONS = (
-    ("results", "Results"), ("curves", "Curves"), ("map", "Clients"), ("traffic", "Traffic"), ("time", "Time"),
+    ("results", "Results"), ("curves", "Curves"), ("map", "Clients"), ("probes", "Probes"), ("traffic", "Traffic"),
+    ("time", "Time"),
     ("events", "Events"), ("settings", "Settings"), ("environment", "Environment"), ("again", "Run it again"),
 )  # fmt: skip
 MARK = "<!-- seedtune report -->"
@@ -38,17 +41,19 @@ MARK = "<!-- seedtune report -->"
 _MARK_WITHIN = 64
 
 
-def write(folders: Sequence[Path], path: Path | None = None) -> Path:
+def write(folders: Sequence[Path], path: Path | None = None, probes: Sequence[Path] = ()) -> Path:
     """Writes the report of some runs to `path`, by default beside the first of them; where it is now.
+
+    probes: findings that lie elsewhere than in the runs' folders.
 
     Raises:
         RunStoreError: no run there, a damaged one, or a disk that says no. ConfigError: `path` is something else than
-            an earlier report.
+            an earlier report, or one of `probes` holds no finding.
     """
     path = path or beside(folders)
     with _saying(path):
         _check_free(path)
-        page = html(read(folders))
+        page = html(read(folders), probes)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, page)
     return path
@@ -89,8 +94,14 @@ def _saying(path: Path) -> Iterator[None]:
         ) from None
 
 
-def html(runs: Sequence[Run]) -> str:
-    """The page about some runs, in order."""
+def html(runs: Sequence[Run], probes: Sequence[Path] = ()) -> str:
+    """The page about some runs, in order, with what probes of them found and what other findings say.
+
+    Raises:
+        ConfigError: one of `probes` holds no finding.
+    """
+    found, damaged = findings(runs, probes)
+    compared = kinds(found, len(runs))
     templates = Environment(
         loader=PackageLoader("seedtune.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -100,14 +111,17 @@ def html(runs: Sequence[Run]) -> str:
         mark=MARK, script=script, style=style, script_digest=_digest(script), style_digest=_digest(style),
         title="; ".join(run.label for run in runs[:3]) + (" …" if len(runs) > 3 else ""),
         runs=[_told(run) for run in runs], tables=_tables(runs), settings=settings([run.recipe for run in runs]),
-        data=data(runs), sections=SECTIONS, version=version("seedtune"),
+        data=data(runs, compared), kinds=compared, damaged=damaged, bar_width=BAR_WIDTH, sections=[
+            (id_, name) for id_, name in SECTIONS if id_ != "probes" or compared or damaged
+        ], version=version("seedtune"),
     )  # fmt: skip
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def data(runs: Sequence[Run]) -> dict[str, Any]:
+def data(runs: Sequence[Run], compared: Sequence[Kind]) -> dict[str, Any]:
     """What the page's script draws."""
-    return {"runs": [_drawn(run, len(runs)) for run in runs]}
+    probes = [{"charts": list(charts(kind)), "is_named": kind.is_named} for kind in compared]
+    return {"runs": [_drawn(run, len(runs)) for run in runs], "probes": probes}
 
 
 def _drawn(run: Run, num_runs: int) -> dict[str, Any]:

@@ -31,6 +31,13 @@ function swatch(run) {
   );
 }
 
+// What a kind of line stands for, whatever its colour.
+function lineKey(name, look, dash) {
+  const line = drawn("path", { class: look, d: "M0 7H30", "stroke-dasharray": dash });
+  const key = drawn("svg", { viewBox: "0 0 30 14", "aria-hidden": "true" }, line);
+  return element("span", { class: "kinds" }, key, name);
+}
+
 // Round numbers from low to high, about `wanted` of them.
 function linearTicks(low, high, wanted) {
   const rough = (high - low) / wanted || 1;
@@ -75,7 +82,8 @@ function scaleOf(values, from, to, isLog, pad) {
       b = Math.log(high),
       room = pad * (b - a);
     const at = (value) => from + ((to - from) * (Math.log(value) - a + room)) / (b - a + 2 * room);
-    return { at, ticks: logTicks(low, high), back: null };
+    const back = (place) => Math.exp(a - room + ((place - from) * (b - a + 2 * room)) / (to - from));
+    return { at, ticks: logTicks(low, high), back };
   }
   if (low === high) {
     const room = Math.abs(low) * 0.1 || 1;
@@ -111,9 +119,10 @@ function drawAxes(svg, x, y, width, left, spec) {
     svg.append(drawn("path", { class: "grid", d: `M${left} ${place.toFixed(1)}H${width - RIGHT}` }));
     svg.append(drawn("text", { x: left - 6, y: place + 4, "text-anchor": "end" }, spec.yFormat(tick)));
   }
-  svg.append(drawn("path", { class: "axis", d: `M${left} ${bottom}H${width - RIGHT}` }));
+  const levels = spec.isPoints ? [bottom, y.at(0).toFixed(1)] : [bottom];
+  for (const level of levels) svg.append(drawn("path", { class: "axis", d: `M${left} ${level}H${width - RIGHT}` }));
   let free = -Infinity;
-  for (const tick of x.ticks) {
+  for (const tick of spec.xTicks ?? x.ticks) {
     const place = x.at(tick);
     if (place < left - 1 || place > width - RIGHT + 1 || place < free) continue;
     const text = spec.xFormat(tick);
@@ -146,6 +155,21 @@ function drawLine(svg, line, x, y, isLog) {
   });
 }
 
+// Points with the bounds that they are known to lie in; those of several lines side by side.
+function drawPoints(svg, line, x, y) {
+  const { colour, mark } = look(line.run);
+  for (const i of line.known) {
+    const at = x.at(line.x[i]) + line.shift;
+    if (line.low[i] !== null) {
+      const [low, high] = [y.at(line.low[i]).toFixed(1), y.at(line.high[i]).toFixed(1)];
+      const caps = `M${at - 3} ${low}h6M${at - 3} ${high}h6`;
+      svg.append(drawn("path", { class: `line ${colour}`, d: `M${at} ${low}V${high}${caps}` }));
+    }
+    const place = `translate(${at} ${y.at(line.y[i]).toFixed(1)})`;
+    svg.append(drawn("path", { class: `mark ${colour}`, d: mark, transform: place }));
+  }
+}
+
 function drawSurges(svg, spec, x) {
   spec.surges.forEach((at, i) => {
     const place = x.at(at).toFixed(1);
@@ -169,10 +193,12 @@ function readings(spec, at) {
         )
       ];
     const elsewhere = line.x[i] === at ? "" : ` (at ${spec.xFormat(line.x[i])})`;
-    told.push(`${line.name}: ${spec.yFormat(line.y[i])}${elsewhere}`);
+    const isKnown = (line.low?.[i] ?? null) !== null;
+    const bounds = isKnown ? ` (${spec.yFormat(line.low[i])} to ${spec.yFormat(line.high[i])})` : "";
+    told.push(`${line.name}: ${spec.yFormat(line.y[i])}${bounds}${elsewhere}`);
   }
   const shown = told.length > 12 ? [...told.slice(0, 12), `and ${told.length - 12} more`] : told;
-  return [`${spec.xFormat(at)} ${spec.xLabel}`, ...shown];
+  return [spec.xTold?.(at) ?? `${spec.xFormat(at)} ${spec.xLabel}`, ...shown];
 }
 
 function addCross(frame, svg, spec, x) {
@@ -203,17 +229,13 @@ function addCross(frame, svg, spec, x) {
     if (event.key === "Escape") hide();
     if (!(event.key in steps)) return;
     event.preventDefault();
-    show(
-      at === null
-        ? steps[event.key] < 0
-          ? places.length - 1
-          : 0
-        : Math.max(0, Math.min(places.length - 1, at + steps[event.key])),
-    );
+    const from = at ?? (steps[event.key] < 0 ? places.length : -1);
+    show(Math.max(0, Math.min(places.length - 1, from + steps[event.key])));
   });
 }
 
-// spec: {title, xLabel, xFormat, yFormat, isLog, surges, lines: [{run, name, x, y, minor, dash, joined}], levels}
+// spec: {title, xLabel, xFormat, yFormat, isLog, surges, lines: [{run, name, x, y, minor, dash, joined}], levels}, and
+// of points with bounds: {isPoints, lines: [{low, high}]}; where x is no plain number: {isLogX, xTicks, xPad, xTold}
 function chart(spec) {
   const frame = element("figure", { class: "chart" }, element("figcaption", {}, spec.title));
   const lines = (spec.lines = spec.lines.map((line) => ({
@@ -224,13 +246,17 @@ function chart(spec) {
     frame.append(element("p", { class: "empty" }, "No number to show yet."));
     return { frame, draw: () => {} };
   }
-  const xs = lines.flatMap((line) => line.known.map((i) => line.x[i]));
+  const xs = [...(spec.xTicks ?? []), ...lines.flatMap((line) => line.known.map((i) => line.x[i]))];
   const ys = [...lines.flatMap((line) => line.known.map((i) => line.y[i])), ...spec.levels.map((level) => level.y)];
+  if (spec.isPoints) {
+    ys.push(0, ...lines.flatMap((line) => [...line.low, ...line.high]).filter((end) => end !== null));
+    lines.forEach((line, i) => (line.shift = (i - (lines.length - 1) / 2) * Math.min(9, 60 / lines.length)));
+  }
   const draw = () => {
     const width = Math.max(240, Math.round(frame.clientWidth)),
       measured = scaleOf(ys, HEIGHT - BOTTOM, TOP, spec.isLog, 0.06);
     const left = 14 + 7 * Math.max(...measured.ticks.map((tick) => spec.yFormat(tick).length));
-    const x = scaleOf(xs, left, width - RIGHT, false, 0.015);
+    const x = scaleOf(xs, left, width - RIGHT, spec.isLogX, spec.xPad ?? 0.015);
     const svg = drawn("svg", {
       viewBox: `0 0 ${width} ${HEIGHT}`,
       tabindex: "0",
@@ -239,7 +265,7 @@ function chart(spec) {
     });
     drawAxes(svg, x, measured, width, left, spec);
     drawSurges(svg, spec, x);
-    for (const line of lines) drawLine(svg, line, x, measured, spec.isLog);
+    for (const line of lines) (spec.isPoints ? drawPoints : drawLine)(svg, line, x, measured, spec.isLog);
     for (const level of spec.levels) {
       const place = measured.at(level.y);
       svg.append(

@@ -118,11 +118,7 @@ function kindKeys(runs) {
   ];
   return keys
     .filter(([, , , isShown]) => isShown)
-    .map(([name, look, dash]) => {
-      const line = drawn("path", { class: look, d: "M0 7H30", "stroke-dasharray": dash });
-      const key = drawn("svg", { viewBox: "0 0 30 14", "aria-hidden": "true" }, line);
-      return element("span", { class: "kinds" }, key, name);
-    });
+    .map(([name, look, dash]) => lineKey(name, look, dash));
 }
 
 function drawLegend(runs, state, redraw) {

@@ -11,11 +11,12 @@ function onResize(node, redraw) {
 }
 
 {
-  const { runs } = JSON.parse(document.getElementById("data").textContent);
+  const { runs, probes } = JSON.parse(document.getElementById("data").textContent);
   for (const place of document.querySelectorAll(".swatch")) {
-    if (runs.length > 1) place.append(swatch(Number(place.dataset.run)));
+    place.append(swatch(Number(place.dataset.run)));
   }
   showCurves(runs);
   showMap(runs);
+  showProbes(probes);
   document.documentElement.dataset.drawn = "yes";
 }
