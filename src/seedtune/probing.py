@@ -121,11 +121,13 @@ def _effective_rank(
     eigenvalues: Annotated[int, _count(1, "how many of the largest in magnitude", 200)] = 5,
     scales: Scales = None,
     layers: Annotated[bool, typer.Option(help="the largest eigenvalue of each layer too")] = True,
+    starts: Annotated[int, _count(2, "random starts for the trace of |H|")] = 4,
+    steps: Annotated[int, _count(2, "Lanczos steps of each start", 1000)] = 20,
 ) -> Probe:
     """Trace, largest eigenvalues and ranks of the loss's Hessian, whole and by layer."""
     from .analysis.effective_rank import RankOptions, effective_rank
 
-    options = RankOptions(examples, directions, eigenvalues, _numbers("--scales", scales), layers)
+    options = RankOptions(examples, directions, eigenvalues, _numbers("--scales", scales), layers, starts, steps)
     return lambda experiment, tell: effective_rank(experiment, options, tell)
 
 

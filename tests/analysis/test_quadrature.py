@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from seedtune.analysis.quadrature import spectrum_of
+from seedtune.analysis.quadrature import Spectrum, spectrum_of
 from seedtune.errors import ModelError
 
 
@@ -42,6 +42,24 @@ def test_few_steps_miss_what_cancels_near_zero_and_half_of_them_more():
     values = np.concatenate([[100.0], np.linspace(-1, 1, 199)])
     found = spectrum(values, 8, 8)
     assert found.absolute_at_half.value < found.absolute.value < np.abs(values).sum() * 1.02
+
+
+SPECTRA = [
+    (-1, np.concatenate([[100.0], np.linspace(-1, 1, 199)])),
+    (1, np.concatenate([np.linspace(1, 3, 12), np.linspace(-3, -1, 12), np.full(400, 1e-4)])),
+]
+
+
+@pytest.mark.parametrize(("sign", "values"), SPECTRA)
+def test_few_steps_err_to_either_side_and_the_wider_interval_allows_for_it(sign, values):
+    """Of a diagonal matrix random signs are exact, so that the quadrature's error is all there is."""
+    diagonal = torch.from_numpy(values).float()
+    found = spectrum_of(lambda vector: diagonal * vector, len(values), [1, 2, 3], 8, lambda *_: None)
+    exact, wide = np.abs(values).sum(), found.absolute_within
+    assert sign * (found.absolute.value - exact) > 0.01 * exact and not found.absolute.contains(exact)
+    assert wide.contains(exact) and wide.value == found.absolute.value
+    alone = Spectrum(found.size, found.starts[:1])
+    assert alone.absolute_within == alone.absolute
 
 
 def test_the_same_keys_give_the_same_spectrum_and_an_exhausted_space_ends_it():

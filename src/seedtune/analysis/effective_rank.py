@@ -1,9 +1,9 @@
 """How many directions the loss is curved in: tr(H) / |H|, whole and by layer.
 
 What FedMeZO's theory calls the effective rank r (arXiv 2402.05926, assumption of low effective rank) is an upper bound
-of tr(H) / |H|_op for a positive semidefinite H. The Hessian of a language model need not be one. So two numbers are
-reported: tr(H) / |H|, as the theory has it, in which negative curvature cancels positive; and |H|_F^2 / |H|^2, the
-stable rank, in which nothing cancels and which is never above tr|H| / |H|.
+of tr(H) / |H|_op for a positive semidefinite H. The Hessian of a language model need not be one. So three numbers are
+reported: tr(H) / |H|, as the theory has it, in which negative curvature cancels positive; tr|H| / |H|, in which nothing
+cancels, by stochastic Lanczos quadrature (`quadrature`); and |H|_F^2 / |H|^2, the stable rank, never above the second.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from ..assembly import Experiment
 from .finding import Finding, Tell, in_silence, plain
 from .hessian import Hessian, blocks_of, hessian_of, operator_of
 from .intervals import Interval, student
+from .quadrature import Spectrum, spectrum_of
 from .spectrum import Eigenvalue, top_eigenvalues
 from .subject import ProbedLoss, about, batches_of, key_of, probed_loss, refuse_quantised
 from .trace import TraceSamples, by_forwards, by_products
@@ -29,13 +30,16 @@ _BLOCK_TOLERANCE = 1e-2
 @dataclass(frozen=True)
 class RankOptions:
     """examples: of F. directions: samples of the trace. eigenvalues: how many of the largest in magnitude. scales: mu
-    of the second differences; none: `SCALES` times the recipe's. layers: whether each layer's norm is found too."""
+    of the second differences; none: `SCALES` times the recipe's. layers: whether each layer's norm is found too.
+    starts, steps: random ones, and their Lanczos iteration's, for tr|H|."""
 
     examples: int = 8
     directions: int = 16
     eigenvalues: int = 5
     scales: tuple[float, ...] = ()
     layers: bool = True
+    starts: int = 4
+    steps: int = 20
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,13 @@ class Curvature:
 
 
 def effective_rank(experiment: Experiment, options: RankOptions, tell: Tell = in_silence) -> Finding:
-    """The trace of the Hessian two ways, its largest eigenvalues, and both ranks.
+    """The trace of the Hessian two ways, that of |H|, its largest eigenvalues, and the ranks.
 
     Forwards run in the recipe's dtype; derivatives in float32, at the same weights.
 
-    Cost, in passes over the examples: 2 M + 1 forwards a scale; M Hessian products for all traces, and for the
-    eigenvalues of the whole and of each layer what `top_eigenvalues` says. Memory: `hessian_of`.
+    Cost, in passes over the examples: 2 M + 1 forwards a scale; M Hessian products for the traces of H, at
+    most `starts` times `steps` for that of |H|, and for the eigenvalues of the whole and of each layer what
+    `top_eigenvalues` says. Memory: `hessian_of`, and `steps` float32 vectors of the tuned tensors' size.
 
     Raises:
         ConfigError: a quantised base. ModelError: no second derivatives, or a curvature that is not finite.
@@ -90,8 +95,10 @@ def effective_rank(experiment: Experiment, options: RankOptions, tell: Tell = in
         samples = by_products(probed, hessian, keys, blocks, tell)
         start = key_of(recipe, "eigenvalues")
         whole = curvature_of(samples, hessian, experiment.model.trainable, options.eigenvalues, start, tell)
+        starts = [key_of(recipe, "quadrature", direction=m) for m in range(options.starts)]
+        spectrum = spectrum_of(*operator_of(hessian, experiment.model.trainable), starts, options.steps, tell)
         rows = _rows(hessian, samples, blocks, start, tell) if options.layers else []
-    return _finding(experiment, probed, options, whole, samples, differences, rows)
+    return _finding(experiment, probed, options, whole, spectrum, samples, differences, rows)
 
 
 def curvature_of(
@@ -142,16 +149,18 @@ def plateau(differences: Mapping[float, np.ndarray]) -> tuple[float, float | Non
 
 
 def _finding(
-    experiment: Experiment, probed: ProbedLoss, options: RankOptions, whole: Curvature, samples: TraceSamples,
-    differences: Mapping[float, np.ndarray], rows: list[dict[str, Any]],
+    experiment: Experiment, probed: ProbedLoss, options: RankOptions, whole: Curvature, spectrum: Spectrum,
+    samples: TraceSamples, differences: Mapping[float, np.ndarray], rows: list[dict[str, Any]],
 ) -> Finding:  # fmt: skip
-    mu, apart = plateau(differences)
+    (mu, apart), norm = plateau(differences), whole.norm.value
+    absolute = spectrum.absolute_within
     values = {
         "trace": whole.trace, "trace by forwards": student(differences[mu]), "at scale": mu,
         "difference of the two": student(differences[mu] - samples.whole), "scales differ by": apart,
         "largest eigenvalue": whole.top[0].value, "operator norm": whole.norm,
+        "trace of |H|": absolute,
         "squared Frobenius norm": whole.squares, "effective rank": whole.effective_rank,
-        "stable rank": whole.stable_rank,
+        "effective rank of |H|": absolute.over(norm) if norm else None, "stable rank": whole.stable_rank,
     }  # fmt: skip
     tables = {
         "eigenvalues of largest magnitude": [
@@ -163,26 +172,29 @@ def _finding(
             for scale, found in differences.items()
         ],
     }  # fmt: skip
-    chosen = {"examples": probed.num_examples, "directions": options.directions, "eigenvalues": options.eigenvalues}
+    chosen = {"examples": probed.num_examples, "directions": options.directions, "eigenvalues": options.eigenvalues,
+              "starts": options.starts, "steps": options.steps}  # fmt: skip
     return Finding("effective-rank", about(experiment) | chosen, values, tables, plain(vars(probed.cost)),
-                   notes_of(whole, len(samples.whole), options.eigenvalues))  # fmt: skip
+                   notes_of(whole, options))  # fmt: skip
 
 
-def notes_of(whole: Curvature, num_directions: int, num_eigenvalues: int) -> list[str]:
+def notes_of(whole: Curvature, options: RankOptions) -> list[str]:
     """How the numbers are to be read, and what is known of negative curvature."""
     notes = [
-        f"intervals of traces and of the squared Frobenius norm: 90 %, Student's t over {num_directions} random "
+        f"intervals of traces and of the squared Frobenius norm: 90 %, Student's t over {options.directions} random "
         "directions at fixed examples; ranks are these divided by the operator norm, taken as exact",
+        f"trace of |H|: stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017); 90 %, Student's t over "
+        f"{options.starts} random starts, widened by what the second half of the steps changed",
         "bounds of the operator norm: the residual of its Lanczos vector",
         "attention ran in its plain mathematical form where derivatives were taken: its fused kernels have no second",
     ]
     if whole.smallest < 0:
         return [*notes, (
             f"the Hessian is indefinite: {whole.smallest:.3g} is an eigenvalue. Its trace cancels negative against "
-            "positive curvature, so 'effective rank' lies below tr|H|/|H|, which the theory's r must bound; 'stable "
-            "rank' is a lower bound of tr|H|/|H| in which nothing cancels"
+            "positive curvature; nothing cancels in 'effective rank of |H|', which the theory's r must bound then, nor "
+            "in 'stable rank', a lower bound of it"
         )]  # fmt: skip
     return [*notes, (
-        f"none of the {num_eigenvalues} eigenvalues found is negative: negative curvature, if there is any, is at most "
-        f"{abs(whole.top[-1].value):.3g} in each direction; the trace may still cancel much of it"
+        f"none of the {options.eigenvalues} eigenvalues found is negative: negative curvature, if there is any, is at "
+        f"most {abs(whole.top[-1].value):.3g} in each direction; the trace may still cancel much of it"
     )]  # fmt: skip

@@ -5,8 +5,9 @@
 With theta_k the Ritz values of a Lanczos iteration that starts at z / |z|, and w_k the squares of the first components
 of its tridiagonal matrix's eigenvectors (stochastic Lanczos quadrature: Golub and Meurant 1994; Ubaru, Chen and Saad
 2017). Up to degree 2 m - 1 in m steps this is exact, so that tr(A) and |A|_F^2 carry no error but that of the random
-starts. |x| has a kink at 0: eigenvalues of both signs near 0 that one Ritz value stands for cancel, so tr|A| comes out
-too low, less so with more steps; `absolute` with half of the steps, from the same products, shows how much is missing.
+starts. |x| has a kink at 0, where it is not: a Ritz value may stand for eigenvalues of both signs, which then cancel,
+or Ritz values of both signs for many near 0, which then count for more than they are. So tr|A| comes out too low or too
+high, less so with more steps; what the second half of the steps changed says by how much (`absolute_within`).
 """
 
 from collections.abc import Callable, Sequence
@@ -68,13 +69,23 @@ class Spectrum:
 
     @property
     def absolute(self) -> Interval:
-        """tr|A|, from below."""
+        """tr|A|; the interval is about the random starts, the quadrature's own error is no part of it."""
         return self.mean(np.abs)
 
     @property
     def absolute_at_half(self) -> Interval:
         """`absolute`, from the first half of the steps."""
         return self.mean(np.abs, max(1, self.num_steps // 2))
+
+    @property
+    def absolute_within(self) -> Interval:
+        """`absolute`, each bound moved outwards by what the second half of the steps changed: an estimate of the
+        quadrature's error, no bound of it."""
+        full = self.absolute
+        if full.low is None or full.high is None:
+            return full
+        changed = abs(full.value - self.absolute_at_half.value)
+        return Interval(full.value, max(0.0, full.low - changed), full.high + changed)
 
     @property
     def norm(self) -> Interval:
