@@ -238,6 +238,8 @@ def test_findings_of_probes_are_drawn(opened, runs, width, scheme):
             assert contrast(tab, selector) >= 4.5, selector
         bar = tab.locator("#probes .interval").first.bounding_box()
         assert bar["width"] == 150 and bar["height"] == 14
+    whole = "(nodes) => nodes.every((node) => node.scrollWidth <= node.clientWidth)"
+    assert opened(runs.probed, width=width).locator(".scroll:has(.values)").evaluate_all(whole)
 
 
 def test_charts_of_probes_are_read_out_by_keys_and_tables_unfold(opened, runs):

@@ -100,6 +100,13 @@ def test_errors_go_over_logarithmic_scales(tmp_path):
     assert half["title"] == "Errors in float16, as shares" and len(half["lines"][0]["x"]) == 2
 
 
+def test_a_single_layer_is_no_chart(tmp_path):
+    found = run_folders.findings()
+    found["effective-rank"]["tables"]["by layer"] = found["effective-rank"]["tables"]["by layer"][2:3]
+    assert drawn(tmp_path, "effective-rank", found) == []
+    assert compared(tmp_path / "run")["effective-rank"].has_tables
+
+
 WRONG = [
     {}, [], "text", 3, True, None, [1, 2, 3, 4], [None, 1, 2], {"low": 1}, float("inf"), float("nan"), 10**400,
     [[[]]], EVIL, "x" * 10_000,

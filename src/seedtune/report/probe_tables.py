@@ -115,7 +115,7 @@ CHARTS = (
 
 
 def charts(kind: Kind) -> Iterator[dict[str, Any]]:
-    """What the page's script draws of a kind: axes and lines, a line a finding and column."""
+    """What the page's script draws of a kind: axes and lines, a line a finding and column; nothing of a single x."""
     for chart in (each for each in CHARTS if each.probe == kind.probe):
         tables = chart.tables or tuple(dict.fromkeys(name for each in kind.findings for name in each.tables))
         for table in tables:
@@ -128,7 +128,7 @@ def _chart(chart: Chart, table: str, found: Sequence[Finding]) -> dict[str, Any]
     marks = dict.fromkeys(name for each in with_it for row in each.tables[table] for name in [row.get(chart.x)])
     categories = None if chart.is_log_x else [name for name in marks if isinstance(name, str)]
     lines = [line for each in with_it for line in _lines(chart, each, table, categories)]
-    if not any(line["y"] for line in lines):
+    if len({x for line in lines for x in line["x"]}) < 2:
         return None
     return {
         "title": chart.title.format(table=table), "x_label": chart.x_label, "categories": categories,
