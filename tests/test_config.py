@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from seedtune.config import Machine, Recipe
 from seedtune.errors import ConfigError
-from seedtune.recipe_text import assignment, build, merged, read_toml
+from seedtune.recipe_text import assignment, build, clients_of, merged, read_toml
 
 SPLIT = {"local": {"estimator": "split"}}
 LEAVE_ONE_OUT = (
@@ -153,6 +153,13 @@ def test_an_assignment_without_section_key_and_value_is_refused(text):
     assert str(error.value) == (
         f"--set {text!r}: expected section.key=value, for example --set local.learning_rate=3e-4"
     )
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "-1", "1-", "1,,2", "1-2-3", "1000000", "0-9999999999", "1\n2", "²"])
+def test_clients_are_numbers_and_ranges(text):
+    assert clients_of(" 5,0-2 ,1") == (0, 1, 2, 5) and clients_of("999998-999999") == (999_998, 999_999)
+    with pytest.raises(ConfigError, match=r"^clients .*: expected numbers below a million and ranges, for"):
+        clients_of(text)
 
 
 def test_files_that_are_not_toml_are_refused(tmp_path):

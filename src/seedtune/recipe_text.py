@@ -1,6 +1,7 @@
 """Recipes as they are written: TOML with one table a section, laid over one another, and `section.key=value`.
 
-`build` turns nested values into a checked `Recipe`, and what is wrong with them into one line.
+`build` turns nested values into a checked `Recipe`, and what is wrong with them into one line. Also what machines and
+clients are called where people write them.
 """
 
 import json
@@ -60,6 +61,25 @@ def machine_of(kernel: str, device: str) -> Machine:
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
         raise ConfigError(f"--device {device!r}: must be cpu, cuda or, for one of several GPUs, cuda:N")
     return Machine(kernel=kernel, device=device)
+
+
+def clients_of(text: str) -> tuple[int, ...]:
+    """The clients of `0-32,40`, ascending, each once.
+
+    >>> clients_of("0-2, 5")
+    (0, 1, 2, 5)
+
+    Raises:
+        ConfigError: not numbers and ranges of them, or larger numbers than clients have.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if last < first:
+            raise ConfigError(f"clients {text!r}: expected numbers below a million and ranges, for example 0-32,40")
+        found.update(range(first, last + 1))
+    return tuple(sorted(found))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -99,7 +99,10 @@ def test_a_nodes_processes_are_printed(seedtune, made):
         (("node", "--server", "192.0.2.7:8000", "--plain-http"), "only to a server on loopback"),
         (("node", "--server", "127.0.0.1", "--plain-http"), "must be HOST:PORT"),
         (("node", "--server", "127.0.0.1:99999", "--plain-http"), "must be HOST:PORT"),
-        (("node", "--server", "localhost:1", "--plain-http", "--clients", "a-b"), "must be numbers and ranges"),
+        (
+            ("node", "--server", "localhost:1", "--plain-http", "--clients", "a-b"),
+            "clients 'a-b': expected numbers below a million and ranges",
+        ),
         (("node", "--server", "localhost:1", "--plain-http", "--data", "none"), "there is no such file"),
         (("node", "--server", "localhost:1", "--plain-http", "--state", "a" * 100), "a shorter path"),
         (("node", "--server", "localhost:1", "--plain-http", "--state", 'a"b'), "a quotation mark"),

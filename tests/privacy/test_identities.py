@@ -114,6 +114,14 @@ def test_a_roster_line_that_is_none_is_named(line, tmp_path):
         read_roster(path)
 
 
+@pytest.mark.parametrize("clients", ["3-1", "0-9999999999", "1,"])
+def test_clients_of_a_roster_are_checked(clients, identities, tmp_path):
+    path = tmp_path / "roster"
+    path.write_text(f"{clients} {ssh(identities[0])}\n")
+    with pytest.raises(DataError, match="line 1: is not clients and a public key"):
+        read_roster(path)
+
+
 def test_a_roster_names_a_client_once(identities, tmp_path):
     path = tmp_path / "roster"
     path.write_text(f"0-3 {ssh(identities[0])}\n3 {ssh(identities[1])}\n")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeployError
+from ..recipe_text import clients_of
 from . import flower, keys, places
 from .news import Standing
 from .processes import Child, Command, Say, ended_together
@@ -61,7 +62,8 @@ class Node:
 def check(node: Node) -> None:
     """
     Raises:
-        DeployError: an address, a key or a list of clients that cannot be used; plain HTTP to another machine.
+        DeployError: an address or a key that cannot be used; plain HTTP to another machine. ConfigError: `clients`
+            that are none.
     """
     host = host_of(node.server)
     if (node.ca is None) != (node.key is None):
@@ -73,8 +75,8 @@ def check(node: Node) -> None:
     if node.ca and node.key:
         keys.check_ca(node.ca)
         keys.check_node_key(node.key)
-    if node.clients is not None and not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", node.clients):
-        raise DeployError(f"--clients {node.clients!r}: must be numbers and ranges, such as 0-3 or 0-3,7")
+    if node.clients is not None:
+        clients_of(node.clients)
     if node.data is not None and not node.data.exists():
         raise DeployError(f"--data {node.data}: there is no such file or folder")
     if node.roster is not None and not node.roster.is_file():

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from ..config import Machine
 from ..errors import ConfigError, EngineError, MessageError, SeedtuneError
 from ..privacy.sum_plan import check_installed
+from ..recipe_text import clients_of
 from .bench import Benches, Options
 from .frames import parcel_of, receive, send
 from .node import Node, software
@@ -146,25 +147,6 @@ def _is_answered(path: Path) -> bool:
         except OSError:
             return False
         return True
-
-
-def clients_of(text: str) -> tuple[int, ...]:
-    """
-    >>> clients_of("0-2,5")
-    (0, 1, 2, 5)
-
-    Raises:
-        ConfigError: not numbers and ranges of them.
-    """
-    found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise ConfigError(f"--clients {text!r}: expected numbers and ranges, for example 0-32,40")
-        if int(last or first) >= 2**31:
-            raise ConfigError(f"--clients {text!r}: a client's number is less than 2^31")
-        found.update(range(int(first), int(last or first) + 1))
-    return tuple(sorted(found))
 
 
 def _parser() -> argparse.ArgumentParser:

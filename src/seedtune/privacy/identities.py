@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
-from ..errors import DataError, MessageError
+from ..errors import ConfigError, DataError, MessageError
+from ..recipe_text import clients_of
 from .public import IDENTITY_BYTES, SIGNATURE_BYTES, Card
 
 _HALF = SIGNATURE_BYTES // 2
@@ -133,8 +134,8 @@ def read_roster(path: Path) -> dict[int, bytes]:
         try:
             clients, key = text.split(None, 1)
             public = serialization.load_ssh_public_key(key.encode())
-            named, point = _numbers(clients), _point(public)
-        except (ValueError, TypeError, AttributeError, UnsupportedAlgorithm):
+            named, point = clients_of(clients), _point(public)
+        except (ConfigError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm):
             raise DataError(
                 f"roster {path}, line {number}: is not clients and a public key, such as "
                 "'0-3,7 ecdsa-sha2-nistp384 AAAA...'"
@@ -167,12 +168,6 @@ def _point(public: ec.EllipticCurvePublicKey) -> bytes:
     if public.curve.name != _CURVE.name:
         raise ValueError("another curve than P-384")
     return public.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
-
-
-def _numbers(text: str) -> list[int]:
-    """The clients of `0-3,7`."""
-    ends = [[int(end) for end in part.split("-", 1)] for part in text.split(",")]
-    return [client for low, *high in ends for client in range(low, (high or [low])[0] + 1)]
 
 
 def _line(error: Exception) -> str:
