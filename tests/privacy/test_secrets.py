@@ -3,7 +3,7 @@
 import pytest
 
 from seedtune.errors import RunStoreError
-from seedtune.privacy.secrets import keep_secret, new_secret, own_secret, secret_of
+from seedtune.privacy.secrets import keep_secret, new_secret, secret_of
 
 
 def test_a_secret_is_kept_for_its_owner_alone(tmp_path):
@@ -13,10 +13,6 @@ def test_a_secret_is_kept_for_its_owner_alone(tmp_path):
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
     keep_secret(tmp_path, bytes(32))
     assert secret_of(tmp_path) == bytes(32)
-
-
-def test_a_device_makes_its_own_once(tmp_path):
-    assert own_secret(tmp_path) == own_secret(tmp_path)
 
 
 def test_a_secret_that_is_missing_open_or_damaged_is_refused(tmp_path):

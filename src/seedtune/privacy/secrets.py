@@ -2,7 +2,7 @@
 
 Noise that hides data, and samples whose secrecy is accounted for, cannot follow from the run's public seed. They follow
 from 32 bytes of the operating system, kept in a file that only its owner may read, so that a resumed run draws again
-what the interrupted one drew. The server keeps its own beside the run; a device keeps its own in its own folder.
+what the interrupted one drew. The server keeps its own beside the run; a client's is in what it remembers of the run.
 
 A stream is ChaCha20 under a key that BLAKE2b derives from the secret and from what the stream is for. For noise, that
 includes the very numbers that it is added to: a second release of other numbers under the same name has other noise,
@@ -55,13 +55,6 @@ def secret_of(folder: Path) -> bytes:
     if len(secret) != NUM_BYTES:
         raise RunStoreError(f"{path}: has {len(secret)} bytes where a secret has {NUM_BYTES}: it is damaged")
     return secret
-
-
-def own_secret(folder: Path) -> bytes:
-    """The secret of a device's folder, made at its first use."""
-    if not (folder / SECRET).exists():
-        keep_secret(folder, new_secret())
-    return secret_of(folder)
 
 
 def words(secret: bytes, purpose: str, count: int, *numbers: int, given: bytes = b"") -> np.ndarray:
