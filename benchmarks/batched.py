@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from benchmarks._report import arguments, in_turns, ratio, report, spread
-from benchmarks._workload import MU, RATE, forward, random_model, shape, text_batch, work
+from seedtune.analysis.one_step import MU, RATE, forward, text_batch, work
 from seedtune.config import Recipe
 from seedtune.experiment import peak_memory_bytes
 from seedtune.fed.evaluations import Evaluations, evaluations_of
 from seedtune.fed.whole_steps import WholeLosses
 from seedtune.models.objective import loss
+from seedtune.models.random_models import random_model, shape
 from seedtune.sections import LocalConfig, ModelConfig
 from seedtune.zo.estimators import two_point
 from seedtune.zo.meter import Meter, Tally, shape_of

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks._report import Clock, arguments, in_turns, ratio, report, spread
-from benchmarks._workload import Work, forward, random_model, shape, text_batch, two_point_step, work
+from seedtune.analysis.one_step import Work, forward, text_batch, two_point_step, work
+from seedtune.models.random_models import random_model, shape
 from seedtune.zo.kernels import kernel_for
 from seedtune.zo.noise import Distribution, accumulate, derive_key, perturb, perturb_both
 from seedtune.zo.perturb import Perturber

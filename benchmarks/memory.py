@@ -18,133 +18,28 @@ Not here: whole rounds, which also hold a working copy of the tuned tensors; qua
 """
 
 import argparse
-import json
-import math
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from itertools import count, product
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from benchmarks._memory_cases import DTYPES, METHODS, Case, shortage, size_of
 from benchmarks._report import Spread, in_turns, options, ratio, report, spread
-from benchmarks._workload import (
-    RATE,
-    SHAPES,
-    Work,
-    forward,
-    loaded_base,
-    random_model,
-    save_base,
-    shape,
-    text_batch,
-    two_point_step,
-    work,
-)
+from seedtune.analysis.memory import built, in_fresh_process, measure_peak, save_checkpoint, steps
+from seedtune.analysis.memory_cases import DTYPES, METHODS, Case, shortage, size_of
 from seedtune.errors import ModelError, SeedtuneError
-from seedtune.experiment import peak_memory_bytes
-from seedtune.models.objective import loss
-from seedtune.zo import noise
-from seedtune.zo.noise import Distribution
+from seedtune.models.random_models import SHAPES
 
 PAPER = "paper, GPU: open_llama_3b_v2 float16, LoRA r=128, batch 1 (arXiv 2402.05926); none of it measured here"
 BASES = "LoRA over a loaded base: weights, peaks of loading and of inference, MB over the libraries; over inference"
 PAPER_ROWS = (("Dolly-meta", 10061, 26571, 108, 117), ("GSM8K-IID", 9733, 17771, 95, 104),
               ("Code-LDA", 9569, 15287, 120, 126))  # fmt: skip
 PAPER_BASE_MIB = 8697
-
-
-# What runs in processes of their own.
-
-
-def built(case: Case) -> Work:
-    config = shape(case.model, case.num_layers)
-    adapter = case.adapter()
-    model = loaded_base(adapter) if case.folder else random_model(config, DTYPES[case.dtype], adapter)
-    batch = text_batch(config.get_text_config().vocab_size, case.num_tokens, case.num_scored)
-    model.module.to(case.device)
-    for parameter in model.parameters().values():
-        parameter.requires_grad_(True)
-    return work(model, batch.to(torch.device(case.device)))
-
-
-def steps(work: Work, methods: Sequence[str]) -> dict[str, Callable[[], float]]:
-    """The calls that are measured; each returns the loss that it saw."""
-    number = count()
-    calls = {
-        "inference": lambda: forward(work),
-        "two-point": lambda: two_point_step(work, next(number), Distribution.GAUSSIAN).loss,
-    }
-    if "SGD" in methods:
-        calls["SGD"] = first_order(work, torch.optim.SGD)
-    if "AdamW" in methods:
-        # An epsilon that float16 can hold: with 0 / 0 all weights would become NaN.
-        calls["AdamW"] = first_order(work, partial(torch.optim.AdamW, weight_decay=0.0, eps=1e-6))
-    return {name: partial(_finite, name, calls[name]) for name in methods}
-
-
-def first_order(work: Work, make: Callable[..., torch.optim.Optimizer]) -> Callable[[], float]:
-    """A step as first-order clients make it (`seedtune.fed.client`), by an optimizer that keeps its state."""
-    optimizer = make(work.model.parameters().values(), lr=RATE)
-
-    def step() -> float:
-        value = loss(work.model, work.batch)
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return value.item()
-
-    return step
-
-
-def _finite(name: str, call: Callable[[], float]) -> float:
-    value = call()
-    if not math.isfinite(value):
-        raise ModelError(f"{name}: the loss is {value}: such a step moves nothing and costs less; try another dtype")
-    return value
-
-
-def measure_peak(case: Case, method: str) -> dict[str, float]:
-    """Bytes: the peak, what of it was there before the model, came with the noise kernels, and is weights.
-
-    `loading` and `steps`: the peaks until the model was there, and after.
-    """
-    libraries = peak(case.device)
-    if method == "two-point":
-        _load_kernels(case)
-    kernels = peak(case.device) - libraries
-    made = built(case)
-    loading = peak(case.device)
-    restart_peak(case.device)
-    call = steps(made, (method,))[method]
-    for _ in range(2):  # the second finds what the first has left: optimizer state, caches
-        call()
-    running = peak(case.device)
-    parts = {"libraries": libraries, "kernels": kernels, "weights": bytes_held(made.model.module)}
-    return {"peak": max(loading, running), "loading": loading, "steps": running, **parts}
-
-
-def bytes_held(module: torch.nn.Module) -> int:
-    """Of all that the module saves, scales of packed layers too; shared storage counts once."""
-    storages = (tensor.untyped_storage() for tensor in module.state_dict().values())
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _load_kernels(case: Case) -> None:
-    for dtype in (DTYPES[case.dtype], torch.float32):  # adapters are float32
-        weights = torch.zeros(1, 128, dtype=dtype, device=case.device)
-        rows = torch.zeros(1, dtype=torch.int64, device=case.device)
-        point = (0, 0, 1e-3, Distribution.GAUSSIAN)
-        noise.perturb(weights.clone(), weights, *point)
-        noise.perturb_rows(weights.clone(), weights, rows, *point)
-        noise.accumulate(weights, 0, [0], [1e-3], Distribution.GAUSSIAN, 0)
 
 
 def measure_seconds(case: Case, methods: Sequence[str], num_turns: int) -> dict[str, list[float]]:
@@ -159,39 +54,6 @@ def _synchronised(device: str, call: Callable[[], float]) -> None:
         torch.cuda.synchronize()
 
 
-def peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory_bytes()
-
-
-def restart_peak(device: str) -> None:
-    """From here on `peak` is about what follows; where a system has no way to, it stays about the whole process."""
-    if device == "cuda":
-        return torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
-
-
-def save_checkpoint(case: Case, folder: str) -> None:
-    save_base(shape(case.model, case.num_layers), folder)
-
-
-def in_fresh_process(function: Callable, case: Case, *arguments: Any) -> dict[str, Any]:
-    """What `function(case, *arguments)` gives in a new interpreter.
-
-    Raises:
-        ModelError: it failed there; says which case and repeats the last line.
-    """
-    what = ", ".join(map(str, case.row().values()))
-    print(f"{what}: {function.__name__} {arguments[0]}", file=sys.stderr)  # a large model takes minutes
-    call = f"memory.{function.__name__}(memory.Case(**{asdict(case)!r}), *{arguments!r})"
-    code = f"import json; from benchmarks import memory; print(json.dumps({call}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-        raise ModelError(f"{what}: {function.__name__} failed: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 # What is shown.
 
 
@@ -204,14 +66,14 @@ def tables(cases: Sequence[Case], num_turns: int, methods: Sequence[str] = METHO
         skipped += [row for row in short.values() if row]
         if "inference" not in fitting:
             continue
-        found = {method: in_fresh_process(measure_peak, case, method) for method in fitting}
+        found = {method: _told(measure_peak, case, method) for method in fitting}
         if case.folder:
             bases.append({**case.row(), **_base_cells(found, methods[1:])})
         else:
             memory.append({**case.row(), **_peak_cells(found, methods[1:])})
         parts += [{**case.row(), "method": method, **_parts(found[method])} for method in fitting]
         if num_turns:
-            seconds = in_fresh_process(measure_seconds, case, fitting, num_turns)
+            seconds = _told(measure_seconds, case, fitting, num_turns)
             times.append({**case.row(), **_time_cells(seconds, methods[1:])})
     shown = {
         "peak memory over inference": memory,
@@ -222,6 +84,11 @@ def tables(cases: Sequence[Case], num_turns: int, methods: Sequence[str] = METHO
         PAPER: _paper(),
     }
     return {title: rows for title, rows in shown.items() if rows}
+
+
+def _told(function: Callable, case: Case, *arguments: Any) -> dict[str, Any]:
+    print(f"{', '.join(map(str, case.row().values()))}: {function.__name__} {arguments[0]}", file=sys.stderr)
+    return in_fresh_process(function, case, *arguments)  # a large model takes minutes
 
 
 def _peak_cells(found: dict[str, dict[str, float]], methods: Sequence[str]) -> dict[str, Any]:
@@ -303,7 +170,7 @@ def with_checkpoints(cases: Sequence[Case], folder: str) -> list[Case]:
     """The cases, those that are loaded with a folder to load from, which one process a model has written."""
     paths = {case.model: str(Path(folder, str(i))) for i, case in enumerate(cases) if case.quantisation}
     for model, path in paths.items():
-        in_fresh_process(save_checkpoint, next(case for case in cases if case.model == model), path)
+        _told(save_checkpoint, next(case for case in cases if case.model == model), path)
     return [replace(case, folder=paths.get(case.model, "")) for case in cases]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks._report import arguments, in_turns, ratio, report, spread
-from benchmarks._workload import random_model, shape
+from seedtune.models.random_models import random_model, shape
 from seedtune.space import bound_weights, space_of
 from seedtune.zo.catching_up import CatchingUp, pace_here
 from seedtune.zo.noise import Distribution

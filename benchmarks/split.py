@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from transformers import BertConfig
 
+from benchmarks._batches import choice_batch
 from benchmarks._report import arguments, in_turns, ratio, report, spread
-from benchmarks._workload import MU, RATE, Work, choice_batch, random_classifier, random_model, shape, work
+from seedtune.analysis.one_step import MU, RATE, Work, work
 from seedtune.config import Recipe
 from seedtune.fed.evaluations import Evaluations, evaluations_of
 from seedtune.fed.split_steps import CutLosses, split_of
 from seedtune.models.blocks import Cut, cut_before, default_cut
 from seedtune.models.objective import loss
+from seedtune.models.random_models import random_classifier, random_model, shape
 from seedtune.sections import LocalConfig, ModelConfig, SplitConfig
 from seedtune.zo import split
 from seedtune.zo.expansion import updates_of

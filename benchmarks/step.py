@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks._report import arguments, has_bfloat16, in_turns, ratio, report, spread
-from benchmarks._workload import MU, RATE, forward, random_model, shape, text_batch, two_point_step, work
+from seedtune.analysis.one_step import MU, RATE, forward, text_batch, two_point_step, work
 from seedtune.experiment import peak_memory_bytes
+from seedtune.models.random_models import random_model, shape
 from seedtune.sections import ModelConfig
 from seedtune.zo.noise import Distribution
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks._batches import choice_batch
 from benchmarks._report import arguments, in_turns, ratio, report
-from benchmarks._workload import choice_batch, forward, work
+from seedtune.analysis.one_step import forward, work
 from seedtune.fed import messages
 from seedtune.fed.messages import Order, Reply
 from seedtune.models.load import load

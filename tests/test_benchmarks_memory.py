@@ -9,22 +9,20 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from benchmarks import _memory_cases, memory
-from benchmarks._memory_cases import METHODS, Case
-from benchmarks._workload import (
-    SHAPES,
-    graphs_refused,
-    random_model,
-    save_base,
-    shape,
-    skeleton,
-    two_point_step,
-    without_graph,
-)
+from benchmarks import memory
+from seedtune.analysis import memory as peaks
+from seedtune.analysis import memory_cases
+from seedtune.analysis.memory_cases import METHODS, Case
+from seedtune.analysis.one_step import graphs_refused, two_point_step, without_graph
 from seedtune.errors import ModelError
+from seedtune.models.random_models import SHAPES, random_model, save_base, shape, skeleton
 from seedtune.zo.noise import Distribution
 
 NUM_PARAMETERS = {
+    "stories-15m": 15_191_712,
+    "stories-42m": 41_689_600,
+    "stories-110m": 109_529_856,
+    "opt-350m": 331_196_416,
     "opt-125m": 125_239_296,
     "opt-1.3b": 1_315_758_080,
     "llama-3.2-1b": 1_235_814_400,
@@ -82,9 +80,9 @@ def test_random_model_is_repeatable_tied_and_leaves_the_global_generator_alone(t
 @pytest.mark.parametrize("tuned", ["full", "lora"])
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_move_tuned_tensors_alone(tiny: str, tuned: str, method: str) -> None:
-    work = memory.built(case(tiny, tuned=tuned))
+    work = peaks.built(case(tiny, tuned=tuned))
     before = {name: p.detach().clone() for name, p in work.model.module.named_parameters()}
-    call = memory.steps(work, (method,))[method]
+    call = peaks.steps(work, (method,))[method]
     for _ in range(2):
         call()
     moved = {name for name, p in work.model.module.named_parameters() if not torch.equal(p.detach(), before[name])}
@@ -95,12 +93,12 @@ def test_steps_move_tuned_tensors_alone(tiny: str, tuned: str, method: str) -> N
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_stay_finite_in_16_bits(tiny: str, dtype: str, method: str) -> None:
-    call = memory.steps(memory.built(case(tiny, dtype=dtype)), (method,))[method]
+    call = peaks.steps(peaks.built(case(tiny, dtype=dtype)), (method,))[method]
     assert all(0 < call() < 100 for _ in range(3))
 
 
 def test_a_graph_in_a_two_point_step_is_an_error(tiny: str) -> None:
-    work = memory.built(case(tiny, tuned="lora"))
+    work = peaks.built(case(tiny, tuned="lora"))
     work.model.module.requires_grad_(True)  # the base too: tuned tensors are replaced by values without a history
     two_point_step(work, 0, Distribution.GAUSSIAN)
     work.model.module.forward = torch.enable_grad()(work.model.module.forward)
@@ -119,15 +117,15 @@ def test_a_graph_that_keeps_no_tensor_is_an_error_too() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tiny: str) -> None:
-    work = memory.built(case(tiny))
+    work = peaks.built(case(tiny))
     work.model.module.get_input_embeddings().weight.data.fill_(torch.nan)
     for method in METHODS:
         with pytest.raises(ModelError, match=f"{method}: the loss is nan: such a step moves nothing"):
-            memory.steps(work, (method,))[method]()
+            peaks.steps(work, (method,))[method]()
 
 
 def test_what_does_not_fit_is_not_started(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory_cases, "bytes_free", lambda device: int(10e9))
+    monkeypatch.setattr(memory_cases, "bytes_free", lambda device: int(10e9))
     monkeypatch.setattr(memory, "in_fresh_process", lambda *given: pytest.fail("was started"))
     large = case("open_llama_3b", num_tokens=256)
     found = memory.tables([large], num_turns=1)
@@ -143,12 +141,12 @@ def test_what_does_not_fit_is_not_started(tiny: str, monkeypatch: pytest.MonkeyP
 
 
 def test_tables_hold_skipped_methods_beside_measured_ones(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    peaks = {"inference": 100e6, "two-point": 110e6, "SGD": 200e6}
+    found_peaks = {"inference": 100e6, "two-point": 110e6, "SGD": 200e6}
 
     def measured(function, case, *arguments):
         if function is memory.measure_seconds:
             return {method: [1.0, 2.0] for method in arguments[0]}
-        return {"peak": peaks[arguments[0]], "libraries": 20e6, "kernels": 5e6, "weights": 55e6}
+        return {"peak": found_peaks[arguments[0]], "libraries": 20e6, "kernels": 5e6, "weights": 55e6}
 
     monkeypatch.setattr(memory, "in_fresh_process", measured)
     monkeypatch.setattr(memory, "shortage", lambda case, method: {"skipped": method} if method == "AdamW" else None)
@@ -177,7 +175,7 @@ def test_loaded_bases_step_and_hold_what_their_storage_takes(checkpoint: str, ba
     if base != "none" and find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed: pip install 'seedtune[quant]'")
     loaded = case("opt-125m", tuned="lora", dtype="bfloat16", num_layers=1, quantisation=base, folder=checkpoint)
-    found = memory.measure_peak(loaded, "two-point")
+    found = peaks.measure_peak(loaded, "two-point")
     assert found["peak"] == max(found["loading"], found["steps"])
     linear = 12 * 768**2  # of the one layer
     scales = {"none": 0, "8bit": 4 * 9 * 768, "4bit": linear / 16}[base]  # rows: 4 x 768, 3,072 and 768
@@ -195,7 +193,7 @@ def test_one_process_a_model_writes_the_checkpoint(tiny: str, tmp_path: Path, mo
     cases = memory.with_checkpoints(cases, str(tmp_path))
     assert len({c.folder for c in cases}) == len(written) == 2 and cases[0].folder == cases[1].folder
     assert cases[0].adapter().name == cases[0].folder and cases[1].adapter().quantisation == "4bit"
-    assert [function for function, _ in written] == [memory.save_checkpoint] * 2
+    assert [function for function, _ in written] == [peaks.save_checkpoint] * 2
     in_place = [case(tiny)]
     assert memory.with_checkpoints(in_place, str(tmp_path)) == in_place and len(written) == 2
 
@@ -227,7 +225,7 @@ def test_bases_on_a_gpu_are_refused(tiny: str) -> None:
 
 
 def test_measurements_in_this_process(tiny: str) -> None:
-    found = memory.measure_peak(case(tiny), "two-point")
+    found = peaks.measure_peak(case(tiny), "two-point")
     counting = (
         1 << 20
     )  # Linux counts resident pages on each processor and adds up later: a peak may be read lower again
@@ -238,10 +236,10 @@ def test_measurements_in_this_process(tiny: str) -> None:
 
 
 def test_failures_in_a_fresh_process_are_repeated(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = memory.subprocess.CompletedProcess([], 1, "", "Traceback\nModelError: a graph was built\n")
-    monkeypatch.setattr(memory.subprocess, "run", lambda *given, **options: failed)
+    failed = peaks.subprocess.CompletedProcess([], 1, "", "Traceback\nModelError: a graph was built\n")
+    monkeypatch.setattr(peaks.subprocess, "run", lambda *given, **options: failed)
     with pytest.raises(ModelError, match=r"all weights, 12: measure_peak failed: ModelError: a graph was built$"):
-        memory.in_fresh_process(memory.measure_peak, case(tiny), "two-point")
+        peaks.in_fresh_process(peaks.measure_peak, case(tiny), "two-point")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +265,7 @@ def test_models_that_cannot_be_measured(tmp_path: Path, given: str, message: str
 
 def test_targets_that_match_nothing(tiny: str) -> None:
     with pytest.raises(ModelError, match="'query' matches no linear module"):
-        memory.built(case(tiny, tuned="lora", targets=("query",)))
+        peaks.built(case(tiny, tuned="lora", targets=("query",)))
 
 
 @pytest.mark.parametrize(("option", "least"), [("tokens", 2), ("scored", 1), ("turns", 0), ("lora-rank", 1)])

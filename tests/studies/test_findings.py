@@ -173,7 +173,7 @@ def test_ranks_are_told_with_the_bytes_of_both_uploads():
     )
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if not study.cases[0].measures])
 def test_every_study_words_what_it_measures(name):
     """One sentence, whatever the losses are; another one where they are mirrored."""
     study = STUDIES[name]

@@ -24,13 +24,13 @@ LEAST_STEPS = 2  # from which on |H|_F^2 is exact
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """examples: of F. starts: random ones, that intervals are about. steps: of each start's Lanczos iteration. layers:
-    whether blocks are measured too."""
+    """examples: of F. starts: random ones, that intervals are about. steps: of each start's Lanczos iteration on the
+    whole Hessian. block_steps: on each layer's; 0: layers are left out."""
 
     examples: int = 8
-    starts: int = 4
-    steps: int = 20
-    layers: bool = True
+    starts: int = 1
+    steps: int = 48
+    block_steps: int = 12
 
 
 def block_ranks(experiment: Experiment, options: BlockOptions, tell: Tell = in_silence) -> dict[str, Mapping[str, Any]]:
@@ -38,8 +38,8 @@ def block_ranks(experiment: Experiment, options: BlockOptions, tell: Tell = in_s
 
     Derivatives are taken in float32, of `examples` of the clients' training examples, drawn by the run's seed.
 
-    Cost: `starts` times `steps` Hessian products for the whole and for each block. Memory: `hessian_of`, and `steps`
-    float32 vectors of the tuned tensors' size.
+    Cost: `starts` times `steps` Hessian products for the whole, times `block_steps` for each block. Memory:
+    `hessian_of`, and `steps` float32 vectors of the tuned tensors' size.
 
     Raises:
         ConfigError: a quantised base. ModelError: no second derivatives, or a curvature that is not finite.
@@ -49,13 +49,14 @@ def block_ranks(experiment: Experiment, options: BlockOptions, tell: Tell = in_s
     batches = batches_of(experiment, options.examples, recipe.federation.batch_size, key_of(recipe, "examples"))
     probed = probed_loss(experiment, batches)
     model.module.float()
-    blocks = {WHOLE: model.trainable} | (blocks_of(model.module, model.trainable) if options.layers else {})
+    blocks = {WHOLE: model.trainable} | (blocks_of(model.module, model.trainable) if options.block_steps else {})
     keys = [key_of(recipe, "quadrature", direction=m) for m in range(options.starts)]
     found = {}
     with hessian_of(probed) as hessian:
         for label, names in blocks.items():
             times, size = operator_of(hessian, names)
-            found[label] = ranks_of(spectrum_of(times, size, keys, max(LEAST_STEPS, options.steps), tell))
+            steps = options.steps if label == WHOLE else options.block_steps
+            found[label] = ranks_of(spectrum_of(times, size, keys, max(LEAST_STEPS, steps), tell))
     return found
 
 
@@ -67,6 +68,5 @@ def ranks_of(spectrum: Spectrum) -> dict[str, Any]:
         return values
     return values | {
         "trace / norm": spectrum.trace.over(norm.value), "stable rank": spectrum.squares.over(norm.value**2),
-        "absolute trace / norm": spectrum.absolute.over(norm.value),
-        "absolute trace / norm, half the steps": spectrum.absolute_at_half.over(norm.value),
+        "absolute trace / norm": spectrum.absolute_swing.over(norm.value),
     }  # fmt: skip

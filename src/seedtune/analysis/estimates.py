@@ -1,4 +1,4 @@
-"""What several seeds say together: a mean, its band, and whether two cases differ.
+"""What several seeds say together: a mean, its band, and whether two cases differ; and the line through points.
 
 Bands are 90 % intervals of the mean by Student's t. Two cases differ where their bands do not overlap: stricter than a
 test of the difference, so "within the band" is no proof that they are equal.
@@ -62,3 +62,40 @@ def verdict(one: Estimate, other: Estimate) -> str:
     if one.high < other.low:
         return "lower"
     return "higher" if one.low > other.high else "within the band"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A straight line, intercept + slope x, and half the widths of the 90 % intervals of both: None for two points."""
+
+    intercept: float
+    slope: float
+    intercept_half_width: float | None
+    slope_half_width: float | None
+
+    def at(self, x: float) -> float:
+        return self.intercept + self.slope * x
+
+
+def line_through(x: Sequence[float], y: Sequence[float]) -> Fitted:
+    """By ordinary least squares; intervals by Student's t with n - 2 degrees of freedom, as if the points lay around
+    the line with one normal deviation.
+
+    >>> found = line_through([0.0, 1.0, 2.0], [1.0, 3.0, 5.0])
+    >>> found.intercept, found.slope, found.slope_half_width
+    (1.0, 2.0, 0.0)
+    """
+    count = len(x)
+    middle_x, middle_y = math.fsum(x) / count, math.fsum(y) / count
+    spread = math.fsum((one - middle_x) ** 2 for one in x)
+    slope = math.fsum((one - middle_x) * (other - middle_y) for one, other in zip(x, y, strict=True)) / spread
+    intercept = middle_y - slope * middle_x
+    if count < 3:
+        return Fitted(intercept, slope, None, None)
+    from scipy.special import stdtrit
+
+    rest = math.fsum((other - intercept - slope * one) ** 2 for one, other in zip(x, y, strict=True))
+    width = float(stdtrit(count - 2, (1 + LEVEL) / 2)) * math.sqrt(rest / (count - 2))
+    return Fitted(
+        intercept, slope, width * math.sqrt(1 / count + middle_x**2 / spread), width / math.sqrt(spread)
+    )  # fmt: skip

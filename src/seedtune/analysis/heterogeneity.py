@@ -16,6 +16,7 @@ import numpy as np
 
 from ..assembly import Experiment
 from ..config import Recipe
+from ..data.examples import Task
 from ..data.keyed import client_batch_indices, keyed_permutation
 from ..data.partition import partition
 from ..errors import ConfigError, DataError
@@ -111,7 +112,7 @@ def _measured(
     apart, squares = _gradients(experiment, alpha, clients, options, cost, tell)
     signals = {"loss": np.array([reply.loss for reply in replies]), "update distance": distances,
                "gradient distance": apart[0]}  # fmt: skip
-    return Federation(alpha, label_distances(_labels(experiment), clients), signals, apart, squares)
+    return Federation(alpha, label_distances(labels_of(experiment.task), clients), signals, apart, squares)
 
 
 def _dealt(experiment: Experiment, alpha: float) -> tuple[np.ndarray, ...]:
@@ -121,17 +122,17 @@ def _dealt(experiment: Experiment, alpha: float) -> tuple[np.ndarray, ...]:
     return partition(experiment.task.train, config, noise.derive_key(recipe.run.seed, "partition"))
 
 
-def _labels(experiment: Experiment) -> np.ndarray:
+def labels_of(task: Task) -> np.ndarray:
     """Of each training example, as a number: its label, or its group where there is none.
 
     Raises:
         DataError: all are the same.
     """
-    kinds = [example.group if example.label is None else example.label for example in experiment.task.train]
+    kinds = [example.group if example.label is None else example.label for example in task.train]
     numbers = np.unique(kinds, return_inverse=True)[1]
     if numbers.max(initial=0) == 0:
-        raise DataError(f"task {experiment.task.name!r}: all training examples have one label or group: no partition "
-                        "of them is unlike another")  # fmt: skip
+        raise DataError(f"task {task.name!r}: all training examples have one label or group: no partition of them is "
+                        "unlike another")  # fmt: skip
     return numbers
 
 
@@ -223,15 +224,20 @@ def _descend(
 
 def rank_correlation(one: np.ndarray, other: np.ndarray, key: int) -> Interval:
     """Spearman's, with a bootstrap's interval over the units; no number where one side is constant."""
+    return bootstrap(lambda chosen: spearman(one[chosen], other[chosen]), len(one), key)
 
-    def of(chosen: np.ndarray) -> float:
-        sides = one[chosen], other[chosen]
-        if not np.isfinite(sides).all() or any(np.ptp(side) == 0 for side in sides):
-            return float("nan")
-        left, right = (_ranks(side) - (len(chosen) + 1) / 2 for side in sides)
-        return float(left @ right / np.sqrt((left @ left) * (right @ right)))
 
-    return bootstrap(of, len(one), key)
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """The rank correlation; NaN where one side is constant, or has a value that is not finite.
+
+    >>> spearman(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.3, 0.2]))
+    0.5
+    """
+    sides = one, other
+    if not all(np.isfinite(side).all() for side in sides) or any(np.ptp(side) == 0 for side in sides):
+        return float("nan")
+    left, right = (_ranks(side) - (len(side) + 1) / 2 for side in sides)
+    return float(left @ right / np.sqrt((left @ left) * (right @ right)))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -44,7 +44,10 @@ class Tridiagonal:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A matrix of `size` rows by the tridiagonal matrices of its starts. Intervals: Student's t over starts, 90 %."""
+    """A matrix of `size` rows by the tridiagonal matrices of its starts.
+
+    Intervals are 90 %, Student's t over starts, unless said otherwise.
+    """
 
     size: int
     starts: Sequence[Tridiagonal]
@@ -76,6 +79,14 @@ class Spectrum:
     def absolute_at_half(self) -> Interval:
         """`absolute`, from the first half of the steps."""
         return self.mean(np.abs, max(1, self.num_steps // 2))
+
+    @property
+    def absolute_swing(self) -> Interval:
+        """tr|A|: the middle, the lowest and the highest of what the starts give after each of the second half of the
+        steps. No confidence interval, but how far the quadrature still swings, which may be by factors."""
+        counts = range(self.num_steps // 2 + 1, self.num_steps + 1)
+        found = [self.size * float(w @ np.abs(v)) for one in self.starts for v, w, _ in map(one.ritz, counts)]
+        return Interval(float(np.median(found)), min(found), max(found))
 
     @property
     def absolute_within(self) -> Interval:
@@ -113,8 +124,8 @@ def spectrum_of(times: Operator, size: int, keys: Sequence[int], num_steps: int,
 
     >>> diagonal = torch.tensor([3.0, -1.0, 0.5])
     >>> found = spectrum_of(lambda vector: diagonal * vector, 3, [1, 2], 3, lambda *_: None)
-    >>> [round(each.value, 4) for each in (found.trace, found.squares, found.absolute, found.norm)]
-    [2.5, 10.25, 4.5, 3.0]
+    >>> [round(each.value, 4) for each in (found.trace, found.squares, found.norm)]
+    [2.5, 10.25, 3.0]
     """
     starts = []
     for number, key in enumerate(keys):

@@ -1,10 +1,11 @@
 """Every study by name. The studies of one paper or question are in a file of their own; nothing here loads torch."""
 
 from ..errors import ConfigError, unknown
-from . import fedmezo, fedspzo, robustness
+from . import best_rank, by_layer, fedmezo, fedspzo, memory, robustness, signals
 from .study import Study
 
-STUDIES = {study.name: study for study in (*fedmezo.STUDIES, *fedspzo.STUDIES, *robustness.STUDIES)}
+OF = (fedmezo, fedspzo, robustness, best_rank, by_layer, signals, memory)
+STUDIES = {study.name: study for each in OF for study in each.STUDIES}
 
 
 def study_of(name: str) -> Study:

@@ -20,6 +20,12 @@ def study(
     ] = None,
     model: Annotated[str | None, typer.Option(help="'starter', a folder or a hub id; tuned through LoRA")] = None,
     task: Annotated[str | None, typer.Option(help="a known task, or 'custom'")] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--also", help="a further model and task, as a partial recipe; may be repeated", show_default=False
+        ),
+    ] = None,
     settings: Set = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds; default the study's own")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; default one a core")] = None,
@@ -36,7 +42,7 @@ def study(
     from . import display, outcomes, runner
     from .plan import Request
 
-    plan = runner.prepared(Request(chosen, quick, model, task, flags, seeds))
+    plan = runner.prepared(Request(chosen, quick, model, task, flags, seeds, tuple(also or ())))
     folder = folder or Path("runs/studies") / (f"{name}-quick" if quick else name)
     try:
         with display.progress(err if as_json else out, plan) as listen:

@@ -9,8 +9,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from .findings import amount
-from .measured import Measured, Result, Run
-from .outcomes import OUTCOMES, Outcome
+from .measured import Measured, Result, Run, Taken
+from .measuring import Kept, Reading
+from .outcomes import Outcome, left
 from .plan import Plan
 from .runner import Listener, News
 
@@ -42,9 +43,9 @@ class _Bar:
         _print_news(self._console, news)
         state = f"{news.num_done}/{news.num_runs} runs"
         if news.job:
-            total = news.job.recipe.federation.num_rounds
+            total = 0 if news.job.measure else news.job.recipe.federation.num_rounds
             self._shares[news.job.name] = 0.0 if news.has_ended else news.rounds / max(1, total)
-            state += f"  {news.job.name}: round {news.rounds}/{total}"
+            state += f"  {news.job.name}" + (f": round {news.rounds}/{total}" if total else "")
         done = news.num_done + sum(self._shares.values())
         self._bar.update(self._task, completed=done, total=news.num_runs, state=state)
 
@@ -57,7 +58,9 @@ def _print_news(console: Console, news: News) -> None:
         console.print(f"{news.num_done}/{news.num_runs}  {news.job.name}  {told}", soft_wrap=True)
 
 
-def _told(run: Run) -> str:
+def _told(run: Run | Kept) -> str:
+    if isinstance(run, Kept):
+        return f"measured in {run.seconds:.0f} s"
     loss = f"test loss {run.loss:.3f}" if math.isfinite(run.loss) else "diverged"
     if run.lowest_loss < run.loss < math.inf:
         loss += f", lowest {run.lowest_loss:.3f}"
@@ -67,9 +70,30 @@ def _told(run: Run) -> str:
 
 def show(console: Console, outcome: Outcome) -> None:
     """What a study came to, and where it is."""
-    console.print(table(outcome.measured))
+    if outcome.measured.results:
+        console.print(table(outcome.measured))
+    if outcome.measured.taken:
+        console.print(readings(outcome.measured.taken))
     console.print(outcome.finding, soft_wrap=True)
-    console.print(f"{outcome.folder}: {', '.join(OUTCOMES)}, and the runs in runs/", soft_wrap=True)
+    files, raw = left(outcome.measured)
+    console.print(f"{outcome.folder}: {', '.join(files)}, and {raw}", soft_wrap=True)
+
+
+def readings(taken: tuple[Taken, ...]) -> Table:
+    """A measurement a row, with its own numbers; those of parts, such as layers, are in the file alone."""
+    quantities = list(dict.fromkeys(one.quantity for each in taken for one in each.kept.readings if _is_whole(one)))
+    shown = Table(box=None, pad_edge=False)
+    for column in ("case", "measured", "seed", *quantities):
+        shown.add_column(column, overflow="fold")
+    for each in taken:
+        own = {one.quantity: one.value for one in each.kept.readings if _is_whole(one)}
+        cells = ("" if own.get(name) is None else f"{own[name]:.4g}" for name in quantities)
+        shown.add_row(each.case, each.name, str(each.seed), *cells)
+    return shown
+
+
+def _is_whole(one: Reading) -> bool:
+    return one.part in ("", "whole")
 
 
 def table(measured: Measured) -> Table:

@@ -1,8 +1,9 @@
 """A study's folder, and what the run folders in it hold: nothing yet, this run, or another.
 
-    study.json      the question, the cases, seeds and settings
-    runs/CASE/...   the raw runs (`run_store`)
-    results.csv, curves.csv, figure.svg, finding.txt    once all runs have ended (`outcomes`)
+    study.json          the question, the cases, seeds and settings
+    runs/CASE/...       the raw runs (`run_store`)
+    measures/CASE/...   what was measured beside them (`measuring`)
+    results.csv, curves.csv, measures.csv, figure.svg, finding.txt    once all is done (`outcomes`)
 
 Guarantees: a run is known by its resolved recipe, wherever under `runs/` it lies; a folder that holds another run is
 never written to. Nothing here runs anything.
@@ -18,12 +19,14 @@ from .. import run_store
 from ..config import Recipe
 from ..errors import RunStoreError, SeedtuneError
 from ..run_folder import LOCK, claimed, replace_text
+from . import measuring
 from .jobs import Job, key
 from .measured import Run
+from .measuring import Kept
 from .plan import Plan
 
-STUDY, RUNS = "study.json", "runs"
-OUTCOMES = ("results.csv", "curves.csv", "figure.svg", "finding.txt")
+STUDY, RUNS, MEASURES = "study.json", "runs", "measures"
+OUTCOMES = ("results.csv", "curves.csv", "measures.csv", "figure.svg", "finding.txt")
 MOST_DIFFERENCES = 3
 
 
@@ -45,7 +48,14 @@ def _check_ours(name: str, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunStoreError(f"study folder {folder}: is a file; choose another with --out")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    ours = {STUDY, RUNS, LOCK, *OUTCOMES, *(Path(own).with_suffix(".part").name for own in (STUDY, *OUTCOMES))}
+    ours = {
+        STUDY,
+        RUNS,
+        MEASURES,
+        LOCK,
+        *OUTCOMES,
+        *(Path(own).with_suffix(".part").name for own in (STUDY, *OUTCOMES)),
+    }
     if names - ours:
         raise RunStoreError(
             f"study folder {folder}: holds other files than a study's, such as {min(names - ours)}; choose an empty "
@@ -73,35 +83,44 @@ def _described(plan: Plan) -> dict[str, Any]:
 
 
 def held(folder: Path) -> dict[str, Path]:
-    """Every run under a study's folder, by the key of its recipe; what cannot be read is passed over."""
+    """Every run and measurement under a study's folder, by its key; what cannot be read is passed over."""
     found: dict[str, Path] = {}
-    for path in sorted((folder / RUNS).rglob(run_store.RECIPE)):
+    runs = ((path.parent, lambda at: key(run_store.recipe_of(at))) for path in (folder / RUNS).rglob(run_store.RECIPE))
+    kept = ((path, lambda at: measuring.kept(at).key) for path in (folder / MEASURES).rglob("*.json"))
+    for path, key_of in sorted((*runs, *kept), key=lambda each: each[0]):
         try:
-            found.setdefault(key(run_store.recipe_of(path.parent)), path.parent)
+            found.setdefault(key_of(path), path)
         except SeedtuneError:
             continue
     return found
 
 
-def ended(folder: Path) -> Run | None:
+def ended(place: Path) -> Run | Kept | None:
     """The run in this folder; None while it has not ended. One that could not go on, since nothing that its clients
-    sent was finite, comes without a summary: its last weights are no result.
+    sent was finite, comes without a summary: its last weights are no result. Of a file, the measurement in it.
 
     Raises:
         RunStoreError: no run there, or a damaged one.
     """
-    summary = run_store.summary_of(folder)
+    if place.suffix == ".json":
+        return measuring.kept(place)
+    summary = run_store.summary_of(place)
     if summary is None:
         return None
     result = None if summary["stopped_by"] == "divergence" else summary
-    return Run(folder, run_store.recipe_of(folder), tuple(run_store.metrics_of(folder)), result)
+    return Run(place, run_store.recipe_of(place), tuple(run_store.metrics_of(place)), result)
 
 
 def check_free(folder: Path, job: Job) -> None:
     """
     Raises:
-        RunStoreError: the folder of a run that is wanted holds one with another recipe; says what differs.
+        RunStoreError: the folder of a run that is wanted holds one with another recipe; says what differs. Or the file
+            of a measurement holds another.
     """
+    if job.asked and folder.exists():
+        raise RunStoreError(
+            f"measurement {folder}: is of something else, or damaged: choose another folder with --out, or delete it"
+        )
     if run_store.is_run(folder) and (found := run_store.recipe_of(folder)) != job.recipe:
         raise RunStoreError(
             f"run {folder}: was made with other settings ({differences(found, job.recipe)}): choose another folder "

@@ -1,4 +1,4 @@
-"""Which runs a plan comes to, given those that have ended.
+"""Which runs and measurements a plan comes to, given the runs that have ended.
 
 `wanted` is a pure function of both: a case's learning rate, or its number of rounds, may follow from earlier runs, so
 the list grows as they end; `num_expected` says how long it will be, if no grid of rates goes on. Nothing is run here.
@@ -12,47 +12,97 @@ from typing import Any, Literal
 from ..config import Recipe
 from ..recipe_text import build, merged
 from .measured import Run
+from .measuring import Asked
 from .plan import Plan, PlannedCase, multiple, slug
+from .study import Measure
 
-Role = Literal["cost", "rate", "result"]
-"""Why a run is made: to measure what a round costs, to try a learning rate, or as a result."""
+Role = Literal["cost", "rate", "result", "measure"]
+"""Why a run is made: to measure what a round costs, to try a learning rate, or as a result. "measure": no run."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run that is wanted; `folder` is its own, relative to the study's."""
+    """One run that is wanted, or one measurement; `folder` is its own (a measurement's: its file), relative to the
+    study's. `measure`: what is measured, of the run with this recipe or of the recipe itself."""
 
     case: PlannedCase
     role: Role
     recipe: Recipe
     folder: Path
+    measure: Measure | None = None
+
+    @property
+    def asked(self) -> Asked | None:
+        one = self.measure
+        return one and Asked(one.what, one.at, one.options, None if one.at == "apart" else self.recipe)
+
+    @property
+    def key(self) -> str:
+        """What tells two jobs apart that are not the same work."""
+        return self.asked.key if self.asked else key(self.recipe)
 
     @property
     def name(self) -> str:
-        role = {"cost": ", cost of a round", "rate": f", rate {self.recipe.local.learning_rate:g}", "result": ""}
+        if self.measure and self.measure.at == "apart":
+            return f"{self.case.label}, {self.measure.name}"
+        role = {
+            "cost": ", cost of a round", "rate": f", rate {self.recipe.local.learning_rate:g}", "result": "",
+            "measure": f", {self.measure.name}" if self.measure else "",
+        }  # fmt: skip
         return f"{self.case.label}, seed {self.recipe.run.seed}{role[self.role]}"
 
 
 def wanted(plan: Plan, ended: Mapping[str, Run]) -> list[Job]:
-    """The runs that are known to be needed by now, ended ones included, in the order of the cases.
+    """The runs and measurements that are known to be needed by now, those that are done included, in the order of the
+    cases.
 
-    `ended`: by the JSON of the recipe. Two jobs with one recipe are one run.
+    `ended`: runs by the JSON of the recipe. Two jobs with one key are one piece of work.
     """
-    return [job for case in plan.cases for job in _wanted_of(plan, case, ended)]
+    return [job for case in plan.cases for job in (*_runs_of(plan, case, ended), *_measures_of(plan, case, ended))]
 
 
 def num_expected(plan: Plan, ended: Mapping[str, Run]) -> int:
-    """How many runs the plan comes to, as far as is known: more only where a grid of rates goes on."""
+    """How many runs and measurements the plan comes to, as far as is known: more only where a grid of rates goes on."""
     return sum(_num_expected_of(plan, case, ended) for case in plan.cases)
 
 
 def _num_expected_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> int:
-    known = [job.role for job in _wanted_of(plan, case, ended)]
+    num_measures = len(case.measures) * len(case.seeds)
+    if not case.trained:
+        return num_measures
+    known = [job.role for job in _runs_of(plan, case, ended)]
     num_costs, num_rates = known.count("cost"), max(known.count("rate"), len(case.rates))
-    return num_costs + num_rates + len(case.seeds) - (1 if num_rates else 0)
+    return num_costs + num_rates + len(case.seeds) - (1 if num_rates else 0) + num_measures
 
 
-def _wanted_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> Iterator[Job]:
+def results_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> list[Job]:
+    """The jobs whose runs are the case's results, a seed each, as far as they are known: of a grid, those at the chosen
+    rate."""
+    jobs = list(_runs_of(plan, case, ended))
+    tried = [job for job in jobs if job.role == "rate"]
+    if not tried:
+        return [job for job in jobs if job.role == "result"]
+    if not all(job.key in ended for job in tried):
+        return []
+    rate = chosen_rate(plan, tried, ended)
+    chosen = [job for job in tried if job.recipe.local.learning_rate == rate]
+    return [*chosen, *(job for job in jobs if job.role == "result")]
+
+
+def _measures_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> Iterator[Job]:
+    for one in case.measures:
+        if one.at == "end":
+            done = [job.recipe for job in results_of(plan, case, ended) if job.key in ended]
+        else:
+            done = [_changed(case.recipe, {"run": {"seed": seed}}) for seed in case.seeds]
+        for recipe in done:
+            file = Path("measures", slug(case.label), slug(one.name), f"seed-{recipe.run.seed}.json")
+            yield Job(case, "measure", recipe, file, one)
+
+
+def _runs_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> Iterator[Job]:
+    if not case.trained:
+        return
     if plan.study.budget == "flops":
         yield cost_job(case)
     recipe = _with_rounds(plan, case, ended)

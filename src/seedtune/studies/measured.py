@@ -12,6 +12,7 @@ from typing import Any
 
 from ..analysis.estimates import Estimate, estimate
 from ..config import Recipe
+from .measuring import Kept
 from .study import JudgedBy, Study
 
 COUNTED = ("forwards", "flops", "bytes_up", "bytes_down")
@@ -125,6 +126,7 @@ class Result:
     runs: tuple[Run, ...]
     tried: tuple[Run, ...] = ()
     judged_by: JudgedBy = "last"
+    subject: str = ""
 
     @property
     def rate(self) -> float:
@@ -171,15 +173,38 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """A measurement of a case: of one seed, under the measure's name."""
+
+    case: str
+    subject: str
+    name: str
+    seed: int
+    kept: Kept
+
+    def value(self, quantity: str, part: str = "") -> float | None:
+        """None where it was not measured, or is not known."""
+        same = (one.value for one in self.kept.readings if (one.quantity, one.part) == (quantity, part))
+        return next(same, None)
+
+
+@dataclass(frozen=True)
 class Measured:
-    """All that a study's sentence and figure are made from, cases in the catalogue's order."""
+    """All that a study's sentence and figure are made from, cases in the catalogue's order: the results of those with
+    runs, and what else was measured."""
 
     study: Study
     results: tuple[Result, ...]
     num_seeds: int
+    taken: tuple[Taken, ...] = ()
 
     def __getitem__(self, label: str) -> Result:
         return next(result for result in self.results if result.label == label)
+
+    def over_seeds(self, case: str, name: str, quantity: str, part: str = "") -> Estimate | None:
+        """The mean over seeds of one number that was measured; None where a seed has none."""
+        values = [one.value(quantity, part) for one in self.taken if (one.case, one.name) == (case, name)]
+        return None if None in values else estimate(values)
 
 
 def common_loss(results: Iterable[Result]) -> float | None:

@@ -2,6 +2,7 @@
 
     results.csv   a row a run: what it was, what it came to, what it cost
     curves.csv    a row an evaluated round of a run: quality, and all costs up to there
+    measures.csv  a row a number that was measured beside the runs
     figure.svg    what the study's views say, bands where there are several seeds
     finding.txt   one sentence
 
@@ -25,7 +26,7 @@ from .measured import COUNTED, Measured, Result, Run, common_loss
 from .plan import Plan
 from .study import Study, View
 
-RESULTS, CURVES, FIGURE, FINDING = OUTCOMES
+RESULTS, CURVES, MEASURES, FIGURE, FINDING = OUTCOMES
 COSTS = ("rounds", *COUNTED, "seconds")
 QUALITY = ("loss", "accuracy", "perplexity")
 LABELS = {
@@ -55,25 +56,40 @@ def write(plan: Plan, folder: Path, measured: Measured) -> Outcome:
     finding = plan.study.finding(measured)
     texts = {
         RESULTS: _table(result_rows(measured, folder)), CURVES: _table(curve_rows(measured)),
+        MEASURES: _table(measure_rows(measured)),
         FIGURE: figure.draw(plan.study.question, f"{finding} {_conditions(plan)}", panels(measured)),
         FINDING: finding + "\n",
     }  # fmt: skip
     with writing(folder, "make room, then give the same command again"):
         for name, text in texts.items():
-            replace_text(folder / name, text)
+            if text:
+                replace_text(folder / name, text)
     return Outcome(folder, plan, measured, finding)
+
+
+def left(measured: Measured) -> tuple[list[str], str]:
+    """(the names of the files that a study leaves, what they were made from)."""
+    raw = [("the runs in runs/", (RESULTS, CURVES), measured.results), ("measures/", (MEASURES,), measured.taken)]
+    made = [(where, names) for where, names, found in raw if found]
+    return [*(name for _, names in made for name in names), FIGURE, FINDING], " and ".join(where for where, _ in made)
 
 
 def _conditions(plan: Plan) -> str:
     """On what, and what a band is, for whoever sees the figure alone."""
-    seeds = len(plan.seeds)
+    if plan.study.is_apart:
+        return ""
+    seeds, subjects = len(plan.seeds), {case.subject for case in plan.cases}
     band = f"Mean of {seeds} seeds with its 90 % band" if seeds > 1 else "One seed, hence no band"
     left_out = f" Left out: {', '.join(plan.left_out)}." if plan.left_out else ""
+    if len(subjects) > 1:
+        return f"{band}.{left_out}"
     return f"{band}; model {Path(plan.base.model.name).name}, task {plan.base.task.name}.{left_out}"
 
 
 def result_rows(measured: Measured, folder: Path) -> list[dict[str, Any]]:
     """A row a run: first each case's results, then the runs of its grid at other rates (role "rate tried")."""
+    if not measured.results:
+        return []
     varied, level = _varied(measured), common_loss(measured.results)
     rows = []
     for result in measured.results:
@@ -120,7 +136,19 @@ def curve_rows(measured: Measured) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def measure_rows(measured: Measured) -> list[dict[str, Any]]:
+    """A row a reading; a band of its own has its low and high."""
+    return [
+        {"study": measured.study.name, "case": one.case, "subject": one.subject, "seed": one.seed, "measure": one.name,
+         **vars(reading)}
+        for one in measured.taken for reading in one.kept.readings
+    ]  # fmt: skip
+
+
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Nothing where there are no rows."""
+    if not rows:
+        return ""
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
@@ -135,7 +163,10 @@ def _finite(value: float) -> float | None:
 def panels(measured: Measured) -> list[figure.Panel]:
     """The figure's panels, as the study's views ask for them."""
     draw = {"axis": _over_axis, "cases": _side_by_side}
-    return [draw.get(view.over, _curves)(measured, view) for view in measured.study.views]
+    return [
+        draw.get(view.over, _curves)(measured, view) if isinstance(view, View) else view(measured)
+        for view in measured.study.views
+    ]
 
 
 def _curves(measured: Measured, view: View) -> figure.Panel:
@@ -207,6 +238,7 @@ def described(outcome: Outcome) -> dict[str, Any]:
         "study": outcome.plan.study.name, "question": outcome.plan.study.question, "finding": outcome.finding,
         "folder": str(outcome.folder), "seeds": list(outcome.plan.seeds), "notes": list(outcome.plan.notes),
         "left_out": dict(outcome.plan.left_out), "cases": [_case(result) for result in outcome.measured.results],
+        "measures": measure_rows(outcome.measured),
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Which runs a plan comes to is `jobs`. Nothing here runs or writes anything.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .. import presets
@@ -16,9 +17,9 @@ from ..data.tasks import load_task
 from ..errors import ConfigError, DataError
 from ..experiment import resolved
 from ..models.load import kind_of, num_layers_of
-from ..recipe_text import build, merged
+from ..recipe_text import build, merged, read_toml
 from ..zo.noise import derive_key
-from .study import Case, Study
+from .study import Case, Measure, Study
 
 RECIPE = "study"
 ONE_THREAD = {"run": {"num_threads": 1}, "baseline": {"num_steps": 0}}
@@ -28,7 +29,8 @@ machine."""
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for. `settings`: nested values laid over the study's base; `num_seeds`: None for its own."""
+    """What the user asks for. `settings`: nested values laid over the study's base; `num_seeds`: None for its own;
+    `subjects`: files with further models and tasks, each a partial recipe."""
 
     study: Study
     quick: bool = False
@@ -36,13 +38,14 @@ class Request:
     task: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     num_seeds: int | None = None
+    subjects: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class PlannedCase:
     """A case with its recipe (first seed, its own learning rate, as many rounds as the base has); `x` is its place on
     the study's axis, `rates` the learning rates to choose from, `most_rates` how many these may become, `seeds` its
-    share of the plan's."""
+    share of the plan's, `subject` the name of its model and task where the study is over several."""
 
     label: str
     series: str
@@ -51,6 +54,9 @@ class PlannedCase:
     rates: tuple[float, ...]
     most_rates: int
     seeds: tuple[int, ...]
+    subject: str = ""
+    measures: tuple[Measure, ...] = ()
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,16 +78,19 @@ def planned(request: Request) -> Plan:
 
     Raises:
         ConfigError: a setting that the study varies itself, values that no recipe takes, or fewer than two cases that
-            the task allows. ModelError, DataError: a model or a task that is not found.
+            the task allows; a subject's file that cannot be read. ModelError, DataError: a model or a task that is not
+            found.
     """
     study = request.study
-    _check_free(study, request.settings)
-    base = base_of(request)
+    _check_free(request)
+    bases = _bases(request)
+    base = next(iter(bases.values()))
     num_seeds = request.num_seeds or (1 if request.quick else study.num_seeds)
     seeds = tuple(base.run.seed + k for k in range(num_seeds))
-    every = _distinct([_planned_case(study, case, base, seeds) for case in study.cases])
+    chosen = [case for case in study.cases if case.in_quick or not request.quick]
+    every = _distinct([_planned_case(study, case, one, seeds, name) for name, one in bases.items() for case in chosen])
     cases, left_out = _possible([case for case in every if not _is_behind(study, case)])
-    if len(cases) < 2:
+    if len(cases) < (1 if any(case.measures for case in study.cases) else 2):
         reasons = "; ".join(f"{label}: {reason}" for label, reason in left_out.items())
         raise ConfigError(
             f"study {study.name}: needs two cases to compare, and this task allows {len(cases)}: {reasons}"
@@ -89,20 +98,37 @@ def planned(request: Request) -> Plan:
     return Plan(study, base, cases, seeds, left_out, tuple(_notes(request, base)))
 
 
-def base_of(request: Request) -> Recipe:
+def _bases(request: Request) -> dict[str, Recipe]:
+    """What all cases of a subject share, by its name; without further subjects, the study's own without a name."""
+    if not request.study.over_subjects:
+        return {"": base_of(request)}
+    own = base_of(request)
+    bases = {Path(own.model.name).name: own}
+    for path in request.subjects:
+        if path.stem in bases:
+            raise ConfigError(f"--also {path}: there is a subject {path.stem!r} already; give the file another name")
+        bases[path.stem] = base_of(request, read_toml(path))
+    return bases
+
+
+def base_of(request: Request, subject: Mapping[str, Any] | None = None) -> Recipe:
     """What all cases share: the recipe `study`, the study's base, fewer rounds if quick, what the user sets, and what
     the study fixes.
 
     Another model takes the place of all settings of the starter's, and is tuned through LoRA; another task, of all
-    settings of the recipe's task.
+    settings of the recipe's task. A `subject`'s sections [model] and [task] take the place of the recipe's likewise,
+    and its other values are laid over the study's base.
     """
     study = request.study
     values = merged(presets.read("recipes", RECIPE), study.base)
+    if subject:
+        own = {section: subject[section] for section in ("model", "task") if section in subject}
+        values = merged(values, {section: keys for section, keys in subject.items() if section not in own}) | own
     if request.quick:
         values = merged(values, _shortened(values, study.quick))
-    if request.model:
+    if request.model and not subject:
         values = values | {"model": {"name": request.model, "adapter": "lora"}}
-    if request.task:
+    if request.task and not subject:
         values = values | {"task": {"name": request.task}}
     for over in (request.settings, study.fixed, ONE_THREAD):
         values = merged(values, over)
@@ -118,10 +144,18 @@ def _shortened(values: Mapping[str, Any], share: float) -> dict[str, Any]:
     }
 
 
-def _check_free(study: Study, settings: Mapping[str, Any]) -> None:
-    """A user's value that the study or every case would overwrite is a mistake."""
+def _check_free(request: Request) -> None:
+    """A user's value that the study or every case would overwrite, or that it has no use for, is a mistake."""
+    study = request.study
+    if request.subjects and not study.over_subjects:
+        raise ConfigError(f"study {study.name}: is of one model and task: leave out --also")
+    if study.is_apart and (request.model or request.task or request.settings or request.num_seeds):
+        raise ConfigError(
+            f"study {study.name}: measures models of given shapes, without runs: leave out --model, --task, --set and "
+            "--seeds"
+        )
     own = set.intersection(*(_names(case.over) for case in study.cases)) | _names(study.fixed) | _names(ONE_THREAD)
-    if given := _names(settings) & own:
+    if given := _names(request.settings) & own:
         raise ConfigError(f"study {study.name}: sets {min(given)} itself; leave it out of --set")
 
 
@@ -129,7 +163,7 @@ def _names(values: Mapping[str, Any]) -> set[str]:
     return {f"{section}.{key}" for section, keys in values.items() for key in keys}
 
 
-def _planned_case(study: Study, case: Case, base: Recipe, seeds: tuple[int, ...]) -> PlannedCase:
+def _planned_case(study: Study, case: Case, base: Recipe, seeds: tuple[int, ...], subject: str) -> PlannedCase:
     values = base.model_dump()
     if case.method:
         method = {name: keys for name, keys in presets.read("methods", case.method).items() if name != "model"}
@@ -140,9 +174,12 @@ def _planned_case(study: Study, case: Case, base: Recipe, seeds: tuple[int, ...]
     recipe = build(merged(values, ONE_THREAD), f"study {study.name}, case {case.label!r}")
     x = setting(recipe, study.axis.setting) if study.axis else None
     rates = tuple(multiple(recipe.local.learning_rate, factor) for factor in case.rates)
-    label = case.label.format(x="" if x is None else f"{x:g}")
-    own_seeds = seeds[: case.most_seeds]
-    return PlannedCase(label, case.series, None if x is None else float(x), recipe, rates, case.most_rates, own_seeds)
+    label = ", ".join(part for part in (subject, case.label.format(x="" if x is None else f"{x:g}")) if part)
+    own_seeds = seeds[: 1 if study.is_apart else case.most_seeds]
+    return PlannedCase(
+        label, case.series, None if x is None else float(x), recipe, rates, case.most_rates, own_seeds, subject,
+        case.measures, case.trained,
+    )  # fmt: skip
 
 
 def multiple(value: float, factor: float) -> float:
@@ -177,6 +214,8 @@ def _possible(cases: list[PlannedCase]) -> tuple[tuple[PlannedCase, ...], dict[s
     """The cases whose partition the task's data allow, and why the others are not."""
     tasks, left_out = {}, {}
     for case in cases:
+        if not case.trained and all(one.at == "apart" for one in case.measures):
+            continue
         recipe, kind = case.recipe, kind_of(case.recipe.model)
         if reason := _uncuttable(recipe):
             left_out[case.label] = reason

@@ -1,7 +1,8 @@
-"""A study carried out: the runs that are wanted and not there yet, then its outcomes.
+"""A study carried out: the runs and measurements that are wanted and not there yet, then its outcomes.
 
-Guarantees: a run that has ended is never run again; one that was interrupted goes on from its last whole round; a
-folder that holds another run is an error before anything is run; outcomes are there only when all runs have ended.
+Guarantees: a run that has ended is never run again, nor is a measurement made twice; a run that was interrupted goes on
+from its last whole round; a folder that holds another run is an error before anything is run; outcomes are there only
+when all of it is done.
 """
 
 import os
@@ -12,24 +13,26 @@ from pathlib import Path
 from ..errors import SeedtuneError
 from ..report import figure
 from . import folders, outcomes
-from .jobs import Job, chosen_rate, key, num_expected, wanted
-from .measured import Measured, Result, Run
+from .jobs import Job, key, num_expected, results_of, wanted
+from .measured import Measured, Result, Run, Taken
+from .measuring import Kept
 from .plan import Plan, Request, planned
-from .workers import Crew, Ended, crew_of
+from .workers import Crew, Ended, Task, crew_of
 
 
 @dataclass(frozen=True)
 class News:
-    """How far a study is: `num_done` of `num_runs` runs have ended.
+    """How far a study is: `num_done` of `num_runs` runs and measurements have ended.
 
-    `job`: whose round or end this is, None before the first; `run`: the run, once it has ended; `error`: why it failed.
+    `job`: whose round or end this is, None before the first; `run`: what it came to, once it has ended; `error`: why it
+    failed.
     """
 
     num_done: int
     num_runs: int
     job: Job | None = None
     rounds: int = 0
-    run: Run | None = None
+    run: Run | Kept | None = None
     error: str | None = None
 
     @property
@@ -70,19 +73,19 @@ def carry_out(plan: Plan, folder: Path, num_jobs: int | None, listen: Listener) 
 
 @dataclass
 class _State:
-    """Runs by the key of their recipe: where each lies, which have ended, are running, have failed."""
+    """Runs and measurements by key: where each lies, which have ended, are running, have failed."""
 
     plan: Plan
     folder: Path
     places: dict[str, Path]
-    ended: dict[str, Run]
+    ended: dict[str, Run | Kept]
     running: dict[Path, Job] = field(default_factory=dict)
     failed: dict[str, tuple[Job, str]] = field(default_factory=dict)
 
     def startable(self) -> list[Job]:
-        """The jobs that are wanted and neither ended, failed nor running, one for each recipe."""
-        known = {*self.ended, *self.failed, *(key(job.recipe) for job in self.running.values())}
-        jobs = {key(job.recipe): job for job in reversed(wanted(self.plan, self.ended))}
+        """The jobs that are wanted and neither ended, failed nor running, one for each key."""
+        known = {*self.ended, *self.failed, *(job.key for job in self.running.values())}
+        jobs = {job.key: job for job in reversed(wanted(self.plan, self.ended))}
         return [job for at, job in reversed(jobs.items()) if at not in known]
 
     def place(self, job: Job) -> Path:
@@ -92,12 +95,18 @@ class _State:
             RunStoreError: its own folder holds another run.
         """
         own = self.folder / job.folder
-        if key(job.recipe) not in self.places:
+        if job.key not in self.places:
             folders.check_free(own, job)
-        return self.places.setdefault(key(job.recipe), own)
+        return self.places.setdefault(job.key, own)
+
+    def task(self, job: Job) -> Task:
+        """What a crew is given."""
+        if not job.asked:
+            return job.recipe
+        return job.asked, self.places[key(job.recipe)] if job.asked.at == "end" else None
 
     def num_done(self) -> int:
-        return sum(key(job.recipe) in self.ended for job in wanted(self.plan, self.ended))
+        return sum(job.key in self.ended for job in wanted(self.plan, self.ended))
 
     def num_expected(self) -> int:
         return num_expected(self.plan, self.ended)
@@ -120,7 +129,7 @@ def _run_all(state: _State, crew: Crew, listen: Listener) -> None:
         for job in state.startable():
             if crew.has_room():
                 state.running[state.place(job)] = job
-                crew.start(state.place(job), job.recipe)
+                crew.start(state.place(job), state.task(job))
         if not state.running:
             return
         listen(_noted(state, crew.next_ended(hear)))
@@ -131,11 +140,11 @@ def _noted(state: _State, end: Ended) -> News:
     job = state.running.pop(end.folder)
     run = None if end.error else folders.ended(end.folder)
     if run:
-        state.ended[key(job.recipe)] = run
+        state.ended[job.key] = run
     else:
-        state.failed[key(job.recipe)] = job, end.error
-    error = None if run else end.error
-    return News(state.num_done(), state.num_expected(), job, run.rounds if run else 0, run, error)
+        state.failed[job.key] = job, end.error
+    error, rounds = None if run else end.error, run.rounds if isinstance(run, Run) else 0
+    return News(state.num_done(), state.num_expected(), job, rounds, run, error)
 
 
 def _check_failed(state: _State) -> None:
@@ -147,19 +156,20 @@ def _check_failed(state: _State) -> None:
         )
 
 
-def measured(plan: Plan, ended: dict[str, Run]) -> Measured:
-    """All runs of a plan, case by case."""
+def measured(plan: Plan, ended: dict[str, Run | Kept]) -> Measured:
+    """All runs and measurements of a plan, case by case."""
     jobs = wanted(plan, ended)
     results = []
     for case in plan.cases:
-        own = [job for job in jobs if job.case is case]
-        tried = [job for job in own if job.role == "rate"]
-        rate = chosen_rate(plan, tried, ended) if tried else None
-        chosen = [job for job in tried if job.recipe.local.learning_rate == rate]
-        runs = [ended[key(job.recipe)] for job in (*chosen, *(job for job in own if job.role == "result"))]
-        grid = tuple(ended[key(job.recipe)] for job in tried)
-        results.append(Result(case.label, case.series, case.x, tuple(runs), grid, plan.study.judged_by))
-    return Measured(plan.study, tuple(results), len(plan.seeds))
+        if case.trained:
+            runs = tuple(ended[job.key] for job in results_of(plan, case, ended))
+            grid = tuple(ended[job.key] for job in jobs if job.case is case and job.role == "rate")
+            results.append(Result(case.label, case.series, case.x, runs, grid, plan.study.judged_by, case.subject))
+    taken = tuple(
+        Taken(job.case.label, job.case.subject, job.measure.name, job.recipe.run.seed, ended[job.key])
+        for job in jobs if job.measure
+    )  # fmt: skip
+    return Measured(plan.study, tuple(results), len(plan.seeds), taken)
 
 
 def _num_cores() -> int:

@@ -10,11 +10,29 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from ..report.figure import Panel
     from .measured import Measured
 
 JudgedBy = Literal["last", "best"]
 Finding = Callable[["Measured"], str]
 """One sentence, computed from what was measured."""
+Draw = Callable[["Measured"], "Panel"]
+"""A panel of a study's own, for what no `View` shows."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured of a case beside its runs, or in their place.
+
+    name: in tables, and its folder. what: one of `measuring.WAYS`. options: that way's own.
+    at: "start": the weights before the first round, of each seed; "end": each of the case's runs, once it has ended;
+    "apart": neither run nor recipe, once, since the options say all.
+    """
+
+    name: str
+    what: str
+    at: Literal["start", "end", "apart"] = "start"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,7 @@ class Case:
     rates in all; 0: the grid is as it stands.
     series: cases of one series are one line where final values are drawn over the axis.
     most_seeds: as many seeds at most, for what seeds do not change, such as bytes; None: as many as the study has.
+    measures: what is measured of it. trained: whether it has runs at all. in_quick: whether `--quick` keeps it.
     """
 
     label: str
@@ -40,6 +59,9 @@ class Case:
     series: str = ""
     most_seeds: int | None = None
     most_rates: int = 0
+    measures: tuple[Measure, ...] = ()
+    trained: bool = True
+    in_quick: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,6 +98,7 @@ class Study:
     rounds allow; what a round costs is measured on a run of one round.
     judged_by: a run's loss on the test examples: after the last round, or the lowest that was evaluated, which is what
     a user keeps of a run that went on too long.
+    over_subjects: whether the user may name further models and tasks, on which all cases are made again.
     """
 
     name: str
@@ -83,7 +106,7 @@ class Study:
     source: str
     cases: tuple[Case, ...]
     finding: Finding
-    views: tuple[View, ...] = (View(),)
+    views: tuple[View | Draw, ...] = (View(),)
     base: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     axis: Axis | None = None
@@ -91,3 +114,9 @@ class Study:
     quick: float = 0.25
     budget: Literal["rounds", "flops"] = "rounds"
     judged_by: JudgedBy = "last"
+    over_subjects: bool = False
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether nothing in it depends on a recipe."""
+        return all(not case.trained and {one.at for one in case.measures} == {"apart"} for case in self.cases)

@@ -1,4 +1,4 @@
-"""Runs carried out one after another, here or in several processes at once.
+"""Runs and measurements carried out one after another, here or in several processes at once.
 
 A run's result does not depend on where it is carried out: its recipe says one thread, and all its randomness is keyed.
 A process that ends while it works (killed, out of memory) costs its run, and no other. Processes leave Ctrl-C to the
@@ -17,9 +17,13 @@ from typing import Protocol, Self
 from .. import experiment, run_store
 from ..config import Machine, Recipe
 from ..errors import SeedtuneError
+from . import measuring
+from .measuring import Asked
 
 Hear = Callable[[Path, int], None]
 """Hears (a run's folder, rounds done) as rounds end."""
+Task = Recipe | tuple[Asked, Path | None]
+"""A run; or what is to be measured, with the folder of the run that it is of."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Crew(Protocol):
 
     def has_room(self) -> bool: ...
 
-    def start(self, folder: Path, recipe: Recipe) -> None:
-        """Begins a run, or goes on with the one that the folder holds."""
+    def start(self, folder: Path, task: Task) -> None:
+        """Begins a run, or goes on with the one that the folder holds; or begins a measurement, whose file it is."""
 
     def next_ended(self, hear: Hear) -> Ended:
         """Waits until a run ends."""
@@ -56,7 +60,7 @@ def crew_of(size: int) -> Crew:
 class Here:
     """One run at a time, in this process."""
 
-    waiting: list[tuple[Path, Recipe]] = field(default_factory=list)
+    waiting: list[tuple[Path, Task]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         return self
@@ -66,8 +70,8 @@ class Here:
     def has_room(self) -> bool:
         return not self.waiting
 
-    def start(self, folder: Path, recipe: Recipe) -> None:
-        self.waiting.append((folder, recipe))
+    def start(self, folder: Path, task: Task) -> None:
+        self.waiting.append((folder, task))
 
     def next_ended(self, hear: Hear) -> Ended:
         return perform(*self.waiting.pop(), hear)
@@ -101,10 +105,10 @@ class Processes:
     def has_room(self) -> bool:
         return sum(worker.folder is not None for worker in self.workers) < self.size
 
-    def start(self, folder: Path, recipe: Recipe) -> None:
+    def start(self, folder: Path, task: Task) -> None:
         worker = next((worker for worker in self.workers if worker.folder is None), None) or self._hired()
         worker.folder = folder
-        worker.pipe.send((folder, recipe))
+        worker.pipe.send((folder, task))
 
     def _hired(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
@@ -147,17 +151,19 @@ def _serve(pipe: Connection) -> None:
         return
 
 
-def perform(folder: Path, recipe: Recipe, hear: Hear) -> Ended:
-    """One run, begun or gone on with; an error is how it ended."""
+def perform(folder: Path, task: Task, hear: Hear) -> Ended:
+    """One run, begun or gone on with, or one measurement; an error is how it ended."""
 
     def listen(num_rounds: int, *_: object) -> None:
         hear(folder, num_rounds)
 
     try:
-        if run_store.is_run(folder):
+        if not isinstance(task, Recipe):
+            measuring.take(*task, folder)
+        elif run_store.is_run(folder):
             experiment.resume(folder, Machine(), listen)
         else:
-            experiment.run(recipe, Machine(), folder, listen)
+            experiment.run(task, Machine(), folder, listen)
     except ConnectionError:
         raise
     except SeedtuneError as error:

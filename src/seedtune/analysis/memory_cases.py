@@ -1,4 +1,4 @@
-"""The cases of the memory benchmark: what one row is about, and whether it is likely to fit into free memory.
+"""Whose memory is measured: a model's shape, what of it is tuned, and whether it is likely to fit into free memory.
 
 Sizes come from a model without storage, so that asking costs no memory. Not here: any measurement (`memory`).
 """
@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from benchmarks._workload import shape, skeleton
-from seedtune.models import lora
-from seedtune.sections import ModelConfig
+from ..models import lora
+from ..models.random_models import shape, skeleton
+from ..sections import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 METHODS = ("inference", "two-point", "SGD", "AdamW")
@@ -84,6 +84,11 @@ def size_of(case: Case) -> Size:
         vocabulary=text.vocab_size,
         num_layers=text.num_hidden_layers,
     )
+
+
+def parameters_of(case: Case) -> int:
+    """Of the model itself, adapters left out."""
+    return size_of(case).model
 
 
 def bytes_needed(case: Case, method: str) -> int:

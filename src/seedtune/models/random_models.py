@@ -1,36 +1,25 @@
-"""What is measured: a model of a given shape with random weights, one batch, and the two-point step.
+"""Models of given shapes with random weights, for measuring time and memory, which depend on nothing else.
 
 A shape is a transformers config: one of `SHAPES`, or a user's config.json. Weights are made in place, one tensor after
 another, so that making them takes no more memory than they do; their values are one small tile of normal numbers over
-and over, since neither time nor memory depends on them. The global random generator is not used.
+and over. The global random generator is not used. Such a model says nothing of quality.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
 
-from seedtune.data.batches import Batch
-from seedtune.errors import ModelError, unknown
-from seedtune.models import answer_head, lora
-from seedtune.models.encoder import EncoderWithHead
-from seedtune.models.load import Tuned, load
-from seedtune.models.objective import loss
-from seedtune.models.source import find, read_tokenizer
-from seedtune.sections import ModelConfig
-from seedtune.space import Space, Weights, bound_weights, space_of
-from seedtune.zo.estimators import Probe, one_by_one, two_point
-from seedtune.zo.noise import Distribution, derive_key
-from seedtune.zo.perturb import Perturber
-from seedtune.zo.update import Update, apply
+from ..errors import ModelError, unknown
+from ..sections import ModelConfig
+from . import answer_head, lora
+from .encoder import EncoderWithHead
+from .load import Tuned, load
+from .source import find, read_tokenizer
 
-MU, RATE = 1e-3, 1e-7
 _TILE = 2**20 + 7  # no multiple of a row's length: rows differ
 _LLAMA_3 = {
     "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -41,9 +30,24 @@ _llama_3 = partial(
     max_position_embeddings=131_072, tie_word_embeddings=True, rope_parameters=_LLAMA_3,
 )  # fmt: skip
 
-# Published config.json files, as far as they change sizes.
+_stories = partial(LlamaConfig, vocab_size=32_000, tie_word_embeddings=True)
+
+# Published config.json files (of the stories: llama2.c's table), as far as they change sizes.
 SHAPES: dict[str, Callable[[], PretrainedConfig]] = {
+    "stories-15m": partial(
+        _stories, hidden_size=288, intermediate_size=768, num_hidden_layers=6, num_attention_heads=6
+    ),
+    "stories-42m": partial(
+        _stories, hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8
+    ),
+    "stories-110m": partial(
+        _stories, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12
+    ),
     "opt-125m": partial(OPTConfig, max_position_embeddings=2048),
+    "opt-350m": partial(
+        OPTConfig, hidden_size=1024, ffn_dim=4096, num_hidden_layers=24, num_attention_heads=16,
+        word_embed_proj_dim=512, do_layer_norm_before=False, max_position_embeddings=2048,
+    ),
     "opt-1.3b": partial(
         OPTConfig, hidden_size=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32,
         word_embed_proj_dim=2048, max_position_embeddings=2048,
@@ -169,95 +173,3 @@ class _Tiles:
         for piece in out.view(-1).split(_TILE):
             piece.copy_(self._tile[: len(piece)])
         return out.mul_(deviation)  # scaled in place: temporaries between the tensors would leave holes in the heap
-
-
-def text_batch(vocabulary: int, num_tokens: int, num_scored: int) -> Batch:
-    """One sequence; its last `num_scored` tokens are to be predicted."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(4, vocabulary, (1, num_tokens), generator=generator)
-    columns = torch.arange(num_tokens - 1 - num_scored, num_tokens - 1)
-    rows = torch.zeros_like(columns)
-    return Batch(ids, torch.ones_like(ids), rows, columns, ids[0, columns + 1], None, None, 1)
-
-
-def choice_batch(vocabulary: int, num_sequences: int, num_tokens: int, is_causal: bool) -> Batch:
-    """Sequences of one length with one of two answers each: the next token, or a label."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(4, vocabulary, (num_sequences, num_tokens), generator=generator)
-    rows, candidates = torch.arange(num_sequences), torch.tensor([5, 6]) if is_causal else None
-    columns = torch.full_like(rows, num_tokens - 1 if is_causal else 0)
-    return Batch(ids, torch.ones_like(ids), rows, columns, None, candidates, rows % 2, num_sequences)
-
-
-@dataclass(frozen=True)
-class Work:
-    """A model bound to what a step needs."""
-
-    model: Tuned
-    batch: Batch
-    space: Space
-    perturber: Perturber
-    weights: Weights
-
-
-def work(model: Tuned, batch: Batch) -> Work:
-    space = space_of(model.module, model.trainable)
-    return Work(model, batch, space, Perturber(model.module, space), bound_weights(model.module, space))
-
-
-@torch.no_grad()
-def forward(work: Work) -> float:
-    return float(loss(work.model, work.batch))
-
-
-def two_point_step(work: Work, count: int, distribution: Distribution) -> Probe:
-    """Step number `count`, one direction, as a client makes it; no evaluation may build an autograd graph.
-
-    Raises:
-        ModelError: one did.
-    """
-
-    def loss_at(point) -> float:
-        with work.perturber.at(point), graphs_refused():
-            return float(without_graph(loss(work.model, work.batch)))
-
-    key = derive_key(0, "direction", round=count)
-    with work.perturber.one_batch():
-        probe = two_point(one_by_one(loss_at), [key], MU, distribution)
-    update = Update((key,), -RATE * probe.scalars, derive_key(0, "rounding", round=count))
-    apply(work.space, work.weights, [update], distribution)
-    return probe
-
-
-@contextmanager
-def graphs_refused() -> Iterator[None]:
-    """Within it, an operation that keeps a tensor for a backward pass is an error. Costs nothing where none does.
-
-    Operations that keep no tensor, such as a sum, are not seen: `without_graph` sees them at the end.
-
-    Raises:
-        ModelError: names the tensor's dtype and shape.
-    """
-
-    def refuse(kept: torch.Tensor) -> None:
-        raise ModelError(
-            f"a zeroth-order evaluation built an autograd graph: {kept.dtype} {list(kept.shape)} was kept for a "
-            "backward pass: run the forward without gradients, or its memory is that of backpropagation"
-        )
-
-    with saved_tensors_hooks(refuse, lambda kept: kept):
-        yield
-
-
-def without_graph(value: torch.Tensor) -> torch.Tensor:
-    """`value`, if autograd does not know where it comes from.
-
-    Raises:
-        ModelError: names the operation that made it.
-    """
-    if value.grad_fn is not None:
-        raise ModelError(
-            f"a zeroth-order evaluation ended in an autograd graph ({type(value.grad_fn).__name__}): run the forward "
-            "without gradients, or its memory is that of backpropagation"
-        )
-    return value

@@ -1,0 +1,101 @@
+"""Peak memory against model size, of inference and of what tunes all weights: forward-only and backpropagation.
+
+Models are of published shapes with random weights, each measured in processes of its own; no run and no task.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from ..analysis.estimates import Fitted, line_through
+from ..report import figure
+from .measured import Measured
+from .study import Case, Draw, Measure, Study
+
+METHODS = ("inference", "two-point", "SGD", "AdamW")
+"""Those of `analysis.memory_cases`, which loads torch."""
+FAR = 7e9
+"""Parameters of a model that was not measured."""
+SHAPES = {
+    "float32": ("stories-15m", "stories-42m", "stories-110m", "opt-125m", "opt-350m", "llama-3.2-1b", "opt-1.3b"),
+    "bfloat16": ("stories-15m", "stories-110m", "opt-350m", "opt-1.3b", "llama-3.2-3b"),
+}
+LARGE = ("opt-350m", "llama-3.2-1b", "opt-1.3b", "llama-3.2-3b")
+TOKENS, SCORED = 64, 16
+MODEL = {"tuned": "full", "num_tokens": TOKENS, "num_scored": SCORED, "num_layers": 0, "targets": [], "lora_rank": 1,
+         "device": "cpu"}  # fmt: skip
+
+
+def peaks_of(measured: Measured, dtype: str) -> dict[str, list[tuple[float, float]]]:
+    """(parameters, bytes) of each method, by size; what did not fit is left out."""
+    found: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
+    for one in measured.taken:
+        if one.case.endswith(f", {dtype}") and (peak := one.value("peak")) is not None:
+            found[one.name].append((one.value("parameters"), peak))
+    return {method: sorted(points) for method, points in found.items()}
+
+
+def fitted(points: list[tuple[float, float]]) -> Fitted | None:
+    """None for fewer than three sizes: a line through two says nothing of whether they lie on one."""
+    return line_through(*zip(*points, strict=True)) if len({size for size, _ in points}) > 2 else None
+
+
+def growth(measured: Measured) -> str:
+    """Bytes a parameter of each method, by dtype, and where the lines lead to."""
+    dtypes = list(dict.fromkeys(one.case.rpartition(", ")[2] for one in measured.taken))
+    told = "; ".join(_of_dtype(dtype, peaks_of(measured, dtype)) for dtype in dtypes)
+    return f"Of processes of their own, {told}."
+
+
+def _of_dtype(dtype: str, peaks: Mapping[str, list[tuple[float, float]]]) -> str:
+    lines = {method: line for method, points in peaks.items() if (line := fitted(points))}
+    if not lines:
+        return f"in {dtype}, too few sizes were measured for a line"
+    slopes = ", ".join(f"{_slope(line)} for {method}" for method, line in lines.items())
+    sizes = sorted({size for points in peaks.values() for size, _ in points})
+    far = ", ".join(f"{line.at(FAR) / 1e9:.0f} GB for {method}" for method, line in lines.items())
+    return (
+        f"in {dtype}, over {len(sizes)} models of {sizes[0] / 1e6:.0f} M to {sizes[-1] / 1e9:.2g} B parameters, peak "
+        f"memory grows by {slopes} (bytes a parameter, with 90 % intervals of the line), and, extrapolated to "
+        f"{FAR / 1e9:.0f} B, which was not measured: {far}"
+    )
+
+
+def _slope(line: Fitted) -> str:
+    band = "" if line.slope_half_width is None else f" ± {line.slope_half_width:.2f}"
+    return f"{line.slope:.2f}{band}"
+
+
+def panel(dtype: str) -> Draw:
+    """Measured peaks over the number of parameters."""
+
+    def draw(measured: Measured) -> figure.Panel:
+        return figure.Panel(
+            f"parameters, {dtype}", "peak memory of a process (GB)", list(_lines(peaks_of(measured, dtype))),
+            log_x=True, log_y=True,
+        )  # fmt: skip
+
+    return draw
+
+
+def _lines(peaks: Mapping[str, list[tuple[float, float]]]) -> Iterator[figure.Line]:
+    for method, points in peaks.items():
+        yield figure.Line(method, [size for size, _ in points], [peak / 1e9 for _, peak in points])
+
+
+def _case(shape: str, dtype: str) -> Case:
+    measures = tuple(
+        Measure(method, "peak-memory", "apart", {"model": shape, "dtype": dtype, "method": method, **MODEL})
+        for method in METHODS
+    )
+    return Case(f"{shape}, {dtype}", series=dtype, measures=measures, trained=False, in_quick=shape not in LARGE)
+
+
+MEMORY = Study(
+    "memory-by-model-size",
+    "How does the memory of a forward-only step grow with the model, beside backpropagation?",
+    "asked for by FedMeZO's reviewers: memory against model size (the paper measured one model of 3 B parameters)",
+    tuple(_case(shape, dtype) for dtype, shapes in SHAPES.items() for shape in shapes),
+    growth,
+    tuple(panel(dtype) for dtype in SHAPES),
+)
+
+STUDIES = (MEMORY,)
