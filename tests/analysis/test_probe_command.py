@@ -8,7 +8,7 @@ from small_subjects import FEW
 
 from seedtune.analysis import spectrum
 
-QUICK = ["--examples", "4", "--directions", "4", "--eigenvalues", "2"]
+QUICK = ["--examples", "4", "--directions", "4", "--eigenvalues", "2", "--starts", "2", "--steps", "4"]
 
 
 @pytest.fixture
