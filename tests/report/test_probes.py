@@ -75,6 +75,8 @@ def test_which_weights_were_probed_is_told(tmp_path):
         row["state_digest"] = "11"
     early = run_folders.keep(run_folders.save(tmp_path / "early", lines=lines), run_folders.findings())
     assert found_in(early)[0].at == "weights after round 3"
+    first = run_folders.save(tmp_path / "first", lines=[{"loss": 3.0, "state_digest": run_folders.DIGEST}])
+    assert found_in(run_folders.keep(first, run_folders.findings()))[0].at == "weights before the first round"
 
 
 def drawn(tmp_path, name, found=None):

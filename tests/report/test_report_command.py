@@ -49,6 +49,19 @@ def test_reporting_changes_nothing_in_the_run(report, tmp_path):
     assert report("run")[0] == 0
 
 
+def test_findings_are_shown_beside_the_run(report, tmp_path):
+    folder = run_folders.keep(run_folders.save(tmp_path / "run"), run_folders.findings())
+    (tmp_path / "before.json").write_text((folder / "probes/effective-rank.json").read_text())
+    code, out, err = report("run", "--probe", "before.json")
+    assert (code, err) == (0, "") and out.startswith("run-report.html: 1 run, ")
+    text = (tmp_path / "run-report.html").read_text(encoding="utf-8")
+    assert "before.json" in text and "heterogeneity" in text
+    refused(
+        report("run", "--probe", "gone.json"),
+        "--probe gone.json: holds no finding; 'seedtune probe ... --out FILE' writes one",
+    )
+
+
 def refused(result, reason):
     assert result == (2, "", f"error: {reason}\n")
 

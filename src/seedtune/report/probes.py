@@ -120,7 +120,8 @@ def _weights(about: Mapping[str, Any], run: Run | None) -> tuple[str, bool]:
         return "", False
     for i in reversed(range(len(run.rows))):
         if text(run.rows[i].get("state_digest")) == digest:
-            return f"weights after round {i}" + (", the last whole one" if i == run.num_rounds else ""), False
+            last = ", the last whole one" if i == run.num_rounds else ""
+            return (f"weights after round {i}{last}" if i else "weights before the first round"), False
     return "weights that this run does not have after any of its rounds", True
 
 
