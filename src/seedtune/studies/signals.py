@@ -163,13 +163,13 @@ SIGNALS = Study(
     (View("axis"), paired_panel("final test loss"), paired_panel("unsteadiness"), followed_panel),
     base={
         "partition": {"kind": "dirichlet", "num_clients": 8},
-        "federation": {"num_rounds": 20, "local_steps": 3},
+        "federation": {"num_rounds": 12, "local_steps": 2},
         "personalise": {"alpha": 0.5, "alpha_unit": "relative"},
         "task": {"max_eval": 100},
+        "run": {"eval_every": 4},
     },
     fixed={"partition": {"kind": "dirichlet"}},
     axis=Axis("partition.alpha", "alpha", "Dirichlet's alpha: clients are more alike to the right"),
-    num_seeds=4,
 )
 
 STUDIES = (SIGNALS,)
