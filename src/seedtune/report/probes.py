@@ -36,8 +36,8 @@ class Measured:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Both, in order around the value; None where they are not."""
-        if self.low is None or self.high is None or not self.low <= self.value <= self.high:
+        """Both, in order; None where they are not. A bootstrap's need not hold the value."""
+        if self.low is None or self.high is None or self.low > self.high:
             return None
         return self.low, self.high
 
