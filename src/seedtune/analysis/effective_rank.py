@@ -25,6 +25,8 @@ from .trace import TraceSamples, by_forwards, by_products
 SCALES = (0.3, 1.0, 3.0)
 """Of the second differences, as multiples of the recipe's perturbation scale."""
 _BLOCK_TOLERANCE = 1e-2
+ROUNDING = 1e-4
+"""A negative eigenvalue of less than this share of the norm may be rounding."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,11 @@ def _finding(
     samples: TraceSamples, differences: Mapping[float, np.ndarray], rows: list[dict[str, Any]],
 ) -> Finding:  # fmt: skip
     (mu, apart), norm = plateau(differences), whole.norm.value
-    absolute = spectrum.absolute_within
+    absolute, lowest = spectrum.absolute_within, min(whole.smallest, spectrum.extremes[0])
     values = {
         "trace": whole.trace, "trace by forwards": student(differences[mu]), "at scale": mu,
         "difference of the two": student(differences[mu] - samples.whole), "scales differ by": apart,
-        "largest eigenvalue": whole.top[0].value, "operator norm": whole.norm,
+        "largest eigenvalue": whole.top[0].value, "lowest eigenvalue, at most": lowest, "operator norm": whole.norm,
         "trace of |H|": absolute,
         "squared Frobenius norm": whole.squares, "effective rank": whole.effective_rank,
         "effective rank of |H|": absolute.over(norm) if norm else None, "stable rank": whole.stable_rank,
@@ -175,26 +177,24 @@ def _finding(
     chosen = {"examples": probed.num_examples, "directions": options.directions, "eigenvalues": options.eigenvalues,
               "starts": options.starts, "steps": options.steps}  # fmt: skip
     return Finding("effective-rank", about(experiment) | chosen, values, tables, plain(vars(probed.cost)),
-                   notes_of(whole, options))  # fmt: skip
+                   notes_of(whole, lowest, options))  # fmt: skip
 
 
-def notes_of(whole: Curvature, options: RankOptions) -> list[str]:
-    """How the numbers are to be read, and what is known of negative curvature."""
+def notes_of(whole: Curvature, lowest: float, options: RankOptions) -> list[str]:
+    """How the numbers are to be read, and what is known of negative curvature: an eigenvalue is at most `lowest`."""
     notes = [
         f"intervals of traces and of the squared Frobenius norm: 90 %, Student's t over {options.directions} random "
         "directions at fixed examples; ranks are these divided by the operator norm, taken as exact",
         f"trace of |H|: stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017); 90 %, Student's t over "
-        f"{options.starts} random starts, widened by what the second half of the steps changed",
+        f"{options.starts} random starts, widened by what the second half of the steps changed; it is wide where many "
+        "small eigenvalues matter: more --steps make it narrower",
         "bounds of the operator norm: the residual of its Lanczos vector",
         "attention ran in its plain mathematical form where derivatives were taken: its fused kernels have no second",
     ]
-    if whole.smallest < 0:
+    if lowest < -ROUNDING * whole.norm.value:
         return [*notes, (
-            f"the Hessian is indefinite: {whole.smallest:.3g} is an eigenvalue. Its trace cancels negative against "
-            "positive curvature; nothing cancels in 'effective rank of |H|', which the theory's r must bound then, nor "
-            "in 'stable rank', a lower bound of it"
+            f"the Hessian is indefinite: it has an eigenvalue of {lowest:.3g} or below. Its trace cancels negative "
+            "against positive curvature; nothing cancels in 'effective rank of |H|', which the theory's r must bound "
+            "then, nor in 'stable rank', a lower bound of it"
         )]  # fmt: skip
-    return [*notes, (
-        f"none of the {options.eigenvalues} eigenvalues found is negative: negative curvature, if there is any, is at "
-        f"most {abs(whole.top[-1].value):.3g} in each direction; the trace may still cancel much of it"
-    )]  # fmt: skip
+    return [*notes, "no negative curvature was found, which does not prove that there is none"]
