@@ -64,7 +64,7 @@ def _told(subject: str, results: Sequence[Result], measured: Measured) -> str:
     unsure = f", not told apart from {', '.join(others)}" if others else ""
     edge = ", the largest or smallest tried" if best in (results[0], results[-1]) else ""
     return (
-        f"{subject}: stable rank {amount(rank) if rank else 'unknown'} of the whole Hessian, best LoRA rank "
+        f"{subject}: stable rank {amount(rank, 1) if rank else 'unknown'} of the whole Hessian, best LoRA rank "
         f"{best.x:g}{edge} (test loss {amount(best.loss)}{unsure})"
     )
 
@@ -73,7 +73,7 @@ def _together(subjects: Mapping[str, Sequence[Result]], measured: Measured) -> s
     rho = correlation(subjects, measured)
     if rho is None:
         return f"fewer than {LEAST_SUBJECTS} subjects tell nothing of how the two go together"
-    return f"Spearman's correlation of the two over {len(subjects)} subjects, seed by seed, is {amount(rho)}"
+    return f"Spearman's correlation of the two over {len(subjects)} subjects, seed by seed, is {amount(rho, 2)}"
 
 
 def correlation(subjects: Mapping[str, Sequence[Result]], measured: Measured) -> Estimate | None:
@@ -128,8 +128,10 @@ def losses_panel(measured: Measured) -> figure.Panel:
 
 def ranks_panel(measured: Measured) -> figure.Panel:
     """The best rank of each subject over its stable rank; a bar spans the ranks that are as good."""
-    return figure.Panel("stable rank of the whole Hessian, at the start", "best LoRA rank", list(_points(measured)),
-                        log_x=True, log_y=True, joined=False)  # fmt: skip
+    lines = list(_points(measured))
+    ticks = [(line.x[0], f"{line.x[0]:.1f}") for line in lines]
+    return figure.Panel("stable rank of the whole Hessian, at the start", "best LoRA rank (bars: as good)", lines,
+                        log_y=bool(lines), ticks=ticks, joined=False)  # fmt: skip
 
 
 def _points(measured: Measured) -> Iterator[figure.Line]:

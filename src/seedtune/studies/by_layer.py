@@ -7,7 +7,7 @@ does. Seeds have other examples, other partitions and other random starts: bands
 
 from collections.abc import Callable
 
-from ..analysis.estimates import Estimate, estimate
+from ..analysis.estimates import DIGITS, Estimate, estimate
 from ..report import figure
 from .findings import amount, seeds
 from .measured import Measured, Taken
@@ -37,13 +37,13 @@ def _whole(measured: Measured, case: str) -> str:
     losses = [(run.rows[0]["loss"], run.loss) for run in measured[case].runs]
     before, after = (estimate(side) for side in zip(*losses, strict=True))
     return (
-        f"{case}: the stable rank of the whole Hessian is {_amount(start)} at the start (test loss {_amount(before)}) "
-        f"and {_amount(tuned)} tuned ({_amount(after)})"
+        f"{case}: the stable rank of the whole Hessian is {_amount(start, 1)} at the start (test loss {_amount(before)}) "
+        f"and {_amount(tuned, 1)} tuned ({_amount(after)})"
     )
 
 
-def _amount(one: Estimate | None) -> str:
-    return amount(one) if one else "not known"
+def _amount(one: Estimate | None, digits: int = DIGITS) -> str:
+    return amount(one, digits) if one else "not known"
 
 
 def _largest(measured: Measured, cases: list[str]) -> str:
@@ -57,7 +57,7 @@ def _largest(measured: Measured, cases: list[str]) -> str:
     largest, where = max(found, key=lambda each: each[0].mean)
     below = sum(one.high <= R for one, _ in found)
     told = f"{below} of {len(found)} lie below {R} with their bands"
-    return f"the largest of a layer is {amount(largest)} ({where}), {told}"
+    return f"the largest of a layer is {amount(largest, 1)} ({where}), {told}"
 
 
 def _absolute(measured: Measured, cases: list[str]) -> str:

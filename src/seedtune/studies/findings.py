@@ -141,13 +141,13 @@ def named(result: Result) -> str:
     return f"{result.label}{rate} ({amount(result.loss) if result.loss else 'diverged'})"
 
 
-def amount(estimate: Estimate) -> str:
+def amount(estimate: Estimate, digits: int = DIGITS) -> str:
     """
-    >>> amount(Estimate(1.5, 0.25, 3)), amount(Estimate(1.5, None, 1))
-    ('1.500 ± 0.250', '1.500')
+    >>> amount(Estimate(1.5, 0.25, 3)), amount(Estimate(1.5, None, 1), 1)
+    ('1.500 ± 0.250', '1.5')
     """
-    band = "" if estimate.half_width is None else f" ± {estimate.half_width:.{DIGITS}f}"
-    return f"{estimate.mean:.{DIGITS}f}{band}"
+    band = "" if estimate.half_width is None else f" ± {estimate.half_width:.{digits}f}"
+    return f"{estimate.mean:.{digits}f}{band}"
 
 
 def seeds(measured: Measured) -> str:

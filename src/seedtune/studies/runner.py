@@ -54,7 +54,8 @@ def prepared(request: Request) -> Plan:
 
 
 def carry_out(plan: Plan, folder: Path, num_jobs: int | None, listen: Listener) -> outcomes.Outcome:
-    """Runs what is missing, `num_jobs` at once (None: as many as there are cores), and writes the outcomes.
+    """Runs what is missing, `num_jobs` at once (None: as many as there are cores), and writes the outcomes. What is
+    measured apart goes one by one: whether a model fits is judged by the memory that is free.
 
     Raises:
         RunStoreError: the folder holds something else, or a run with other settings. SeedtuneError: runs failed; the
@@ -65,7 +66,7 @@ def carry_out(plan: Plan, folder: Path, num_jobs: int | None, listen: Listener) 
         if state.startable():
             folders.remove_outcomes(folder)
         listen(News(state.num_done(), state.num_expected()))
-        with crew_of(num_jobs or max(1, min(_num_cores(), state.num_expected() - state.num_done()))) as crew:
+        with crew_of(_size_of_crew(state, num_jobs)) as crew:
             _run_all(state, crew, listen)
         _check_failed(state)
         return outcomes.write(plan, folder, measured(plan, state.ended))
@@ -119,6 +120,12 @@ def _found(plan: Plan, folder: Path) -> _State:
     for job in state.startable():
         state.place(job)
     return state
+
+
+def _size_of_crew(state: _State, num_jobs: int | None) -> int:
+    if state.plan.study.is_apart:
+        return 1
+    return num_jobs or max(1, min(_num_cores(), state.num_expected() - state.num_done()))
 
 
 def _run_all(state: _State, crew: Crew, listen: Listener) -> None:
