@@ -37,8 +37,8 @@ def _whole(measured: Measured, case: str) -> str:
     losses = [(run.rows[0]["loss"], run.loss) for run in measured[case].runs]
     before, after = (estimate(side) for side in zip(*losses, strict=True))
     return (
-        f"{case}: the stable rank of the whole Hessian is {_amount(start, 1)} at the start (test loss {_amount(before)}) "
-        f"and {_amount(tuned, 1)} tuned ({_amount(after)})"
+        f"{case}: the stable rank of the whole Hessian is {_amount(start, 1)} at the start "
+        f"(test loss {_amount(before)}) and {_amount(tuned, 1)} tuned ({_amount(after)})"
     )
 
 

@@ -15,7 +15,7 @@ from .findings import seeds
 from .measured import Measured, Result, Run
 from .study import Axis, Case, Draw, Measure, Study, View
 
-ALPHAS = (0.1, 1.0, 10.0)
+ALPHAS = (0.1, 10.0)
 REFERENCE = "fixed"
 RECORDS = Measure("records", "rate-signals", "end")
 BOOTSTRAP_KEY = 0
