@@ -132,7 +132,11 @@ def test_a_value_of_another_type_is_not_known(tmp_path, place):
 
 def test_cells_are_numbers_texts_or_not_known():
     assert [cell(value) for value in (True, float("nan"), [1, 2], 10**400, {})] == ["not known"] * 5
-    assert cell([2, 3, 1]).bounds is None and cell([2, 3, 4]).interval == "3 to 4" and cell([2, float("nan"), 3]).interval == ""
+    assert (
+        cell([2, 3, 1]).bounds is None
+        and cell([2, 3, 4]).interval == "3 to 4"
+        and cell([2, float("nan"), 3]).interval == ""
+    )
     assert bars([cell([1e308, -1e308, 1e308]), cell([0, 0, 0]), "none", None]) == [None] * 4
     assert bars([cell([0, 0, 0])]) == [None]
 

@@ -157,6 +157,14 @@ def test_subjects_are_made_of_all_cases_each_with_its_own_model_and_task(request
         planned(replace(request, study=STUDY, subjects=(other,)))
     with pytest.raises(ConfigError, match=r"gone\.toml: cannot be read"):
         planned(replace(request, subjects=(tmp_path / "gone.toml",)))
+    for text, message in (
+        ("", "names neither a model nor a task"),
+        ("model = 3", "model"),
+        ("[task]\nnmae = 1", "nmae"),
+    ):
+        other.write_text(text)
+        with pytest.raises(ConfigError, match=rf"--also .*other\.toml: .*{message}"):
+            planned(replace(request, subjects=(other,)))
 
 
 def test_a_study_of_shapes_takes_no_recipe_and_its_quick_form_leaves_large_ones_out():

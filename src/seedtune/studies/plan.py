@@ -85,7 +85,7 @@ def planned(request: Request) -> Plan:
     _check_free(request)
     bases = _bases(request)
     base = next(iter(bases.values()))
-    num_seeds = request.num_seeds or (1 if request.quick else study.num_seeds)
+    num_seeds = request.num_seeds or (1 if request.quick or study.is_apart else study.num_seeds)
     seeds = tuple(base.run.seed + k for k in range(num_seeds))
     chosen = [case for case in study.cases if case.in_quick or not request.quick]
     every = _distinct([_planned_case(study, case, one, seeds, name) for name, one in bases.items() for case in chosen])
@@ -107,8 +107,21 @@ def _bases(request: Request) -> dict[str, Recipe]:
     for path in request.subjects:
         if path.stem in bases:
             raise ConfigError(f"--also {path}: there is a subject {path.stem!r} already; give the file another name")
-        bases[path.stem] = base_of(request, read_toml(path))
+        bases[path.stem] = base_of(request, _subject(path))
     return bases
+
+
+def _subject(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        ConfigError: a file that cannot be read, that names neither model nor task, or that no recipe takes.
+    """
+    values = read_toml(path)
+    own = {section: values[section] for section in ("model", "task") if section in values}
+    if not own:
+        raise ConfigError(f"--also {path}: names neither a model nor a task: give it a section [model] or [task]")
+    build(own, f"--also {path}")
+    return values
 
 
 def base_of(request: Request, subject: Mapping[str, Any] | None = None) -> Recipe:
@@ -175,7 +188,7 @@ def _planned_case(study: Study, case: Case, base: Recipe, seeds: tuple[int, ...]
     x = setting(recipe, study.axis.setting) if study.axis else None
     rates = tuple(multiple(recipe.local.learning_rate, factor) for factor in case.rates)
     label = ", ".join(part for part in (subject, case.label.format(x="" if x is None else f"{x:g}")) if part)
-    own_seeds = seeds[: 1 if study.is_apart else case.most_seeds]
+    own_seeds = seeds[: case.most_seeds]
     return PlannedCase(
         label, case.series, None if x is None else float(x), recipe, rates, case.most_rates, own_seeds, subject,
         case.measures, case.trained,
