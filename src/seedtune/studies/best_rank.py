@@ -18,8 +18,8 @@ FIRST_RATE = 1.5e-3
 """Of rank 8 on the starter. The largest stable rate falls with the number of tuned parameters: each rank's grid is laid
 around a rate that falls with the rank's square root, and goes on where the best lies at an edge."""
 ALL = "all tensors"
-LEAST_SUBJECTS = 3
-"""For a correlation between subjects."""
+BESIDE, LEAST_SUBJECTS = 1.1, 3
+"""Of a figure's bars, as a factor; and for a correlation between subjects."""
 
 
 def hessian(subject: str, measured: Measured, quantity: str = "stable rank") -> Estimate | None:
@@ -114,13 +114,18 @@ def _bytes(result: Result) -> float:
 
 
 def losses_panel(measured: Measured) -> figure.Panel:
-    """Each rank's loss above that of the subject's best, seed by seed."""
+    """Each rank's loss above that of the subject's best, seed by seed; subjects side by side, so that no bar hides
+    another."""
     lines = []
-    for subject, results in by_subject(measured).items():
+    for place, (subject, results) in enumerate(by_subject(measured).items()):
         found = [above(one, best_of(results)) for one in results]
         columns = [[getattr(one, name) for one in found] for name in ("mean", "low", "high")]
         banded = found[0].half_width is not None
-        lines.append(figure.Line(subject, [one.x for one in results], columns[0], *(columns[1:] if banded else ())))
+        lines.append(
+            figure.Line(
+                subject, [one.x * BESIDE**place for one in results], columns[0], *(columns[1:] if banded else ())
+            )
+        )
     ticks = [(rank, str(rank)) for rank in RANKS]
     return figure.Panel("LoRA rank (alpha is twice the rank)", "test loss above the best rank's (nats)", lines,
                         log_x=True, ticks=ticks)  # fmt: skip
