@@ -1,11 +1,14 @@
 """The spectrum by quadrature, against matrices whose eigenvalues are known."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from seedtune.analysis.quadrature import Spectrum, spectrum_of
+from seedtune.analysis.quadrature import spectrum_of
 from seedtune.errors import ModelError
+from seedtune.zo import noise
 
 
 def symmetric(values: np.ndarray) -> torch.Tensor:
@@ -52,22 +55,37 @@ def test_the_swing_of_the_absolute_trace_holds_it_where_most_eigenvalues_are_sma
     assert true / 2 < found.absolute_swing.value < 2 * true
 
 
-SPECTRA = [
-    (-1, np.concatenate([[100.0], np.linspace(-1, 1, 199)])),
-    (1, np.concatenate([np.linspace(1, 3, 12), np.linspace(-3, -1, 12), np.full(400, 1e-4)])),
-]
+SPECTRA = {
+    "few over a band": np.concatenate([[100.0], np.linspace(-1, 1, 199)]),
+    "low rank": np.concatenate([np.linspace(1, 3, 12), np.linspace(-3, -1, 12), np.full(400, 1e-4)]),
+    "all sizes": np.concatenate([np.geomspace(1e-4, 9, 150), -np.geomspace(1e-4, 3, 150)]),
+    "symmetric": np.linspace(-1, 1, 100),
+}
 
 
-@pytest.mark.parametrize(("sign", "values"), SPECTRA)
-def test_few_steps_err_to_either_side_and_the_wider_interval_allows_for_it(sign, values):
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_absolute_trace_is_found_from_below_and_nearer_with_every_step(name):
     """Of a diagonal matrix random signs are exact, so that the quadrature's error is all there is."""
-    diagonal = torch.from_numpy(values).float()
-    found = spectrum_of(lambda vector: diagonal * vector, len(values), [1, 2, 3], 8, lambda *_: None)
-    exact, wide = np.abs(values).sum(), found.absolute_within
-    assert sign * (found.absolute.value - exact) > 0.01 * exact and not found.absolute.contains(exact)
-    assert wide.contains(exact) and wide.value == found.absolute.value
-    alone = Spectrum(found.size, found.starts[:1])
-    assert alone.absolute_within == alone.absolute
+    values = SPECTRA[name]
+    diagonal, exact = torch.from_numpy(values).float(), np.abs(values).sum()
+    (one,) = spectrum_of(lambda vector: diagonal * vector, len(values), [1], 48, lambda *_: None).starts
+    found = [len(values) * one.absolute(steps) for steps in range(1, 49)]
+    assert all(before <= after * (1 + 1e-6) for before, after in pairwise(found))
+    assert 0.97 * exact < found[-1] < exact * (1 + 1e-6)
+    by_ritz_values = [len(values) * float(w @ np.abs(v)) for v, w, _ in map(one.ritz, range(1, 49))]
+    assert name not in ("low rank", "all sizes") or max(by_ritz_values) > 1.05 * exact  # those are no bound
+
+
+def test_each_start_is_a_lower_bound_of_its_own_part():
+    values = SPECTRA["all sizes"]
+    found = spectrum(values, 6, 12)
+    absolute = symmetric(np.abs(values)).double().numpy()
+    for key, one in zip(range(1, 7), found.starts, strict=True):
+        z = noise.values(key, 0, 300, noise.Distribution.RADEMACHER).double().numpy()
+        assert 0.8 * (z @ absolute @ z) < 300 * one.absolute(12) < z @ absolute @ z
+    assert found.absolute_at_half.value < found.absolute.value
+    psd = spectrum(np.abs(values), 2, 5)
+    assert psd.absolute.value == pytest.approx(psd.trace.value, rel=1e-6)
 
 
 def test_the_same_keys_give_the_same_spectrum_and_an_exhausted_space_ends_it():

@@ -155,14 +155,14 @@ def _finding(
     samples: TraceSamples, differences: Mapping[float, np.ndarray], rows: list[dict[str, Any]],
 ) -> Finding:  # fmt: skip
     (mu, apart), norm = plateau(differences), whole.norm.value
-    absolute, lowest = spectrum.absolute_within, min(whole.smallest, spectrum.extremes[0])
+    absolute, lowest = spectrum.absolute, min(whole.smallest, spectrum.extremes[0])
     values = {
         "trace": whole.trace, "trace by forwards": student(differences[mu]), "at scale": mu,
         "difference of the two": student(differences[mu] - samples.whole), "scales differ by": apart,
         "largest eigenvalue": whole.top[0].value, "lowest eigenvalue, at most": lowest, "operator norm": whole.norm,
-        "trace of |H|": absolute,
+        "trace of |H|, at least": absolute, "the same, half the steps": spectrum.absolute_at_half,
         "squared Frobenius norm": whole.squares, "effective rank": whole.effective_rank,
-        "effective rank of |H|": absolute.over(norm) if norm else None, "stable rank": whole.stable_rank,
+        "effective rank of |H|, at least": absolute.over(norm) if norm else None, "stable rank": whole.stable_rank,
     }  # fmt: skip
     tables = {
         "eigenvalues of largest magnitude": [
@@ -185,9 +185,8 @@ def notes_of(whole: Curvature, lowest: float, options: RankOptions) -> list[str]
     notes = [
         f"intervals of traces and of the squared Frobenius norm: 90 %, Student's t over {options.directions} random "
         "directions at fixed examples; ranks are these divided by the operator norm, taken as exact",
-        f"trace of |H|: stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017); 90 %, Student's t over "
-        f"{options.starts} random starts, widened by what the second half of the steps changed; it is wide where many "
-        "small eigenvalues matter: more --steps make it narrower",
+        "trace of |H|: stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017) with a node at 0, which finds it from "
+        f"below, higher with more --steps; interval: 90 %, Student's t over {options.starts} random starts",
         "bounds of the operator norm: the residual of its Lanczos vector",
         "attention ran in its plain mathematical form where derivatives were taken: its fused kernels have no second",
     ]

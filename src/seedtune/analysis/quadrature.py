@@ -5,9 +5,11 @@
 With theta_k the Ritz values of a Lanczos iteration that starts at z / |z|, and w_k the squares of the first components
 of its tridiagonal matrix's eigenvectors (stochastic Lanczos quadrature: Golub and Meurant 1994; Ubaru, Chen and Saad
 2017). Up to degree 2 m - 1 in m steps this is exact, so that tr(A) and |A|_F^2 carry no error but that of the random
-starts. |x| has a kink at 0, where it is not: a Ritz value may stand for eigenvalues of both signs, which then cancel,
-or Ritz values of both signs for many near 0, which then count for more than they are. So tr|A| comes out too low or too
-high, less so with more steps; what the second half of the steps changed says by how much (`absolute_within`).
+starts. |x| has a kink at 0, around which a Hessian has most of its eigenvalues: one Ritz value stands for nearly all of
+them, and how far it happens to lie from 0 counts for their number. So tr|A| takes a quadrature that is given a node at
+0 (Gauss and Radau's). The polynomial through |x| at 0 and touching it at the other nodes is nowhere above |x|, and no
+other such one of its degree has a larger integral. Every start's part of tr|A| is thus found from below, higher with
+every step; half of the steps, from the same products, show how fast it still grows.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from .finding import Tell
 from .hessian import Operator
 from .intervals import Interval, student
 
+_SINGULAR = 1e-9  # of the largest Ritz value
 _BREAKDOWN = 1e-6  # of the matrix's size so far: what is left of a vector is rounding, the space is exhausted
 
 
@@ -41,6 +44,24 @@ class Tridiagonal:
         values, vectors = np.linalg.eigh(matrix)
         return values, vectors[0] ** 2, np.abs(self.beside[k - 1] * vectors[-1])
 
+    def absolute(self, num_steps: int) -> float:
+        """sum_k w_k |theta_k| of the quadrature with a node at 0, which has one more than `num_steps`.
+
+        Where a Ritz value is 0 but for rounding there is such a node already.
+        """
+        values, weights, _ = self.ritz(num_steps)
+        k, scale = len(values), float(np.abs(values).max())
+        if np.abs(values).min() <= _SINGULAR * scale:
+            return float(weights @ np.abs(values))
+        beside = self.beside[:k]
+        inner = np.diag(self.diagonal[:k]) + np.diag(beside[:-1], 1) + np.diag(beside[:-1], -1)
+        matrix = np.zeros((k + 1, k + 1))
+        matrix[:k, :k] = inner
+        matrix[k, k - 1] = matrix[k - 1, k] = beside[-1]
+        matrix[k, k] = np.linalg.solve(inner, beside[-1] ** 2 * np.eye(k)[-1])[-1]
+        values, vectors = np.linalg.eigh(matrix)
+        return float(vectors[0] ** 2 @ np.abs(values))
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -56,9 +77,9 @@ class Spectrum:
     def num_steps(self) -> int:
         return max(len(each.diagonal) for each in self.starts)
 
-    def mean(self, f: Callable[[np.ndarray], np.ndarray], num_steps: int | None = None) -> Interval:
-        """tr f(A)."""
-        found = (each.ritz(num_steps or self.num_steps) for each in self.starts)
+    def mean(self, f: Callable[[np.ndarray], np.ndarray]) -> Interval:
+        """tr f(A), of a polynomial of degree 2 m - 1 at most."""
+        found = (each.ritz(self.num_steps) for each in self.starts)
         return student([self.size * float(weights @ f(values)) for values, weights, _ in found])
 
     @property
@@ -72,31 +93,25 @@ class Spectrum:
 
     @property
     def absolute(self) -> Interval:
-        """tr|A|; the interval is about the random starts, the quadrature's own error is no part of it."""
-        return self.mean(np.abs)
+        """tr|A|, from below: the interval is about the random starts of what is found of it."""
+        return self._absolute(self.num_steps)
 
     @property
     def absolute_at_half(self) -> Interval:
         """`absolute`, from the first half of the steps."""
-        return self.mean(np.abs, max(1, self.num_steps // 2))
+        return self._absolute(max(1, self.num_steps // 2))
+
+    def _absolute(self, num_steps: int) -> Interval:
+        return student([self.size * each.absolute(num_steps) for each in self.starts])
 
     @property
     def absolute_swing(self) -> Interval:
-        """tr|A|: the middle, the lowest and the highest of what the starts give after each of the second half of the
-        steps. No confidence interval, but how far the quadrature still swings, which may be by factors."""
+        """tr|A| by Ritz values, with no node at 0: the middle, the lowest and the highest of what the starts give after
+        each of the second half of the steps. No confidence interval, but how far such a quadrature swings, which may be
+        by factors."""
         counts = range(self.num_steps // 2 + 1, self.num_steps + 1)
         found = [self.size * float(w @ np.abs(v)) for one in self.starts for v, w, _ in map(one.ritz, counts)]
         return Interval(float(np.median(found)), min(found), max(found))
-
-    @property
-    def absolute_within(self) -> Interval:
-        """`absolute`, each bound moved outwards by what the second half of the steps changed: an estimate of the
-        quadrature's error, no bound of it."""
-        full = self.absolute
-        if full.low is None or full.high is None:
-            return full
-        changed = abs(full.value - self.absolute_at_half.value)
-        return Interval(full.value, max(0.0, full.low - changed), full.high + changed)
 
     @property
     def norm(self) -> Interval:
