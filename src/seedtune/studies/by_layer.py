@@ -6,11 +6,12 @@ does. Seeds have other examples, other partitions and other random starts: bands
 """
 
 from collections.abc import Callable
+from statistics import median
 
 from ..analysis.estimates import DIGITS, Estimate, estimate
 from ..report import figure
 from .findings import amount, seeds
-from .measured import Measured, Taken
+from .measured import Measured
 from .study import Case, Draw, Measure, Study
 
 R = 200
@@ -67,16 +68,21 @@ def _absolute(measured: Measured, cases: list[str]) -> str:
 
 
 def _swing(measured: Measured, case: str, name: str) -> str:
-    """The middle over seeds, and the least and most that any quadrature of a seed gave."""
-    readings = [_reading(one) for one in measured.taken if (one.case, one.name) == (case, name)]
-    middles = sorted(one[0] for one in readings)
-    low, high = min(one[1] for one in readings), max(one[2] for one in readings)
-    return f"{middles[len(middles) // 2]:.0f} ({low:.0f} to {high:.0f})"
+    found = swing(measured, case, name)
+    return f"{found[0]:.0f} ({found[1]:.0f} to {found[2]:.0f})" if found else "not known"
 
 
-def _reading(one: Taken) -> tuple[float, float, float]:
-    found = next(each for each in one.kept.readings if (each.quantity, each.part) == ("absolute trace / norm", WHOLE))
-    return found.value, found.low, found.high
+def swing(measured: Measured, case: str, name: str) -> tuple[float, float, float] | None:
+    """tr|H|/|H| of the whole: the middle over seeds, and the least and most that any quadrature of a seed gave."""
+    readings = [
+        (each.value, each.low, each.high)
+        for one in measured.taken if (one.case, one.name) == (case, name)
+        for each in one.kept.readings if (each.quantity, each.part) == ("absolute trace / norm", WHOLE)
+    ]  # fmt: skip
+    if not readings:
+        return None
+    middles, lows, highs = zip(*readings, strict=True)
+    return median(middles), min(lows), max(highs)
 
 
 def layers_panel(name: str) -> Draw:
@@ -89,7 +95,9 @@ def layers_panel(name: str) -> Draw:
         lines = [_line(case, order, lambda part, case=case: measured.over_seeds(case, name, "stable rank", part))
                  for case in cases]  # fmt: skip
         ticks = [(place, _short(part)) for place, part in enumerate(order)]
-        return figure.Panel(f"block, {name}", "stable rank", lines, log_y=True, ticks=ticks, joined=False)
+        return figure.Panel(
+            f"block, {name}", "stable rank (bars that reach 0 are cut)", lines, log_y=True, ticks=ticks, joined=False
+        )
 
     return draw
 
@@ -112,12 +120,11 @@ def whole_panel(measured: Measured) -> figure.Panel:
     """Both ranks without cancellation of each whole Hessian, start and tuned, beside R."""
     named = list(dict.fromkeys((one.case, one.name) for one in measured.taken))
     stable = _line("stable rank (whole)", named, lambda pair: measured.over_seeds(*pair, "stable rank", WHOLE))
-    swings = [[_reading(one) for one in measured.taken if (one.case, one.name) == pair] for pair in named]
-    middles = [sorted(each[0] for each in one)[len(one) // 2] for one in swings]
+    swings = [(place, found) for place, pair in enumerate(named) if (found := swing(measured, *pair))]
+    columns = [[found[i] for _, found in swings] for i in range(3)]
     absolute = figure.Line(
-        "tr|H|/|H| (whole; bars: what the quadrature gave)", range(len(named)), middles,
-        [min(each[1] for each in one) for one in swings], [max(each[2] for each in one) for one in swings],
-    )  # fmt: skip
+        "tr|H|/|H| (whole; bars: what the quadrature gave)", [place for place, _ in swings], *columns
+    )
     bound = figure.Line(f"r = {R}", range(len(named)), [R] * len(named))
     ticks = [(place, f"{case}, {name}") for place, (case, name) in enumerate(named)]
     return figure.Panel(
