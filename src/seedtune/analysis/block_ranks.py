@@ -2,7 +2,7 @@
 
     tr(H) / |H|         what FedMeZO's theory bounds by r; curvature of both signs cancels in it
     |H|_F^2 / |H|^2     the stable rank; nothing cancels, and it is never above tr|H| / |H|
-    tr|H| / |H|         what r has to be at least where H is indefinite: nothing cancels
+    tr|H| / |H|         what r would have to bound where H is indefinite, found from below: nothing cancels
 
 All come from the same products (`quadrature`). A layer's are those of its diagonal block of H; what couples layers is
 in the whole alone.
@@ -68,5 +68,6 @@ def ranks_of(spectrum: Spectrum) -> dict[str, Any]:
         return values
     return values | {
         "trace / norm": spectrum.trace.over(norm.value), "stable rank": spectrum.squares.over(norm.value**2),
-        "absolute trace / norm": spectrum.absolute_swing.over(norm.value),
+        "absolute trace / norm, at least": spectrum.absolute.over(norm.value),
+        "the same, half the steps": spectrum.absolute_at_half.over(norm.value),
     }  # fmt: skip

@@ -105,15 +105,6 @@ class Spectrum:
         return student([self.size * each.absolute(num_steps) for each in self.starts])
 
     @property
-    def absolute_swing(self) -> Interval:
-        """tr|A| by Ritz values, with no node at 0: the middle, the lowest and the highest of what the starts give after
-        each of the second half of the steps. No confidence interval, but how far such a quadrature swings, which may be
-        by factors."""
-        counts = range(self.num_steps // 2 + 1, self.num_steps + 1)
-        found = [self.size * float(w @ np.abs(v)) for one in self.starts for v, w, _ in map(one.ritz, counts)]
-        return Interval(float(np.median(found)), min(found), max(found))
-
-    @property
     def norm(self) -> Interval:
         """|A|: the largest Ritz value in magnitude. Never above |A|; an eigenvalue lies within the interval."""
         found = [each.ritz(self.num_steps) for each in self.starts]
