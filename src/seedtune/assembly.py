@@ -110,7 +110,7 @@ def assemble(
         base=model.base_id, base_digest=model_digest(model.module).hex(), space=space.fingerprint, seed=seed,
         keys=recipe.federation.keys, distribution=Distribution(recipe.local.distribution),
         model=recipe.model.model_dump(exclude={"name"}), num_choices=len(task.label_names) or None, initial=initial,
-        key_pool=recipe.federation.key_pool, split=cut and split_of(recipe.split, cut, space),
+        key_pool=recipe.federation.key_pool, split=cut and split_of(recipe, cut, space),
     )  # fmt: skip
     site = _site(recipe, machine, model, space, header, train, clients, cut)
     return Experiment(recipe, model, task, train, test, clients, heldout, header, site, secret)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from .sections import (
     MOST_DIRECTIONS,
+    AutoConfig,
     BaselineConfig,
     ByzantineConfig,
     FederationConfig,
@@ -35,6 +36,7 @@ class Recipe(Section):
     federation: FederationConfig = FederationConfig()
     local: LocalConfig = LocalConfig()
     split: SplitConfig = SplitConfig()
+    auto: AutoConfig = AutoConfig()
     personalise: PersonaliseConfig = PersonaliseConfig()
     baseline: BaselineConfig = BaselineConfig()
     byzantine: ByzantineConfig = ByzantineConfig()
@@ -66,6 +68,7 @@ class Recipe(Section):
             self._check_split()
         self._check_alpha()
         self._check_training()
+        self._check_auto()
         cohort = federation.cohort_size or partition.num_clients
         if federation.min_replies > cohort:
             raise ValueError(f"federation.min_replies is {federation.min_replies} but a round asks {cohort} clients")
@@ -85,6 +88,50 @@ class Recipe(Section):
     def num_scalars(self) -> int:
         """Projected gradients of one local step, one a direction."""
         return self.split.num_scalars if self.is_split else self.local.num_directions
+
+    @property
+    def is_rate_auto(self) -> bool:
+        """Whether learning rates follow from what rounds measure."""
+        return self.local.learning_rate == "auto"
+
+    @property
+    def mu(self) -> float:
+        """The perturbation scale; 0 where it is still to be measured."""
+        scale = self.local.perturbation_scale
+        return self.auto.perturbation_scale if scale == "auto" else scale
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate, or that of the first round; 0 where it is still to be measured."""
+        rate = self.local.learning_rate
+        return self.auto.learning_rate if rate == "auto" else rate
+
+    @property
+    def rate_ratio(self) -> float:
+        """Block 2's learning rate over block 1's, or that of the first round."""
+        return (self.auto.rate_ratio or 1.0) if self.is_rate_auto else self.split.rate_ratio
+
+    def _check_auto(self) -> None:
+        """What is measured can be, and is told to nobody who may not know it."""
+        local, names = self.local, ("learning_rate", "perturbation_scale")
+        for name, most in zip(names, (1e6, 10.0), strict=True):
+            value = getattr(local, name)
+            if value != "auto" and value > most:
+                raise ValueError(f"local.{name} = {value:g}: input should be less than or equal to {most:g}")
+        asked = [name for name in names if getattr(local, name) == "auto"]
+        if not asked:
+            return
+        if local.order == "first":
+            raise ValueError(f"local.{asked[0]} = 'auto' needs local.order = 'zeroth': give backpropagation a number")
+        if self.is_private or self.secure_sum.enabled:
+            section = "privacy.unit = 'none'" if self.is_private else "secure_sum.enabled = false"
+            raise ValueError(
+                f"local.{asked[0]} = 'auto' needs {section}: it follows from losses that clients would tell"
+            )
+        if self.auto.per_client and self.federation.aggregation == "sign-vote":
+            raise ValueError(
+                "auto.per_client needs another federation.aggregation than 'sign-vote': a vote has no rate"
+            )
 
     def _check_split(self) -> None:
         """The directions are those of [split], few enough, and a baseline has something to take away."""
@@ -154,7 +201,11 @@ class Recipe(Section):
     def _check_alpha(self) -> None:
         """A client's rate stays positive, whatever its Phi."""
         personalise, rate = self.personalise, self.local.learning_rate
-        limit = 1.0 if personalise.alpha_unit == "relative" else rate
+        if personalise.policy != "fixed" and personalise.alpha_unit == "absolute" and rate == "auto":
+            raise ValueError(
+                "personalise.alpha_unit = 'absolute' needs local.learning_rate as a number: use 'relative'"
+            )
+        limit = rate if personalise.alpha_unit == "absolute" and rate != "auto" else 1.0
         if personalise.policy != "fixed" and personalise.alpha >= limit:
             raise ValueError(
                 f"personalise.alpha is {personalise.alpha:g} ({personalise.alpha_unit}), which lets a client's "

@@ -19,6 +19,7 @@ import torch
 
 from . import run_store
 from .assembly import Experiment, assemble, put_back, restore
+from .auto_start import Spent, started
 from .baseline import backpropagation
 from .config import Machine, Recipe
 from .engines.engine import RunEngine
@@ -114,9 +115,9 @@ def run(
     exchange_of(recipe)  # what it refuses is refused before anything is loaded
     claimed = run_store.create(folder, replace_run, run_store.log_bytes(recipe))
     with kernels.using(machine.kernel), claimed as store:
-        experiment = _told(assemble(recipe, machine, None, None, secret), say)
+        experiment, spent = _told(assemble(recipe, machine, None, None, secret), say)
         check_room(folder, _snapshot_bytes(experiment))
-        start = _begin(experiment, store, listen)
+        start = _begin(experiment, spent, store, listen)
         return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
 
 
@@ -139,21 +140,25 @@ def resume(
             check_data_is_here(recipe)
         if store.recover() is None:
             secret = new_secret() if recipe.is_private else b""
-            experiment = _told(assemble(recipe, machine, None, None, secret), say)
-            start = _begin(experiment, store, listen)
+            experiment, spent = _told(assemble(recipe, machine, None, None, secret), say)
+            start = _begin(experiment, spent, store, listen)
             return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
         trajectory, secret = run_store.trajectory_of(folder), secret_of(folder) if recipe.is_private else b""
-        experiment = _told(assemble(recipe, machine, trajectory.header.initial, None, secret), say)
+        experiment, _ = _told(assemble(recipe, machine, trajectory.header.initial, None, secret), say)
         start = _continue(experiment, trajectory, store, listen)
         return _rounds(experiment, start, trajectory.records, store, listen, engine(experiment, store, say))
 
 
-def _told(experiment: Experiment, say: Say) -> Experiment:
+def _told(experiment: Experiment, say: Say) -> tuple[Experiment, Spent]:
+    """The experiment with what its recipe leaves open measured, and what that took."""
+    experiment, spent = started(experiment)
+    if spent.note:
+        say(spent.note)
     if experiment.recipe.is_split or experiment.site.evaluations.batched:
         say(experiment.site.evaluations.note)
     if note := slowness(experiment.recipe.model, next(experiment.site.module.parameters()).device):
         say(note)
-    return experiment
+    return experiment, spent
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -260,12 +265,13 @@ def _seconds_before(store: RunStore) -> float:
     return rows[-1]["elapsed_seconds"] if rows else 0.0
 
 
-def _begin(experiment: Experiment, store: RunStore, listen: Listener) -> Server:
+def _begin(experiment: Experiment, spent: Spent, store: RunStore, listen: Listener) -> Server:
     """The server before the first round, and the run's files begun."""
-    started = time.perf_counter()
+    began = time.perf_counter()
     zero_shot = _evaluated(experiment)
-    seconds = round(time.perf_counter() - started, 3)
-    store.begin(experiment.recipe, experiment.header, round_row(0, seconds, None, zero_shot), experiment.secret)
+    seconds = round(time.perf_counter() - began, 3)
+    row = round_row(0, seconds, None, zero_shot) | spent.as_row()
+    store.begin(experiment.recipe, experiment.header, row, experiment.secret)
     listen(0, None, zero_shot)
     return _server(experiment)
 

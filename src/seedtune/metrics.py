@@ -52,6 +52,10 @@ def round_row(
         }  # fmt: skip
         if first := result.num_prefix_flops:
             row |= {"flops_prefix": first, "flops_suffix": result.num_flops - first}
+        if result.slopes:
+            row["slopes"] = {str(client): list(slopes) for client, slopes in result.slopes.items()}
+        if (ratio := result.record.rate_ratio) is not None:
+            row["rate_ratio"] = ratio
         if result.surge:
             row |= {"surge": str(result.surge), "back_to": result.record.back_to}
         row = published(plan, row) if plan else row
@@ -90,6 +94,7 @@ def result_of(record: RoundRecord, row: Row) -> RoundResult:
         _or_nan(row["scalar_rms"]), row["learning_rate"], row["bytes_down"], row["bytes_up"], row["forwards"],
         row["flops"], row["skipped_steps"], row["seconds"],
         mean_loss=None if row["losses"] else row["train_loss"],
+        slopes={int(client): tuple(slopes) for client, slopes in row.get("slopes", {}).items()},
     )  # fmt: skip
 
 

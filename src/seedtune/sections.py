@@ -3,9 +3,11 @@
 What goes together with what is `config.Recipe`'s to check.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
 
 MOST_DIRECTIONS = 100_000
 """In one local step."""
@@ -136,14 +138,18 @@ class LocalConfig(Section):
         "auto", description="points of a batch in one forward (changes a loss's last bits): by a rule, one, or all"
     )
     distribution: Literal["rademacher", "gaussian"] = Field("rademacher", description="of a direction's coordinates")
-    perturbation_scale: float = Field(1e-3, gt=0, le=10, description="mu, in units of the weights")
+    perturbation_scale: Positive | Literal["auto"] = Field(
+        1e-3, description="mu, in units of the weights, at most 10; 'auto': measured before the first round"
+    )
     clip: float = Field(
         0.0,
         ge=0,
         le=1e6,
         description="largest projected gradient; one beyond it, either way, is cut to it; 0: no limit",
     )
-    learning_rate: float = Field(1e-4, gt=0, le=1e6, description="eta, of the first round after warm-up")
+    learning_rate: Positive | Literal["auto"] = Field(
+        1e-4, description="eta, of the first round after warm-up, at most 1e6; 'auto': as [auto] measures it"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how eta goes on: as it is, or falling towards 0 at the last round"
     )
@@ -174,6 +180,27 @@ class SplitConfig(Section):
         """S: projected gradients a step."""
         counts = self.num_prefix_directions, self.num_suffix_directions
         return counts[0] * counts[1] if self.reading == "nested" else sum(counts)
+
+
+class AutoConfig(Section):
+    """What is measured where `local` says 'auto' (docs/auto.md); a run keeps here what it began with."""
+
+    safety: float = Field(
+        0.5, gt=0, le=2, description="share that is taken of the learning rate that lowers the loss most"
+    )
+    every: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="rounds between two estimates of the rates, after the first ten, which all make one; 0: 5, or as "
+        "many as keep these within a tenth of the forwards",
+    )
+    per_client: bool = Field(False, description="whether each client's own estimates scale its rate")
+    learning_rate: float = Field(0.0, ge=0, le=1e6, description="of the first round; 0: measured before it")
+    rate_ratio: float = Field(
+        0.0, ge=0, le=1e6, description="learning rate of block 2 over block 1's in the first round; 0: measured"
+    )
+    perturbation_scale: float = Field(0.0, ge=0, le=10, description="mu; 0: measured before the first round")
 
 
 class ByzantineConfig(Section):

@@ -89,7 +89,7 @@ def effective_rank(experiment: Experiment, options: RankOptions, tell: Tell = in
     keys = [key_of(recipe, "trace", direction=m) for m in range(options.directions)]
     batches = batches_of(experiment, options.examples, recipe.federation.batch_size, key_of(recipe, "examples"))
     probed = probed_loss(experiment, batches)
-    scales = options.scales or tuple(share * recipe.local.perturbation_scale for share in SCALES)
+    scales = options.scales or tuple(share * recipe.mu for share in SCALES)
     differences = {mu: by_forwards(probed, keys, mu, tell) for mu in sorted(scales)}
     experiment.model.module.float()
     blocks = blocks_of(experiment.model.module, experiment.model.trainable)

@@ -22,7 +22,7 @@ from ..data.partition import partition
 from ..errors import ConfigError, DataError
 from ..fed.client import Site, local_round
 from ..fed.messages import Order, Reply
-from ..fed.schedule import learning_rate_at
+from ..fed.schedule import rate_share_at
 from ..fed.seed_scalar import SeedScalar
 from ..sections import PartitionConfig
 from ..space import Space
@@ -151,7 +151,7 @@ def _one_round(
     experiment: Experiment, alpha: float, clients: Sequence[np.ndarray], tell: Tell
 ) -> tuple[list[Reply], np.ndarray]:
     """(the replies of a first round of these clients, how far each one's update lies from the mean update)."""
-    recipe, rate = experiment.recipe, learning_rate_at(experiment.recipe, 0)
+    recipe, rate = experiment.recipe, experiment.recipe.first_rate * rate_share_at(experiment.recipe, 0)
 
     def batch(client: int, key: int):
         own, size = clients[client], recipe.federation.batch_size

@@ -122,8 +122,8 @@ def _values(
         "L, here": curvature.norm, "c_g, here": noise, "effective rank": curvature.effective_rank,
         "stable rank": curvature.stable_rank, "1 / (3 H L sqrt(c_g d))": bounds[0], "N / (3 c_g H L)": bounds[1],
         "1 / H^2": bounds[2], "bound of the rate": min(bounds) if is_known else None,
-        "the recipe's rate": recipe.local.learning_rate,
-        "rate / bound": recipe.local.learning_rate / min(bounds) if is_known else None,
+        "the recipe's rate": recipe.first_rate,
+        "rate / bound": recipe.first_rate / min(bounds) if is_known else None,
         "1 / sqrt(d)": 1 / sqrt(d),
     }  # fmt: skip
     ranks = {"effective rank": curvature.effective_rank, "stable rank": curvature.stable_rank}

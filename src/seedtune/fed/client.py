@@ -25,10 +25,12 @@ from ..zo.meter import BACKPROPAGATION_FORWARDS, WHOLE, Meter, Shape, Tally
 from ..zo.perturb import Perturber
 from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_updates
 from ..zo.update import apply
+from .auto import is_due
 from .byzantine import falsified, liars
 from .evaluations import ONE_BY_ONE, Evaluations, num_together
 from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
 from .private import PrivateSite, discreet, sum_over_examples
+from .slopes import Measured, along
 from .split_steps import CutLosses
 from .whole_steps import WholeLosses
 
@@ -84,13 +86,15 @@ class Site:
 @dataclass(frozen=True)
 class Step:
     """One local step: projected gradients (float32 [P], empty for first order), mean loss, forward passes, their
-    floating-point operations, and those of block 1 among them where the model is split."""
+    floating-point operations, and those of block 1 among them where the model is split; and what it says of learning
+    rates, where it was asked."""
 
     scalars: np.ndarray
     loss: float
     num_forwards: int
     num_flops: int
     num_prefix_flops: int = 0
+    slopes: tuple[float, ...] = ()
 
     @property
     def is_skipped(self) -> bool:
@@ -110,7 +114,8 @@ def local_round(site: Site, order: Order) -> Reply:
     catch_up(site, order)
     federation = site.recipe.federation
     sends_weights = federation.upload == "weights"
-    with _working(site, moves=sends_weights or federation.local_steps > 1) as weights:
+    moves = sends_weights or federation.local_steps > 1 or is_due(site.recipe, order.round)
+    with _working(site, moves) as weights:
         with discreet(order) if site.private else nullcontext():
             steps = list(_steps_of(site)(site, order, weights, move_last=sends_weights))
         packed = pack_weights(weights) if sends_weights else b""
@@ -131,6 +136,7 @@ def reply_of(site: Site, order: Order, steps: Sequence[Step], packed: bytes = b"
         num_skipped=sum(step.is_skipped for step in steps), num_flops=sum(step.num_flops for step in steps),
         scalar_rms=root_mean_square(scalars) if sends_weights else None,
         num_prefix_flops=sum(step.num_prefix_flops for step in steps),
+        slopes=tuple(number for step in steps for number in step.slopes),
     )  # fmt: skip
 
 
@@ -201,20 +207,33 @@ def _working(site: Site, moves: bool) -> Iterator[Weights]:
 
 def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
     num_steps, space = site.recipe.federation.local_steps, site.perturber.space
+    split_ = site.header.split and site.header.split.at(order.rate_ratio)
     for step, batch in batches(site, order):
         with named(order, step):
             keys = step_keys(site, order, step)
-            probe, tally = _probed(site, batch, keys)
+            probe, tally = probed(site, batch, keys)
             scalars = told(site.recipe, probe.scalars)
-            if move_last or step < num_steps - 1:
-                scaled = -order.rate / len(keys) * scalars.astype(np.float64)
-                updates = updates_of(site.header.split, keys, scaled, _rounding_key(site, order, step))
+            scaled = -order.rate / len(keys) * scalars.astype(np.float64)
+            updates = updates_of(split_, keys, scaled, _rounding_key(site, order, step))
+            measured = Measured()
+            if step == 0 and is_due(site.recipe, order.round):
+                measured = along(site, order, batch, weights, updates)
+            elif move_last or step < num_steps - 1:
                 apply(space, weights, updates, site.header.distribution)
-            first = tally.flops_of["prefix", site.cut.k] if site.cut else 0
-            yield Step(scalars, probe.loss, probe.num_forwards, tally.flops, first)
+            first = _prefix_flops(site, tally, measured.num_forwards) if site.cut else 0
+            yield Step(
+                scalars, probe.loss, probe.num_forwards + measured.num_forwards, tally.flops + measured.num_flops,
+                first, measured.slopes,
+            )  # fmt: skip
 
 
-def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
+def _prefix_flops(site: Site, tally: Tally, more: int) -> int:
+    """Operations of block 1: those tallied, and those of `more` forwards of the whole model."""
+    part = ("prefix", site.cut.k)
+    return tally.flops_of[part] + more * tally.flops_of[part] // tally.runs[part]
+
+
+def probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
     """The projected gradients of one batch, and what they took."""
     local, distribution, whole = site.recipe.local, site.header.distribution, partial(site.loss, batch)
 
@@ -227,7 +246,7 @@ def _probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
         else:
             blocks = CutLosses(site.cut, site.perturber, whole, tally, batched, most)
             estimate = partial(split.probe, blocks, site.header.split, site.recipe.split.difference == "central")
-        probe = estimate(keys, local.perturbation_scale, distribution)
+        probe = estimate(keys, site.recipe.mu, distribution)
     return probe, tally
 
 
@@ -248,7 +267,7 @@ def _sum_of(site: Site, batch: Any, num_examples: int, keys: Sequence[int]) -> n
     local, shape, whole = site.recipe.local, site.shape(batch), partial(site.private.losses, batch)
 
     def estimated(losses_at: LossesAt) -> Probe:
-        return ESTIMATORS[local.estimator](losses_at, keys, local.perturbation_scale, site.header.distribution)
+        return ESTIMATORS[local.estimator](losses_at, keys, site.recipe.mu, site.header.distribution)
 
     with site.perturber.one_batch() as prefix:
         tally, evaluations = Tally(site.meter, shape, prefix), site.evaluations

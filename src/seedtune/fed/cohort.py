@@ -25,6 +25,7 @@ from ..zo.materialised import at_copy
 from ..zo.meter import WHOLE, Tally
 from ..zo.perturb import Perturbation
 from ..zo.reuse import Found, Prefix
+from .auto import is_due
 from .client import Site, Step, batches, local_round, named, reply_of, step_keys, told
 from .messages import Order, Reply, encode_reply
 
@@ -94,7 +95,8 @@ class Cohort:
         return is_shared and is_whole and not by_example and copied <= max(MOST_COPIED, model // 8)
 
     def _rides(self, order: Order) -> bool:
-        is_here = self._may_ride and self._is_exact is not False and order.digest == self.site.replica.digest
+        is_plain = self._may_ride and not is_due(self.site.recipe, order.round)
+        is_here = is_plain and self._is_exact is not False and order.digest == self.site.replica.digest
         return is_here and (self.site.evaluations.batched is None or self._takes_single_forwards(order))
 
     def _takes_single_forwards(self, order: Order) -> bool:
@@ -158,7 +160,7 @@ class Cohort:
 
     def _estimated(self, order: Order, losses_at: LossesAt) -> Probe:
         local, keys = self.site.recipe.local, step_keys(self.site, order, 0)
-        return ESTIMATORS[local.estimator](losses_at, keys, local.perturbation_scale, self.site.header.distribution)
+        return ESTIMATORS[local.estimator](losses_at, keys, self.site.recipe.mu, self.site.header.distribution)
 
     def _at(self, point: Perturbation | None) -> AbstractContextManager[None]:
         site = self.site

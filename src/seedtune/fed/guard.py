@@ -177,23 +177,23 @@ class Guard:
 
     def _cause(self, known: Sequence[Seen]) -> str:
         """The likeliest of: overflow, rounding in the projected gradients, steps that are too long."""
-        model, local, last = self.recipe.model, self.recipe.local, known[-1]
+        model, local, mu, last = self.recipe.model, self.recipe.local, self.recipe.mu, known[-1]
         if not isfinite(last.loss) and model.dtype == "float16":
             return "float16 overflows beyond 65,504: use model.dtype = 'bfloat16' or 'float32'"
         before = [seen for seen in known if seen.since <= self.good_state]
         if local.order == "first":
             return "local.learning_rate is likely too large"
-        if _is_mostly_rounding(before, local.perturbation_scale, model.dtype):
+        if _is_mostly_rounding(before, mu, model.dtype):
             return (
-                f"local.perturbation_scale = {local.perturbation_scale:g} is likely too small for {model.dtype}: the "
+                f"local.perturbation_scale = {mu:g} is likely too small for {model.dtype}: the "
                 f"projected gradients are no larger than the rounding of the losses would make them"
             )
         sound = (before or known)[-1]
         step = sound.rate * sound.scalar_rms / sqrt(self.recipe.num_scalars)
-        if step > local.perturbation_scale:
+        if step > mu:
             return (
                 f"local.learning_rate is likely too large: a local step moves each weight by {step:.1e}, beyond the "
-                f"{local.perturbation_scale:g} (local.perturbation_scale) at which the loss was looked at"
+                f"{mu:g} (local.perturbation_scale) at which the loss was looked at"
             )
         return "local.learning_rate is likely too large"
 

@@ -17,10 +17,11 @@ from safetensors.torch import save as save_tensors
 
 from ..errors import MessageError, NotFinite
 from ..space import DIGEST_BYTES, Space, Weights
-from ..zo.trajectory import RoundRecord, broken_rule
+from ..zo.trajectory import MOST_RATIO, RoundRecord, broken_rule
 from .wire import array_of, check, fields_of, is_count, packed, unpacked
 
 ORDER, REPLY = 0, 1
+_MOST_SLOPES = 6
 _MOST_BITS = 2**20  # signs in one array, so that few bytes do not unpack to gigabytes; more of them travel as numbers
 
 
@@ -29,7 +30,7 @@ class Order:
     """What the server asks of one client in one round.
 
     digest: of the weights that the client must hold when it begins.
-    rate: learning rate of its local steps.
+    rate: learning rate of its local steps; rate_ratio: block 2's over block 1's, None: as the run's header says.
     missed: packed records of the rounds since the client last took part, oldest first.
     weights: the packed weights themselves, where the protocol or the shorter way says so; then `missed` is empty.
     """
@@ -40,6 +41,7 @@ class Order:
     rate: float
     missed: tuple[bytes, ...] = ()
     weights: bytes = b""
+    rate_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Reply:
     num_flops: floating-point operations of the forwards (`zo.meter`); num_prefix_flops: those of block 1 among them,
         where the model is split.
     is_fixed_size: scalars travel in 4 bytes each, whatever they are, so that its length tells nothing; not sent.
+    slopes: three numbers a block, where the round estimates learning rates (`slopes`).
     scalar_rms: root mean square of the projected gradients where weights are sent in their place; None otherwise.
     """
 
@@ -67,11 +70,13 @@ class Reply:
     scalar_rms: float | None = None
     num_prefix_flops: int = 0
     is_fixed_size: bool = False
+    slopes: tuple[float, ...] = ()
 
 
 def encode_order(order: Order) -> bytes:
     rate, missed = float(order.rate), list(order.missed)
-    return packed(ORDER, [order.round, order.client, order.digest, rate, missed, order.weights])
+    ratio = [] if order.rate_ratio is None else [float(order.rate_ratio)]
+    return packed(ORDER, [order.round, order.client, order.digest, rate, missed, order.weights, *ratio])
 
 
 def decode_order(data: bytes) -> Order:
@@ -79,13 +84,14 @@ def decode_order(data: bytes) -> Order:
     Raises:
         MessageError: not an order of this version, or a field out of its range.
     """
-    round_, client, digest, rate, missed, weights = fields_of(data, ORDER, 6)
+    round_, client, digest, rate, missed, weights, *ratio = fields_of(data, ORDER, 6, 7)
     check(is_count(round_) and is_count(client), "an order's round and client are counts")
     check(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES, f"an order's digest has {DIGEST_BYTES} bytes")
     check(isinstance(rate, float) and 0 < rate < inf, "an order's learning rate is positive and finite")
     as_bytes = isinstance(missed, list) and all(isinstance(record, bytes) for record in missed)
     check(as_bytes and isinstance(weights, bytes), "missed rounds and weights come as bytes")
-    return Order(round_, client, digest, rate, tuple(missed), weights)
+    check(all(_is_ratio(value) for value in ratio), "a ratio of learning rates is positive and finite")
+    return Order(round_, client, digest, rate, tuple(missed), weights, *ratio)
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -95,6 +101,7 @@ def encode_reply(reply: Reply) -> bytes:
     first, flops = reply.num_prefix_flops, reply.num_flops
     flops = [first, flops - first] if first else flops
     more = [reply.num_skipped, flops, None if reply.scalar_rms is None else float(reply.scalar_rms)]
+    more += [list(map(float, reply.slopes))] if reply.slopes else []
     return packed(REPLY, [*counts, float(reply.loss), steps, directions, scalars, reply.weights, *more])
 
 
@@ -103,8 +110,8 @@ def decode_reply(data: bytes) -> Reply:
     Raises:
         MessageError: not a reply of this version, a field out of its range, or an infinite number.
     """
-    fields = fields_of(data, REPLY, 12)
-    round_, client, examples, forwards, loss, steps, directions, raw, weights, skipped, flops, rms = fields
+    fields = fields_of(data, REPLY, 12, 13)
+    round_, client, examples, forwards, loss, steps, directions, raw, weights, skipped, flops, rms, *more = fields
     counts = (round_, client, examples, forwards, steps, directions, skipped)
     check(all(is_count(value) for value in counts), "a reply's counts are whole numbers from 0 to 2^31")
     check(isinstance(loss, float) and isinstance(weights, bytes), "a reply's loss is a number, its weights bytes")
@@ -113,16 +120,23 @@ def decode_reply(data: bytes) -> Reply:
     check(whole, "a reply's operations, or those of its two blocks, are whole numbers from 0 to 2^62")
     check(abs(loss) != inf, "a reply's loss is finite, or NaN where all steps were skipped")
     check(rms is None or (type(rms) is float and 0 <= rms < inf), "a root mean square is finite and not negative")
+    slopes = more[0] if more else []
+    numbers = isinstance(slopes, list) and all(type(value) is float and abs(value) < inf for value in slopes)
+    check(numbers and len(slopes) % 3 == 0 and len(slopes) <= _MOST_SLOPES, "slopes are three finite numbers a block")
     scalars = _unpack_scalars(raw, (steps, directions), "a reply's scalars")
     check(not np.isinf(scalars).any(), "a reply's scalars are finite, or NaN where a step was skipped")
-    return Reply(round_, client, examples, forwards, loss, scalars, weights, skipped, sum(blocks), rms, blocks[0])
+    return Reply(
+        round_, client, examples, forwards, loss, scalars, weights, skipped, sum(blocks), rms, blocks[0],
+        slopes=tuple(slopes),
+    )  # fmt: skip
 
 
 def pack_record(record: RoundRecord) -> bytes:
     """One round as it travels to a client that missed it: about 60 bytes, and 4 a scalar or a bit a sign."""
     clients, factors = np.array(record.clients, "<i4").tobytes(), record.factors.astype("<f8").tobytes()
     shape, scalars = list(record.scalars.shape), _pack_scalars(record.scalars)
-    return msgpack.packb([record.round, clients, shape, scalars, factors, record.digest])
+    ratio = [] if record.rate_ratio is None else [record.rate_ratio]
+    return msgpack.packb([record.round, clients, shape, scalars, factors, record.digest, *ratio])
 
 
 def unpack_record(data: bytes) -> RoundRecord:
@@ -131,18 +145,24 @@ def unpack_record(data: bytes) -> RoundRecord:
         MessageError: bytes that are no record, or one that breaks a rule of records, such as infinite numbers.
     """
     fields = unpacked(data)
-    check(isinstance(fields, list) and len(fields) == 6, "a round's record has six fields")
-    round_, clients, shape, scalars, factors, digest = fields
+    check(isinstance(fields, list) and len(fields) in (6, 7), "a round's record has six fields, or seven")
+    round_, clients, shape, scalars, factors, digest, *ratio = fields
     check(is_count(round_), "a record's round is a count")
     check(isinstance(shape, list) and len(shape) == 3 and all(map(is_count, shape)), "scalars have three dimensions")
     check(isinstance(clients, bytes) and len(clients) % 4 == 0, "clients are 4-byte numbers")
     check(isinstance(digest, bytes), "a record's digest comes as bytes")
     values = _unpack_scalars(scalars, tuple(shape), "a record's scalars")
     steps = array_of(factors, "<f8", (shape[0],), "a record's factors")
-    record = RoundRecord(round_, tuple(np.frombuffer(clients, "<i4").tolist()), values, steps, digest)
+    check(all(_is_ratio(value) for value in ratio), "a ratio of learning rates is positive and finite")
+    numbers = tuple(np.frombuffer(clients, "<i4").tolist())
+    record = RoundRecord(round_, numbers, values, steps, digest, rate_ratio=ratio[0] if ratio else None)
     fault = broken_rule(record)
     check(fault is None, f"in a record, {fault}")
     return record
+
+
+def _is_ratio(value: Any) -> bool:
+    return type(value) is float and 0 < value <= MOST_RATIO
 
 
 def pack_weights(weights: Weights) -> bytes:

@@ -86,7 +86,7 @@ class Rates:
         """Before the first round."""
         personalise, num_clients = recipe.personalise, recipe.partition.num_clients
         policy = POLICIES[personalise.policy]
-        share = 1.0 if personalise.alpha_unit == "relative" else 1 / recipe.local.learning_rate
+        share = 1.0 if personalise.alpha_unit == "relative" else 1 / recipe.first_rate
         signals = np.full((num_clients, policy.num_rounds), nan)
         return cls(policy, personalise.alpha * share, recipe.run.seed, signals)
 

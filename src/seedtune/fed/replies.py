@@ -33,6 +33,7 @@ def singly(server: Server, protocol: ExchangeProtocol, engine: Engine, asked: tu
         orders.num_bytes, heard.num_bytes, sum(reply.num_forwards for reply in heard.replies),
         sum(reply.num_flops for reply in heard.replies), sum(reply.num_skipped for reply in heard.replies), 0.0,
         num_prefix_flops=sum(reply.num_prefix_flops for reply in heard.replies),
+        slopes={reply.client: reply.slopes for reply in heard.replies if reply.slopes},
     )  # fmt: skip
 
 

@@ -99,10 +99,12 @@ def after(server: Server, result: RoundResult) -> Server:
         places = {client: at if 0 <= at <= len(log) else AHEAD for client, at in places.items()}
     else:
         rates = rates.after(result.signals)
+    auto = server.auto and server.auto.after(result.slopes)
     rates_at = {state: rates_at[state] for state in guard.good_states}
     return replace(
-        server, round=record.round + 1, log=log, up_to_date=places, rates=rates, guard=guard, rates_at=rates_at
-    )
+        server, round=record.round + 1, log=log, up_to_date=places, rates=rates, guard=guard, rates_at=rates_at,
+        auto=auto,
+    )  # fmt: skip
 
 
 def _undone(server: Server, result: RoundResult, put_back: PutBack | None) -> RoundRecord:

@@ -36,7 +36,7 @@ class SeedScalar:
         stands_at = server.up_to_date.get(client, 0)
         missed = server.packed_since(max(stands_at, 0))
         rate = server.rate * server.rate_factor(client)
-        order = Order(server.round, client, server.replica.digest, rate, missed)
+        order = Order(server.round, client, server.replica.digest, rate, missed, rate_ratio=server.rate_ratio)
         is_short = sum(map(len, missed)) <= sum(t.nbytes for t in server.replica.weights.values())
         if is_short and stands_at != AHEAD:
             return order
@@ -49,7 +49,7 @@ class SeedScalar:
             raise MessageError(f"client {reply.client} sent scalars of shape {reply.scalars.shape}, asked were {asked}")
         _check_told(recipe, reply)
         whose, factor = f"client {reply.client} sent", server.rate_factor(reply.client)
-        check_reach(server.header, server.space, server.rate, whose, reply.scalars, factor)
+        check_reach(server.header, server.space, server.round_rates, whose, reply.scalars, factor)
 
     def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:
         """theta <- theta - sum_i eta_i w_i / P sum_hp g_ihp z_ihp, clients in sorted order.
@@ -64,14 +64,15 @@ class SeedScalar:
         shape = (recipe.federation.local_steps, recipe.num_scalars)
         of = voted if recipe.federation.aggregation == "sign-vote" else mean_scalars
         one = of(total, shape)
-        check_reach(server.header, server.space, server.rate, "the clients' mean has", one)
+        check_reach(server.header, server.space, server.round_rates, "the clients' mean has", one)
         return _applied(server, _shared_record(server, clients, one))
 
     def distances(self, server: Server, replies: Sequence[Reply]) -> Mapping[int, float]:
         recipe, header, clients = server.recipe, server.header, [reply.client for reply in replies]
         rates = [server.rate * server.rate_factor(client) / recipe.num_scalars for client in clients]
         told = [
-            moves(header.split, round_keys(header, server.round, reply.client, reply.scalars.shape),
+            moves(header.split and header.split.at(server.rate_ratio),
+                  round_keys(header, server.round, reply.client, reply.scalars.shape),
                   -rate * reply.scalars.astype(np.float64))
             for rate, reply in zip(rates, replies, strict=True)
         ]  # fmt: skip
@@ -112,12 +113,14 @@ def _record(server: Server, replies: list[Reply]) -> RoundRecord:
     if recipe.federation.keys == "shared":
         return _shared_record(server, clients, _aggregated(recipe, scalars, factors, counts))
     rate = server.rate / recipe.num_scalars
-    return RoundRecord(server.round, clients, scalars, rate * factors * (counts / counts.sum()), b"")
+    shares = rate * factors * (counts / counts.sum())
+    return RoundRecord(server.round, clients, scalars, shares, b"", rate_ratio=server.rate_ratio)
 
 
 def _shared_record(server: Server, clients: tuple[int, ...], one: np.ndarray) -> RoundRecord:
     """Of the scalars [H, P] that stand for all clients."""
-    return RoundRecord(server.round, clients, one[None], np.array([server.rate / server.recipe.num_scalars]), b"")
+    factor = np.array([server.rate / server.recipe.num_scalars])
+    return RoundRecord(server.round, clients, one[None], factor, b"", rate_ratio=server.rate_ratio)
 
 
 def _aggregated(recipe: Recipe, scalars: np.ndarray, factors: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -15,11 +15,12 @@ from ..privacy.accounting import num_rounds_within
 from ..privacy.plan import Plan
 from ..space import Space
 from ..zo.trajectory import Header, RoundRecord
+from .auto import AutoRates
 from .client import Replica
 from .guard import MAX_BACKOFFS, Guard, Surge
 from .messages import Order, Reply, pack_record, pack_weights
 from .personalise import Rates
-from .schedule import learning_rate_at
+from .schedule import rate_share_at
 
 if TYPE_CHECKING:
     from .contribution import Total
@@ -69,8 +70,9 @@ class Server:
 
     round: the next round's number. log: the records that lead from the base to the weights. up_to_date: for each
     client that ever was asked, the number of these that its weights stand at, `AHEAD` or `LOST`. rates: what the
-    clients' own learning rates follow from. guard: what it knows of the loss. rates_at: the rates as they were at each
-    of the guard's good states, a number of rounds. secret: gives a private run's central noise and its secret samples.
+    clients' own learning rates follow from. auto: what the rates of all follow from, where the recipe leaves them open.
+    guard: what it knows of the loss. rates_at: the rates as they were at each of the guard's good states, a number of
+    rounds. secret: gives a private run's central noise and its secret samples.
     packed: by round, a record and how it travels, one memory for all states of a run.
     """
 
@@ -84,13 +86,15 @@ class Server:
     rates: Rates
     guard: Guard
     rates_at: Mapping[int, Rates]
+    auto: AutoRates | None = None
     secret: bytes = field(default=b"", repr=False)
     packed: dict[int, tuple[RoundRecord, bytes]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def at_start(cls, recipe: Recipe, header: Header, space: Space, replica: Replica, secret: bytes = b"") -> "Server":
         rates = Rates.of(recipe)
-        return cls(recipe, header, space, replica, 0, (), {}, rates, Guard(recipe), {0: rates}, secret)
+        auto = AutoRates.of(recipe)
+        return cls(recipe, header, space, replica, 0, (), {}, rates, Guard(recipe), {0: rates}, auto, secret)
 
     @cached_property
     def plan(self) -> Plan | None:
@@ -123,11 +127,22 @@ class Server:
     @property
     def rate(self) -> float:
         """The coming round's learning rate, before any client's own."""
-        return learning_rate_at(self.recipe, self.round) * self.guard.rate_share
+        eta = self.auto.rate if self.auto else self.recipe.first_rate
+        return eta * rate_share_at(self.recipe, self.round) * self.guard.rate_share
+
+    @property
+    def rate_ratio(self) -> float | None:
+        """Block 2's rate over block 1's in the coming round; None where it is what the header says."""
+        return self.auto.ratio if self.auto else None
+
+    @property
+    def round_rates(self) -> tuple[float, float | None]:
+        return self.rate, self.rate_ratio
 
     def rate_factor(self, client: int) -> float:
         """A client's own rate as a multiple of the round's."""
-        return self.rates.factor(self.round, client)
+        own = self.auto.factor(client) if self.auto else 1.0
+        return self.rates.factor(self.round, client) * own
 
     @property
     def must_stop(self) -> bool:
@@ -152,6 +167,7 @@ class RoundResult:
     projected gradients. rate: the round's learning rate, before any client's own. surge: one that began in this round.
     num_prefix_flops: operations of block 1 among them, where the model is split. mean_loss: of the clients, where the
     losses of single ones are not known. epsilon: what a private run has spent.
+    slopes: what clients measured for the next rates, by client.
     """
 
     record: RoundRecord
@@ -172,6 +188,7 @@ class RoundResult:
     num_prefix_flops: int = 0
     mean_loss: float | None = None
     epsilon: float | None = None
+    slopes: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def train_loss(self) -> float:

@@ -12,10 +12,10 @@ from functools import partial
 
 import torch
 
+from ..config import Recipe
 from ..errors import ConfigError
 from ..models.batched_forward import BatchedSuffix
 from ..models.blocks import Activations, Cut
-from ..sections import SplitConfig
 from ..space import Space
 from ..zo.expansion import Split
 from ..zo.meter import Tally
@@ -24,11 +24,12 @@ from ..zo.split import Point
 from .evaluations import evaluated_suffix, of_block
 
 
-def split_of(config: SplitConfig, cut: Cut, space: Space) -> Split:
+def split_of(recipe: Recipe, cut: Cut, space: Space) -> Split:
     """
     Raises:
         ConfigError: all tuned tensors lie in one block.
     """
+    config = recipe.split
     first = [cut.block_of(spec.name) == 1 for spec in space.tensors]
     if len(set(first)) == 1:
         raise ConfigError(
@@ -38,7 +39,7 @@ def split_of(config: SplitConfig, cut: Cut, space: Space) -> Split:
         )
     return Split(
         config.reading, config.num_prefix_directions, config.num_suffix_directions, config.baseline,
-        config.rate_ratio, f"{sum(1 << i for i, is_first in enumerate(first) if is_first):x}",
+        recipe.rate_ratio, f"{sum(1 << i for i, is_first in enumerate(first) if is_first):x}",
     )  # fmt: skip
 
 

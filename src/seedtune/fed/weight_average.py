@@ -26,7 +26,10 @@ class WeightAverage:
 
     def order(self, server: Server, client: int) -> Order:
         rate = server.rate * server.rate_factor(client)
-        return Order(server.round, client, server.replica.digest, rate, weights=server.packed_weights)
+        return Order(
+            server.round, client, server.replica.digest, rate, weights=server.packed_weights,
+            rate_ratio=server.rate_ratio,
+        )  # fmt: skip
 
     def check(self, server: Server, reply: Reply) -> None:
         unpack_weights(reply.weights, server.space)

@@ -38,17 +38,17 @@ def unpacked(data: bytes) -> Any:
         raise MessageError(f"a message of {len(data)} bytes is not readable: {reason}") from None
 
 
-def fields_of(data: bytes, kind: int, num_fields: int) -> list:
+def fields_of(data: bytes, kind: int, *num_fields: int) -> list:
     """The fields of a message after its version and kind.
 
     Raises:
-        MessageError: not a message of this version and kind with so many fields.
+        MessageError: not a message of this version and kind with so many fields, or one of these numbers.
     """
     fields = unpacked(data)
     begins = isinstance(fields, list) and [type(value) for value in fields[:2]] == [int, int]
     check(begins, "a message is an array of version, kind and fields")
     _check_version(fields[0])
-    check(fields[1] == kind and len(fields) == num_fields + 2, "a message's kind and number of fields agree")
+    check(fields[1] == kind and len(fields) - 2 in num_fields, "a message's kind and number of fields agree")
     return fields[2:]
 
 

@@ -21,7 +21,7 @@ P1 = P2 = 1 is the two-point estimator to the bit. No model, no loss and no file
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,10 @@ class Split:
         """
         first, second = (self._nested if self.reading == "nested" else self._clean)(scalars)
         return first, self.rate_ratio * second
+
+    def at(self, rate_ratio: float | None) -> "Split":
+        """With another ratio of rates; None: its own."""
+        return self if rate_ratio is None else replace(self, rate_ratio=rate_ratio)
 
     def fits(self, space: Space) -> bool:
         """Whether block 1 is some of the space's tensors, with some left for block 2."""

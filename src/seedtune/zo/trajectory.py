@@ -23,6 +23,7 @@ from .noise import Distribution
 from .update import Update, apply
 
 FORMAT = 1
+MOST_RATIO = 1e6
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class RoundRecord:
         too few answered.
     factors: float64 [n] (or [1]): theta <- theta - factor * scalar * z, that is rate * weight / P.
     digest: of the weights after the round.
+    rate_ratio: block 2's learning rate over block 1's in this round; None: the header's, or one block.
     back_to: set where this round, and others before it, were taken back: the weights are again those after so many
         rounds. It then holds no scalars.
     """
@@ -73,6 +75,7 @@ class RoundRecord:
     factors: np.ndarray
     digest: bytes
     back_to: int | None = None
+    rate_ratio: float | None = None
 
     @property
     def is_snapshot(self) -> bool:
@@ -143,7 +146,8 @@ def round_updates(header: Header, record: RoundRecord) -> tuple[Update, ...]:
     keys = tuple(key for client in senders for key in round_keys(header, record.round, client, shape))
     scaled = -record.factors[:, None, None] * record.scalars.astype(np.float64)
     rounding_key = noise.derive_key(header.seed, "rounding", round=record.round)
-    updates = updates_of(header.split, keys, scaled, rounding_key)
+    split = header.split and header.split.at(record.rate_ratio)
+    updates = updates_of(split, keys, scaled, rounding_key)
     if any(np.isinf(update.coefficients).any() for update in updates):
         raise TrajectoryError(
             f"round {record.round}: a scalar times its factor is beyond float32: lower local.learning_rate"
@@ -254,6 +258,7 @@ def broken_rule(record: RoundRecord) -> str | None:
         "there is a factor for each set of scalars": factors.shape == scalars.shape[:1],
         "scalars are finite, or NaN where a step was skipped": not np.isinf(scalars).any(),
         "a round that was taken back has no scalars": record.back_to is None or scalars.size == 0,
+        "a ratio of rates is positive and finite": record.rate_ratio is None or 0 < record.rate_ratio <= MOST_RATIO,
         "factors are finite": bool(np.isfinite(factors).all()),
         f"a digest has {DIGEST_BYTES} bytes": len(record.digest) == DIGEST_BYTES,
     }

@@ -45,8 +45,10 @@ def round_frame(written: bytes, record: RoundRecord) -> bytes:
         "factors": torch.from_numpy(np.array(record.factors, np.float64)),
         "digest": torch.tensor(list(record.digest), dtype=torch.uint8),
     }
-    numbers = {"round": record.round} | ({} if record.back_to is None else {"back_to": record.back_to})
-    return _frame(written, save_tensors(arrays, {name: str(number) for name, number in numbers.items()}))
+    numbers = {"round": record.round, "back_to": record.back_to, "rate_ratio": record.rate_ratio}
+    return _frame(
+        written, save_tensors(arrays, {name: repr(number) for name, number in numbers.items() if number is not None})
+    )
 
 
 def read(path: Path) -> Trajectory:
@@ -155,7 +157,10 @@ def _record(payload: bytes, source: str, number: int) -> RoundRecord:
         clients, scalars, factors, found = (arrays[name] for name in _ARRAYS)
         numbers = _metadata(payload)
         back_to = int(numbers["back_to"]) if "back_to" in numbers else None
-        record = RoundRecord(int(numbers["round"]), tuple(clients.tolist()), scalars, factors, found.tobytes(), back_to)
+        ratio = float(numbers["rate_ratio"]) if "rate_ratio" in numbers else None
+        record = RoundRecord(
+            int(numbers["round"]), tuple(clients.tolist()), scalars, factors, found.tobytes(), back_to, ratio
+        )
     except Exception as error:  # as for the header
         raise TrajectoryError(f"{source}: the record of round {number} is not readable: {error!r}") from None
     fault = "rounds follow each other" if record.round != number else broken_rule(record)
