@@ -192,8 +192,8 @@ class AutoConfig(Section):
         0,
         ge=0,
         le=1_000_000,
-        description="rounds between two estimates of the rates, after the first ten, which all make one; 0: 5, or as "
-        "many as keep these within a tenth of the forwards",
+        description="rounds between two estimates of the rates, after the first ten, which all make one; 0: a tenth of "
+        "the rounds that are done",
     )
     per_client: bool = Field(False, description="whether each client's own estimates scale its rate")
     learning_rate: float = Field(0.0, ge=0, le=1e6, description="of the first round; 0: measured before it")

@@ -14,15 +14,14 @@ second step undoes what noise of the curvature's estimate did, and at twice that
     r                    the mean over all estimates, with a start as of ten that say 0.1, from 0.02 to 1
 
 A rate at most doubles from one estimate to the next and falls by a factor of ten at most. Each block of a split model
-has its own. Estimates are made in each of the first ten rounds, in which a model leaves its start, and every
-`auto.every` rounds from then on; they are recorded with the round, so that a resumed run goes on as it would have.
+has its own. Estimates are made in each of the first ten rounds, in which a model leaves its start, and then after every
+tenth of the rounds that are done, or every `auto.every` rounds; they are recorded with the round, so that a resumed run goes on as it would have.
 Stochastic line searches rest on the same quantities (Vaswani et al. 2019, arXiv 1905.09997); that a step is judged on
 other examples too, and the pooling, are ours.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil
 
 import numpy as np
 
@@ -32,23 +31,24 @@ Slopes = Mapping[int, tuple[float, ...]]
 """By client, three numbers a block."""
 
 FIRST_ROUNDS, KEPT, MOST_GROWTH, MOST_FALL = 10, 5, 1.5, 10.0
-LEAST_CADENCE, MOST_EXTRA = 5, 0.1  # rounds; share of the forwards of other rounds, of one-sided differences
 _PRIOR, _PRIOR_WEIGHT, _LEAST_SHARE = 0.25, 10, 0.02
 _CAUTION = 0.5  # in the first rate: much of what bends a step shows only on the way
 _MOST_APART = 4.0  # a client's own rate from the others'
 
 
 def is_due(recipe: Recipe, round_: int) -> bool:
-    """Whether clients measure their steps in a round."""
-    return recipe.is_rate_auto and (round_ < FIRST_ROUNDS or round_ % cadence(recipe) == 0)
+    """Whether clients measure their steps in a round.
 
-
-def cadence(recipe: Recipe) -> int:
-    """Rounds between two estimates once the first are made."""
-    if recipe.auto.every:
-        return recipe.auto.every
-    asked, steps = (8 if recipe.is_split else 5), max(recipe.federation.local_steps, 1)
-    return max(LEAST_CADENCE, ceil(asked / (MOST_EXTRA * steps * (recipe.num_scalars + 1))))
+    >>> recipe = Recipe.model_validate({"local": {"learning_rate": "auto"}})
+    >>> [round_ for round_ in range(60) if is_due(recipe, round_)][10:]
+    [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 24, 26, 28, 30, 33, 36, 39, 42, 46, 50, 55]
+    """
+    if not recipe.is_rate_auto:
+        return False
+    due = FIRST_ROUNDS
+    while due < round_:
+        due += recipe.auto.every or due // FIRST_ROUNDS
+    return round_ <= due
 
 
 def first_share(recipe: Recipe) -> float:

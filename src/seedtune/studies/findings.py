@@ -210,3 +210,38 @@ def _sent(results: Sequence[Result]) -> str:
     if low.mean == high.mean:
         return f"{low.mean:,.0f} bytes whatever the rank"
     return f"{low.mean:,.0f} ({results[0].label}) to {high.mean:,.0f} bytes ({results[-1].label})"
+
+
+def auto_against_best(within: float = 0.05) -> Finding:
+    """Each case "X, auto" against "X, best fixed": by which share of the other's way from the start it falls short."""
+
+    def sentence(measured: Measured) -> str:
+        told, num_near, num_pairs = [], 0, 0
+        for result in measured.results:
+            name, is_auto, _ = result.label.partition(", auto")
+            best = next((one for one in measured.results if one.label == f"{name}, best fixed"), None)
+            if not is_auto or best is None:
+                continue
+            num_pairs += 1
+            short = _shortfall(result, best)
+            near = short is not None and short <= within
+            num_near += near
+            told.append(f"{name}: " + ("diverged" if short is None else f"{short:+.1%}".replace("+-", "-")))
+        if not told:
+            return f"{seeds(measured)}, no measured rate has a grid to be set against{_diverged(measured.results)}."
+        return (
+            f"{seeds(measured)}, a measured rate comes within {within:.0%} of the best fixed one's way in {num_near} "
+            f"of {num_pairs} cases; it falls short by {'; '.join(told)}{_diverged(measured.results)}."
+        )
+
+    return sentence
+
+
+def _shortfall(result: Result, best: Result) -> float | None:
+    """The share of the best's way, from its first loss to its last, that a result's last loss lacks; None where either
+    has none, or the best went nowhere."""
+    if not result.loss or not best.loss:
+        return None
+    start = estimate([run.rows[0]["loss"] for run in best.runs])
+    way = start.mean - best.loss.mean
+    return (result.loss.mean - best.loss.mean) / way if way > 0 else None

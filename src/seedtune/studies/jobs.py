@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..config import Recipe
 from ..recipe_text import build, merged
+from ..sections import AutoConfig
 from .measured import Run
 from .measuring import Asked
 from .plan import Plan, PlannedCase, multiple, slug
@@ -183,5 +184,8 @@ def _changed(recipe: Recipe, over: Mapping[str, Any]) -> Recipe:
 
 
 def key(recipe: Recipe) -> str:
-    """What tells two runs apart."""
-    return recipe.model_dump_json()
+    """What tells two runs apart: their recipes as they were asked for, without what a run measured itself."""
+    is_auto = "auto" in (recipe.local.learning_rate, recipe.local.perturbation_scale)
+    measured = dict.fromkeys(("learning_rate", "rate_ratio", "perturbation_scale"), 0.0)
+    auto = recipe.auto.model_copy(update=measured) if is_auto else AutoConfig()
+    return recipe.model_copy(update={"auto": auto}).model_dump_json()

@@ -130,7 +130,7 @@ class Result:
 
     @property
     def rate(self) -> float:
-        return self.runs[0].recipe.local.learning_rate
+        return self.runs[0].recipe.first_rate
 
     @cached_property
     def loss(self) -> Estimate | None:
@@ -153,7 +153,7 @@ class Result:
     @property
     def is_edge(self) -> bool:
         """Whether the chosen rate is the smallest or the largest of the grid: a better one may lie beyond."""
-        rates = sorted(run.recipe.local.learning_rate for run in self.tried)
+        rates = sorted(run.recipe.first_rate for run in self.tried)
         return len(rates) > 1 and self.rate in (rates[0], rates[-1])
 
     @property

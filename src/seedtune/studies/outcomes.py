@@ -112,8 +112,8 @@ def _result_row(measured, result: Result, role: str, run: Run, varied, level, fo
     return {
         "study": measured.study.name, "case": result.label, "seed": run.recipe.run.seed, "role": role,
         **{name: settings[name] for name in varied},
-        "learning_rate": run.recipe.local.learning_rate,
-        "rates_tried": " ".join(f"{one.recipe.local.learning_rate:g}" for one in result.tried),
+        "learning_rate": run.recipe.first_rate,
+        "rates_tried": " ".join(f"{one.recipe.first_rate:g}" for one in result.tried),
         "loss": _finite(run.loss), "best_loss": best.get("loss"), "best_round": best["rounds"],
         **{name: last.get(name) for name in QUALITY[1:]},
         "zero_shot_loss": run.rows[0].get("loss"),
@@ -129,7 +129,7 @@ def curve_rows(measured: Measured) -> list[dict[str, Any]]:
     return [
         {
             "study": measured.study.name, "case": result.label, "seed": run.recipe.run.seed,
-            "learning_rate": run.recipe.local.learning_rate, **{name: run.until(row, name) for name in COSTS},
+            "learning_rate": run.recipe.first_rate, **{name: run.until(row, name) for name in COSTS},
             "train_loss": row.get("train_loss"), **{name: row.get(name) for name in QUALITY},
         }
         for result in measured.results for run in result.runs for row in run.evaluated
@@ -246,7 +246,7 @@ def _case(result: Result) -> dict[str, Any]:
     estimates = {name: result.final(name) for name in (*QUALITY, *COUNTED)}
     return {
         "case": result.label, "x": result.x, "learning_rate": result.rate,
-        "rates_tried": [run.recipe.local.learning_rate for run in result.tried], "diverged": result.num_diverged,
+        "rates_tried": [run.recipe.first_rate for run in result.tried], "diverged": result.num_diverged,
         "rounds": [run.rounds for run in result.runs],
         **{name: one and {"mean": one.mean, "half_width": one.half_width} for name, one in estimates.items()},
     }  # fmt: skip
