@@ -10,12 +10,14 @@ N clients' steps are averaged, noise falls and what they have in common stays, a
 from r for one client to 1 for many. The rate is `auto.safety` times s a / b, by default a half: at s a / b itself every
 second step undoes what noise of the curvature's estimate did, and at twice that nothing is gained any more.
 
-    1 / kappa = a / b    sums over the clients of a round; the mean of kappa over the last five estimates
-    r                    the mean over all estimates, with a start as of ten that say 0.1, from 0.02 to 1
+    1 / kappa = a / b    sums over the clients of a round; kappa is the mean of the last five estimates and its
+                         standard error
+    r                    the mean over all estimates, with a start as of ten that say a quarter, from 0.02 to 1
 
-A rate at most doubles from one estimate to the next and falls by a factor of ten at most. Each block of a split model
-has its own. Estimates are made in each of the first ten rounds, in which a model leaves its start, and then after every
-tenth of the rounds that are done, or every `auto.every` rounds; they are recorded with the round, so that a resumed run goes on as it would have.
+A rate grows by half from one estimate to the next at most, and not at all while no curvature is seen; it falls by a
+factor of ten at most. Each block of a split model has its own. Estimates are made in each of the first ten rounds, in
+which a model leaves its start, and then after every tenth of the rounds that are done, or every `auto.every` rounds;
+they are recorded with the round, so that a resumed run goes on as it would have.
 Stochastic line searches rest on the same quantities (Vaswani et al. 2019, arXiv 1905.09997); that a step is judged on
 other examples too, and the pooling, are ours.
 """
@@ -48,7 +50,7 @@ def is_due(recipe: Recipe, round_: int) -> bool:
     due = FIRST_ROUNDS
     while due < round_:
         due += recipe.auto.every or due // FIRST_ROUNDS
-    return round_ <= due
+    return round_ < FIRST_ROUNDS or round_ == due
 
 
 def first_share(recipe: Recipe) -> float:
