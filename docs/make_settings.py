@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from seedtune.config import Recipe
+from seedtune.sections import NumberOrAuto
 
 SIGNS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
 INTRODUCTION = """# Settings
@@ -18,6 +19,8 @@ command line as `--set section.key=value`. This page is made by `python docs/mak
 
 def allowed(field: FieldInfo) -> str:
     """What a field takes: its choices, or its type and range."""
+    if field.annotation == NumberOrAuto:
+        return "float > 0, or 'auto'"
     choices = [repr(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
     if choices:
         return ", ".join(choices)

@@ -191,8 +191,8 @@ SETTINGS = {
     "federation.cohort=3": "recipe tiny.toml: unknown key 'cohort': did you mean 'cohort_size'? Known: "
     "aggregation, batch_size, cohort_size, deadline_seconds, dropout_rate, key_pool, keys, local_epochs, local_steps, "
     "min_replies, num_rounds, trimmed_fraction, upload, weighting (in [federation])",
-    "federaton.keys=own": "recipe tiny.toml: unknown section 'federaton': did you mean 'federation'? Known: baseline, "
-    "byzantine, federation, local, model, partition, personalise, privacy, run, secure_sum, split, task",
+    "federaton.keys=own": "recipe tiny.toml: unknown section 'federaton': did you mean 'federation'? Known: auto, "
+    "baseline, byzantine, federation, local, model, partition, personalise, privacy, run, secure_sum, split, task",
     "personalise.alpha=-0.5": "recipe tiny.toml: personalise.alpha = -0.5: input should be greater than or equal to 0",
     "personalise.alpha=half": "recipe tiny.toml: personalise.alpha = 'half': input should be a valid number, unable to "
     "parse string as a number",

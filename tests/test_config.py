@@ -47,7 +47,7 @@ CLIP = (
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"locals": {}}, "unknown section 'locals': did you mean 'local'? Known: baseline, byzantine, federation, "
+        ({"locals": {}}, "unknown section 'locals': did you mean 'local'? Known: auto, baseline, byzantine, federation, "
                          "local, model, partition, personalise, privacy, run, secure_sum, split, "
                          "task"),
         ({"run": {"sed": 1}}, "unknown key 'sed': did you mean 'seed'? Known: eval_every, keep_snapshots, method, "

@@ -31,7 +31,9 @@ def build(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 def _explained(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"][:2])
+    if first["loc"][2:] == (NUMBER,) and isinstance(first["input"], str):
+        return f"{where} = {first['input']!r}: must be a number, or 'auto'"
     if first["type"] == "extra_forbidden":
         *sections, key = [str(part) for part in first["loc"]]
         fields = Recipe.model_fields[sections[0]].annotation.model_fields if sections else Recipe.model_fields
@@ -41,6 +43,9 @@ def _explained(error: ValidationError) -> str:
     rule = _RULES.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
     return f"{where} = {first['input']!r}: {rule}"
 
+
+NUMBER = "constrained-float"
+"""What pydantic calls the number where a setting takes one or a word."""
 
 _RULES = {
     "model_type": "must be a table of settings",

@@ -212,6 +212,8 @@ def test_the_messages_that_rules_are_tried_on_keep_them():
 
 
 WHOLE = "a message is an array of version, kind and fields"
+RATIO = "a ratio of learning rates is positive and finite"
+SLOPES = "slopes are three finite numbers a block"
 AGREE = "a message's kind and number of fields agree"
 
 
@@ -225,7 +227,14 @@ AGREE = "a message's kind and number of fields agree"
         (decode_order, reply_of(), AGREE),
         (decode_reply, order_of(), AGREE),
         (decode_order, msgpack.packb([2, 0, 3]), AGREE),
-        (decode_order, msgpack.packb([2, 0, 3, 2, STATE, 1e-3, [], b"", 0]), AGREE),
+        (decode_order, msgpack.packb([2, 0, 3, 2, STATE, 1e-3, [], b"", 0.5, 0.5]), AGREE),
+        (decode_reply, msgpack.packb([*msgpack.unpackb(reply_of()), [], []]), AGREE),
+        *((decode_order, msgpack.packb([2, 0, 3, 2, STATE, 1e-3, [], b"", value]), RATIO)
+          for value in (0, 0.0, -1.0, 2e6, INF, NAN, None, "w")),
+        *((unpack_record, msgpack.packb([*msgpack.unpackb(record_of()), value]), RATIO)
+          for value in (1, 0.0, -1.0, 2e6, INF, NAN, None, "w")),
+        *((decode_reply, msgpack.packb([*msgpack.unpackb(reply_of()), value]), SLOPES)
+          for value in ([1.0], [1.0, 2.0, NAN], [1.0, INF, 0.0], [1, 2, 3], [1.0] * 9, 3.0, None, b"one")),
         *((decode_order, order_of((place, value)), "an order's round and client are counts")
           for place in (2, 3) for value in (-1, 2**31, 0.0, None, True, b"1")),
         *((decode_order, order_of((4, value)), "an order's digest has 16 bytes") for value in (bytes(15), "a" * 16, 0)),
@@ -256,8 +265,8 @@ AGREE = "a message's kind and number of fields agree"
         (decode_reply, reply_of((7, 2**31 - 1), (8, 2)), f"a reply's scalars fill their shape {(2**31 - 1, 2)}"),
         (decode_reply, reply_of((9, struct.pack("<2f", 1, -INF))),
          "a reply's scalars are finite, or NaN where a step was skipped"),
-        (unpack_record, msgpack.packb([7]), "a round's record has six fields"),
-        (unpack_record, msgpack.packb("record"), "a round's record has six fields"),
+        (unpack_record, msgpack.packb([7]), "a round's record has six fields, or seven"),
+        (unpack_record, msgpack.packb("record"), "a round's record has six fields, or seven"),
         *((unpack_record, record_of((0, value)), "a record's round is a count") for value in (-1, 2**31, 0.5)),
         *((unpack_record, record_of((2, value)), "scalars have three dimensions")
           for value in ([2, 1], [2, 1, 1, 1], [2, 1, -1], [2, 1, 1.0], None)),
