@@ -47,8 +47,8 @@ CLIP = (
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"locals": {}}, "unknown section 'locals': did you mean 'local'? Known: auto, baseline, byzantine, federation, "
-                         "local, model, partition, personalise, privacy, run, secure_sum, split, "
+        ({"locals": {}}, "unknown section 'locals': did you mean 'local'? Known: auto, baseline, byzantine, "
+                         "federation, local, model, partition, personalise, privacy, run, secure_sum, split, "
                          "task"),
         ({"run": {"sed": 1}}, "unknown key 'sed': did you mean 'seed'? Known: eval_every, keep_snapshots, method, "
                               "num_threads, on_surge, patience, seed (in [run])"),

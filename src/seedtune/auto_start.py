@@ -37,7 +37,8 @@ from .zo.update import Update, apply
 
 SCALES = tuple(float(f"{10 ** (exponent / 2):.3g}") for exponent in range(-8, 0))
 """0.0001 to 0.316."""
-MOST_BATCHES, SCALE_DIRECTIONS, MOST_RATES, APART, KEPT_PROMISE = 4, 4, 10, 4.0, 0.75
+MOST_BATCHES, SCALE_BATCHES, SCALE_DIRECTIONS = 4, 2, 4
+MOST_RATES, APART, KEPT_PROMISE = 10, 4.0, 0.75
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def is_open(recipe: Recipe) -> bool:
 def started(experiment: Experiment) -> tuple[Experiment, Spent]:
     """The experiment with its recipe's 'auto' measured; as it is where nothing is open.
 
-    Cost: on each of up to four batches, 8 scales of four directions, a step, and up to 20 forwards a block; for the
-    rates a copy of the tuned tensors.
+    Cost: 8 scales of four directions on each of two batches; a step and up to 20 forwards a block on each of up to
+    four; for the rates a copy of the tuned tensors.
 
     Raises:
         ConfigError: no scale at which projected gradients are anything but zero, or not finite.
@@ -71,7 +72,7 @@ def started(experiment: Experiment) -> tuple[Experiment, Spent]:
         return experiment, Spent()
     batches, spent = _batches(experiment), _Count()
     if not experiment.recipe.mu:
-        experiment = _with(experiment, perturbation_scale=_scale(experiment.site, batches, spent))
+        experiment = _with(experiment, perturbation_scale=_scale(experiment.site, batches[:SCALE_BATCHES], spent))
     if not experiment.recipe.first_rate:
         rates = _rates(experiment, batches, spent)
         ratio = {"rate_ratio": rates[1] / rates[0]} if len(rates) > 1 else {}

@@ -116,7 +116,9 @@ def test_a_value_that_no_recipe_takes_names_the_study(request_of):
 
 
 def test_an_unknown_study_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"^unknown study 'local-step': did you mean 'local-steps'\? Known: batch, "):
+    with pytest.raises(
+        ConfigError, match=r"^unknown study .local-step.: did you mean .local-steps.\? Known: auto-rate, batch"
+    ):
         study_of("local-step")
 
 

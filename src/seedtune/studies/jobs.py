@@ -47,7 +47,7 @@ class Job:
         if self.measure and self.measure.at == "apart":
             return f"{self.case.label}, {self.measure.name}"
         role = {
-            "cost": ", cost of a round", "rate": f", rate {self.recipe.local.learning_rate:g}", "result": "",
+            "cost": ", cost of a round", "rate": f", rate {self.recipe.local.learning_rate}", "result": "",
             "measure": f", {self.measure.name}" if self.measure else "",
         }  # fmt: skip
         return f"{self.case.label}, seed {self.recipe.run.seed}{role[self.role]}"
