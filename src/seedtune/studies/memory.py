@@ -14,13 +14,9 @@ METHODS = ("inference", "two-point", "SGD", "AdamW")
 """Those of `analysis.memory_cases`, which loads torch."""
 FAR = 7e9
 """Parameters of a model that was not measured."""
-SHAPES = {
-    "float32": ("stories-15m", "stories-110m", "opt-350m", "opt-1.3b"),
-    "bfloat16": ("stories-15m", "stories-110m", "opt-350m"),
-}
-MEASURED = {"float32": METHODS, "bfloat16": METHODS[:2]}
-"""A processor without bfloat16 arithmetic takes minutes for a step of backpropagation in it."""
+SHAPES = {"float32": ("stories-15m", "stories-110m", "opt-350m", "opt-1.3b")}
 LARGE = ("opt-1.3b",)
+"""Forwards alone are measured of these: AdamW in float32 would need 21 GB, and a step of backpropagation minutes."""
 MODEL = {"tuned": "full", "num_tokens": 32, "num_scored": 16, "num_layers": 0, "targets": [], "lora_rank": 1,
          "device": "cpu"}  # fmt: skip
 
@@ -43,21 +39,29 @@ def growth(measured: Measured) -> str:
     """Bytes a parameter of each method, by dtype, and where the lines lead to."""
     dtypes = list(dict.fromkeys(one.case.rpartition(", ")[2] for one in measured.taken))
     told = "; ".join(_of_dtype(dtype, peaks_of(measured, dtype)) for dtype in dtypes)
-    return f"Of processes of their own, {told}."
+    return f"Each in a process of its own, {told}."
 
 
 def _of_dtype(dtype: str, peaks: Mapping[str, list[tuple[float, float]]]) -> str:
     lines = {method: line for method, points in peaks.items() if (line := fitted(points))}
     if not lines:
         return f"in {dtype}, too few sizes were measured for a line"
-    slopes = ", ".join(f"{_slope(line)} for {method}" for method, line in lines.items())
     sizes = sorted({size for points in peaks.values() for size, _ in points})
+    slopes = ", ".join(
+        f"{_slope(line)} for {_upto(method, peaks[method], sizes[-1])}" for method, line in lines.items()
+    )
     far = ", ".join(f"{line.at(FAR) / 1e9:.0f} GB for {method}" for method, line in lines.items())
     return (
         f"in {dtype}, over {len(sizes)} models of {sizes[0] / 1e6:.0f} M to {sizes[-1] / 1e9:.2g} B parameters, peak "
         f"memory grows by {slopes} (bytes a parameter, with 90 % intervals of the line), and, extrapolated to "
         f"{FAR / 1e9:.0f} B, which was not measured: {far}"
     )
+
+
+def _upto(method: str, points: list[tuple[float, float]], most: float) -> str:
+    """The method, and how large its largest model was where others had larger ones."""
+    largest = points[-1][0]
+    return method if largest == most else f"{method} (up to {largest / 1e6:.0f} M)"
 
 
 def _slope(line: Fitted) -> str:
@@ -84,7 +88,7 @@ def _lines(peaks: Mapping[str, list[tuple[float, float]]]) -> Iterator[figure.Li
 def _case(shape: str, dtype: str) -> Case:
     measures = tuple(
         Measure(method, "peak-memory", "apart", {"model": shape, "dtype": dtype, "method": method, **MODEL})
-        for method in MEASURED[dtype]
+        for method in (METHODS[:2] if shape in LARGE else METHODS)
     )
     return Case(f"{shape}, {dtype}", series=dtype, measures=measures, trained=False, in_quick=shape not in LARGE)
 
