@@ -27,7 +27,7 @@ from .config import Recipe
 from .data.batches import batch_of
 from .data.keyed import client_batch_indices
 from .errors import ConfigError
-from .fed.auto import first_share
+from .fed.auto import first_share, found_at_start
 from .fed.client import Site, probed, told
 from .space import bind, copied, copy_into
 from .zo import noise
@@ -77,7 +77,7 @@ def started(experiment: Experiment) -> tuple[Experiment, Spent]:
         rates = _rates(experiment, batches, spent)
         ratio = {"rate_ratio": rates[1] / rates[0]} if len(rates) > 1 else {}
         experiment = _with(experiment, learning_rate=rates[0], **ratio)
-    return experiment, Spent(_note(experiment.recipe), spent.forwards, spent.flops)
+    return experiment, Spent(found_at_start(experiment.recipe), spent.forwards, spent.flops)
 
 
 @dataclass
@@ -99,16 +99,6 @@ def _with(experiment: Experiment, **found: float) -> Experiment:
     return replace(
         experiment, recipe=recipe, header=header, site=replace(experiment.site, recipe=recipe, header=header)
     )
-
-
-def _note(recipe: Recipe) -> str:
-    parts = []
-    if recipe.local.perturbation_scale == "auto":
-        parts.append(f"perturbation scale {recipe.mu:.3g}")
-    if recipe.is_rate_auto:
-        ratio = f", block 2's {recipe.rate_ratio:.3g} times that" if recipe.is_split else ""
-        parts.append(f"learning rate of the first round {recipe.first_rate:.3g}{ratio}")
-    return "measured: " + "; ".join(parts)
 
 
 def _batches(experiment: Experiment) -> list[Any]:

@@ -56,8 +56,10 @@ def test_every_method_ends_with_the_digest_of_one_process(method, runs):
     assert "site-1 takes part with clients 0, 2 (seedtune" in " ".join(said)
 
 
-def test_a_split_model_and_a_fitted_head_too(tiny_recipe, tmp_path):
-    recipe = tiny_recipe(**merged(presets.read("methods", "fedspzo"), {"federation": {"local_steps": 2}}))
+@pytest.mark.parametrize("rate", [1e-3, "auto"])
+def test_a_split_model_and_a_fitted_head_too(tiny_recipe, tmp_path, rate):
+    few = {"federation": {"local_steps": 2}, "local": {"learning_rate": rate}}
+    recipe = tiny_recipe(**merged(presets.read("methods", "fedspzo"), few))
     grid = FakeGrid(nodes_of(tmp_path, SERVING, assemble))
     summary, twin = on_grid(recipe, tmp_path / "grid", grid), in_one_process(recipe, tmp_path / "twin")
     assert {name: summary[name] for name in SAME} == {name: twin[name] for name in SAME}

@@ -72,3 +72,16 @@ def test_rates_are_those_of_the_run_taken_back_rounds_included(small_runs, monke
     found = dict(own_rates(read_back))
     assert found and all(found[n] == {client: used[n][client] for client in found[n]} for n in found)
     assert any(np.ptp(list(each.values())) > 0 for each in found.values())
+
+
+def test_measured_rates_of_clients_are_those_of_the_run(tmp_path):
+    """And numbers that somebody altered are passed over."""
+    asked = {"local": {"learning_rate": "auto"}, "auto": {"per_client": True, "learning_rate": 1e-3}}
+    lines, slopes = run_folders.rows(7, 2), {"0": [1.0, 1.0, 1.0], "1": [1.0, 3.0, 1.0]}
+    for line in lines[1:]:
+        line["slopes"] = slopes
+    lines[1]["slopes"] = {**slopes, "2": [1.0], "x": [1.0, 2.0, 3.0], "3": ["a", 1.0, 2.0], "4": 7, "5": []}
+    (found,) = read([run_folders.save(tmp_path / "run", 7, 2, lines=lines, **asked)])
+    rates = dict(own_rates(found))
+    assert rates[1] == {0: 1e-3, 1: 1e-3}
+    assert rates[7][1] < 1e-3 < rates[7][0]

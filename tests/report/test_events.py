@@ -57,3 +57,9 @@ def test_events_of_another_type_are_left_out(tmp_path):
     lines = run_folders.rows(2, 4)
     lines[1] |= {"failed": ["x"], "surge": 3, "skipped_steps": "many", "back_to": []}
     assert events_of(tmp_path / "run", num_rounds=2, lines=lines, ended={"stopped_by": ["x"]}) == ([], 0)
+
+
+def test_what_was_measured_before_the_first_round_is_told(tmp_path):
+    asked = {"local": {"learning_rate": "auto"}, "auto": {"learning_rate": 0.02}}
+    (first, *_), _ = events_of(tmp_path / "run", ended={}, **asked)
+    assert first == Event("measured", 0, 0, "measured: learning rate of the first round 0.02")

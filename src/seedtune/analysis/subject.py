@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import presets, run_store
 from ..assembly import Experiment, assemble, indices_of, restore
+from ..auto_start import started
 from ..config import Machine, Recipe
 from ..data.batches import Batch, batch_of
 from ..data.keyed import client_batch_indices
@@ -44,14 +45,14 @@ def subject_of(source: str | None, method: str | None, settings: dict[str, Any],
     """
     folder = run_of(source)
     if folder is None:
-        return assemble(presets.composed(source, method, settings), machine)
+        return started(assemble(presets.composed(source, method, settings), machine))[0]
     if method:
         raise ConfigError(f"probe {folder}: --method {method!r} is for a recipe, and this is a run: leave it out")
     values = merged(run_store.recipe_of(folder).model_dump(), settings)
     state = run_store.trajectory_of(folder)
     experiment = assemble(build(values, f"run {folder}"), machine, state.header.initial)
     restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
-    return experiment
+    return started(experiment)[0]
 
 
 def run_of(source: str | None) -> Path | None:

@@ -53,6 +53,17 @@ def is_due(recipe: Recipe, round_: int) -> bool:
     return round_ < FIRST_ROUNDS or round_ == due
 
 
+def found_at_start(recipe: Recipe) -> str:
+    """What a run's recipe was measured to begin with, in words; empty where nothing was."""
+    parts = []
+    if recipe.local.perturbation_scale == "auto" and recipe.mu:
+        parts.append(f"perturbation scale {recipe.mu:.3g}")
+    if recipe.is_rate_auto and recipe.first_rate:
+        ratio = f", block 2's {recipe.rate_ratio:.3g} times that" if recipe.is_split else ""
+        parts.append(f"learning rate of the first round {recipe.first_rate:.3g}{ratio}")
+    return "measured: " + "; ".join(parts) if parts else ""
+
+
 def first_share(recipe: Recipe) -> float:
     """The rate that a recipe begins with, times kappa: `auto.safety` and s, with the r that is supposed of all."""
     num_clients = recipe.federation.cohort_size or recipe.partition.num_clients

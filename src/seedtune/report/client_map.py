@@ -2,7 +2,7 @@
 
 Where clients or rounds are many, some clients are shown, from the lowest mean over the run to the highest, and rounds
 are taken together by their mean. A client's own learning rate is in no file: it is made again from the recipe and the
-recorded signals, with the function that made it in the run.
+recorded signals and slopes, with the functions that made it in the run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..fed.auto import AutoRates
 from ..fed.personalise import Rates
 from .curves import rounded
-from .reading import Run, number
+from .reading import Run, client_of, mapping, number
 
 MOST_CLIENTS, MOST_CELLS, FEWEST_COLUMNS, MOST_COLUMNS = 100, 60_000, 40, 400
 """Rows of a map, cells of all runs' maps of one kind together, columns of a map."""
@@ -43,19 +44,30 @@ def _heldout(run: Run) -> Iterator[Row]:
 
 def own_rates(run: Run) -> Iterator[Row]:
     """The learning rate of each client that answered; nothing where all have the round's."""
-    if run.recipe.personalise.policy == "fixed":
+    is_own = run.recipe.is_rate_auto and run.recipe.auto.per_client
+    if run.recipe.personalise.policy == "fixed" and not is_own:
         return
-    rates = Rates.of(run.recipe)
+    rates, auto = Rates.of(run.recipe), AutoRates.of(run.recipe) if is_own else None
     needed = {state for row in run.rows if (state := _back_to(row)) is not None}
     kept = {0: rates}
     for i, row in enumerate(run.rows[1:], start=1):
         rate, clients = number(row.get("learning_rate")), run.clients_of(row.get("losses"))
         if clients and np.isfinite(rate):
-            yield i, {client: rate * rates.factor(i - 1, client) for client in clients}
+            factors = {client: auto.factor(client) if auto else 1.0 for client in clients}
+            yield i, {client: rate * rates.factor(i - 1, client) * factors[client] for client in clients}
+        auto = auto and auto.after(_slopes(run, row))
         back = _back_to(row)
         rates = rates.after(run.clients_of(row.get("signals"))) if back is None else kept.get(back, rates)
         if i in needed:
             kept[i] = rates
+
+
+def _slopes(run: Run, row: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:
+    """What clients measured in a round, of those whose numbers are all there and finite."""
+    each = mapping(row.get("slopes")).items()
+    lists = {key: value for key, value in each if isinstance(value, list) and value and len(value) % 3 == 0}
+    told = {client_of(key): tuple(map(number, value)) for key, value in lists.items()}
+    return {client: slopes for client, slopes in told.items() if client >= 0 and np.isfinite(slopes).all()}
 
 
 def _back_to(row: Mapping[str, Any]) -> int | None:

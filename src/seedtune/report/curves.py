@@ -36,7 +36,8 @@ def curves(run: Run, num_runs: int) -> dict[str, Any]:
         "flops": run.totals("flops"), "bytes": None if up is None or down is None else up + down,
         "seconds": None if np.isnan(seconds).any() else seconds,
     }  # fmt: skip
-    y |= {"bytes_up": up, "bytes_down": down}
+    second = y["learning_rate"] * run.column("rate_ratio")
+    y |= {"bytes_up": up, "bytes_down": down, "learning_rate_2": second}
     return {
         "x": {name: _plain(values, kept) for name, values in x.items()},
         "y": {name: _plain(values, kept) for name, values in y.items()},

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..fed.auto import found_at_start
 from .reading import Run, known, mapping, number, text
 
 MOST_EVENTS = 200
@@ -76,6 +77,8 @@ def _joined(each: list[Event]) -> Iterator[Event]:
 
 def _of_run(run: Run) -> Iterator[Event]:
     losses, last = run.column("loss"), run.num_rounds
+    if found := found_at_start(run.recipe):
+        yield Event("measured", 0, 0, found)
     if np.isfinite(losses).any():
         best = int(np.nanargmin(losses))
         if best != last:

@@ -42,7 +42,10 @@ const CHARTS = [
     title: "Learning rate, before a client's own",
     format: plain,
     autoLog: true,
-    lines: [["learning_rate", "rate", {}]],
+    lines: [
+      ["learning_rate", "rate", {}],
+      ["learning_rate_2", "block 2", { dash: "7 3" }],
+    ],
   },
   { title: "Projected gradients (root mean square)", format: plain, autoLog: true, lines: [["scalar_rms", "RMS", {}]] },
 ];
