@@ -178,7 +178,14 @@ def test_a_study_of_shapes_takes_no_recipe_and_its_quick_form_leaves_large_ones_
             planned(Request(study, **given))
 
 
-def test_readings_are_json(request_of, tmp_path):
-    carry_out(planned(request_of(replace(MEASURED, cases=(Case("case", measures=RANKS[:1]),)))), tmp_path, 1, quiet)
-    found = json.loads((tmp_path / "measures/llama-case/start/seed-7.json").read_text())
+def test_a_setting_that_came_later_leaves_what_was_measured_known(request_of, tmp_path):
+    study = replace(MEASURED, cases=(Case("case", measures=RANKS[:1]),))
+    carry_out(planned(request_of(study)), tmp_path / "out", 1, quiet)
+    place = tmp_path / "out/measures/llama-case/start/seed-7.json"
+    found = json.loads(place.read_text())
     assert found["asked"]["what"] == "block-ranks" and found["asked"]["recipe"]["run"]["seed"] == 7
+    del found["asked"]["recipe"]["local"]["warmup_rounds"]
+    place.write_text(json.dumps(found))
+    before = written(tmp_path / "out")
+    carry_out(planned(request_of(study)), tmp_path / "out", 1, quiet)
+    assert written(tmp_path / "out") == before

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Machine, Recipe
-from ..errors import RunStoreError
+from ..errors import ConfigError, RunStoreError
+from ..recipe_text import build
 from ..run_folder import replace_text, writing
 
 
@@ -125,6 +126,12 @@ def take(asked: Asked, run: Path | None, file: Path) -> None:
         replace_text(file, json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
+def _asked(found: Mapping[str, Any]) -> Asked:
+    """What a file says was asked: settings that came after it have their defaults, as in the recipe of a run."""
+    recipe = found["recipe"] and build(found["recipe"], "its recipe")
+    return Asked(found["what"], found["at"], found["options"], recipe)
+
+
 def kept(file: Path) -> Kept:
     """
     Raises:
@@ -133,6 +140,6 @@ def kept(file: Path) -> Kept:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         readings = tuple(Reading(**one) for one in found["readings"])
-        return Kept(file, json.dumps(found["asked"], sort_keys=True), readings, float(found["seconds"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return Kept(file, _asked(found["asked"]).key, readings, float(found["seconds"]))
+    except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
         raise RunStoreError(f"measurement {file}: cannot be read ({error}): delete it, and it is made again") from None
