@@ -95,7 +95,7 @@ def _case(shape: str, dtype: str) -> Case:
 
 MEMORY = Study(
     "memory-by-model-size",
-    "How does the memory of a forward-only step grow with the model, beside backpropagation?",
+    "How does peak memory grow with the model?",
     "asked for by FedMeZO's reviewers: memory against model size (the paper measured one model of 3 B parameters)",
     tuple(_case(shape, dtype) for dtype, shapes in SHAPES.items() for shape in shapes),
     growth,
