@@ -53,6 +53,14 @@ def test_a_rate_grows_and_falls_within_bounds_and_waits_for_a_curvature():
     assert uphill.rate == pytest.approx(START / MOST_GROWTH)
 
 
+@pytest.mark.parametrize(
+    "told", [(1e308, 1e308, 1e308), (-1e308, 1e308, 1.0), (5e-324, 1e308, -1e308), (0.0, 0.0, 0.0)]
+)
+def test_whatever_clients_tell_rates_stay_finite_and_positive(told):
+    rates = folded(auto(), *[dict.fromkeys(range(4), told)] * 200)
+    assert 0 < rates.rate < np.inf and rates.factor(0) > 0
+
+
 def test_estimates_that_disagree_lower_a_rate():
     """By the standard error of kappa, which agreeing ones do not have."""
     agreeing = folded(auto(), *[alike(1.0, 1.0, 1.0)] * 5)

@@ -7,8 +7,8 @@ N clients' steps are averaged, noise falls and what they have in common stays, a
 
     s = N r / (1 + (N - 1) r)
 
-from r for one client to 1 for many. The rate is `auto.safety` times s a / b, by default a half: at s a / b itself every
-second step undoes what noise of the curvature's estimate did, and at twice that nothing is gained any more.
+from r for one client to 1 for many. The rate is `auto.safety` times s a / b. At 2 s a / b nothing is gained any more;
+the default of a half stays away from there, since all three are estimates and curvature changes between two of them.
 
     1 / kappa = a / b    sums over the clients of a round; kappa is the mean of the last five estimates and its
                          standard error
@@ -18,12 +18,13 @@ A rate grows by half from one estimate to the next at most, and not at all while
 factor of ten at most. Each block of a split model has its own. Estimates are made in each of the first ten rounds, in
 which a model leaves its start, and then after every tenth of the rounds that are done, or every `auto.every` rounds;
 they are recorded with the round, so that a resumed run goes on as it would have.
+
 Stochastic line searches rest on the same quantities (Vaswani et al. 2019, arXiv 1905.09997); that a step is judged on
 other examples too, and the pooling, are ours.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,6 +36,7 @@ Slopes = Mapping[int, tuple[float, ...]]
 FIRST_ROUNDS, KEPT, MOST_GROWTH, MOST_FALL = 10, 5, 1.5, 10.0
 _PRIOR, _PRIOR_WEIGHT, _LEAST_SHARE = 0.25, 10, 0.02
 _CAUTION = 0.5  # in the first rate: much of what bends a step shows only on the way
+_RATES, _LARGEST = (1e-30, 1e6), 1e30  # what clients tell may be anything
 _MOST_APART = 4.0  # a client's own rate from the others'
 
 
@@ -88,7 +90,7 @@ class AutoRates:
     kappas: np.ndarray
     shares: np.ndarray
     num_estimates: int = 0
-    own: Mapping[int, np.ndarray] = None
+    own: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recipe: Recipe) -> "AutoRates | None":
@@ -97,7 +99,7 @@ class AutoRates:
             return None
         ratios = (1.0, recipe.rate_ratio) if recipe.is_split else (1.0,)
         rates = tuple(recipe.first_rate * ratio for ratio in ratios)
-        return cls(recipe, rates, np.zeros((0, len(rates))), np.full(len(rates), _PRIOR * _PRIOR_WEIGHT), 0, {})
+        return cls(recipe, rates, np.zeros((0, len(rates))), np.full(len(rates), _PRIOR * _PRIOR_WEIGHT))
 
     @property
     def rate(self) -> float:
@@ -122,23 +124,21 @@ class AutoRates:
 
     def after(self, slopes: Slopes) -> "AutoRates":
         """The state after a round in which clients measured this; as it was where none did."""
-        usable = {client: np.array(numbers).reshape(-1, 3).T for client, numbers in slopes.items()}
-        usable = {client: found for client, found in usable.items() if found.shape[1] == len(self.rates)}
+        fits = {client: numbers for client, numbers in slopes.items() if len(numbers) == 3 * len(self.rates)}
+        usable = {client: np.array(numbers).reshape(-1, 3).T for client, numbers in fits.items()}
         if not usable:
             return self
-        gain, bend, fresh = np.sum([usable[client] for client in sorted(usable)], axis=0)
-        is_uphill = gain <= 0
-        kappa = np.where(is_uphill, 0.0, bend / np.where(is_uphill, 1.0, gain))
-        share = np.where(is_uphill, 0.0, np.clip(fresh / np.where(is_uphill, 1.0, gain), -1.0, 1.0))
-        own = dict(self.own)
-        for client, (a, b, _) in usable.items():
-            found = np.where(a > 0, b / np.where(a > 0, a, 1.0), 0.0)
-            own[client] = np.vstack([own.get(client, np.zeros((0, len(found)))), found])[-KEPT:]
+        with np.errstate(over="ignore"):
+            gain, bend, fresh = np.sum([usable[client] for client in sorted(usable)], axis=0)
+        own = {
+            client: np.vstack([*self.own.get(client, ()), _over(b, a)])[-KEPT:] for client, (a, b, _) in usable.items()
+        }
         ahead = replace(
-            self, kappas=np.vstack([self.kappas, kappa])[-KEPT:], shares=self.shares + share,
-            num_estimates=self.num_estimates + 1, own=own,
+            self, kappas=np.vstack([self.kappas, _over(bend, gain)])[-KEPT:],
+            shares=self.shares + np.clip(_over(fresh, gain), -1.0, 1.0), num_estimates=self.num_estimates + 1,
+            own={**self.own, **own},
         )  # fmt: skip
-        return replace(ahead, rates=ahead._next_rates(len(usable), is_uphill))
+        return replace(ahead, rates=ahead._next_rates(len(usable), ~(gain > 0)))
 
     @property
     def _kappa(self) -> np.ndarray:
@@ -152,4 +152,11 @@ class AutoRates:
         kappa, now = self._kappa, np.array(self.rates)
         wanted = np.where(kappa > 0, self.recipe.auto.safety * share / np.where(kappa > 0, kappa, 1.0), now)
         most = np.where(is_uphill, now / MOST_GROWTH, now * MOST_GROWTH)
-        return tuple(np.clip(wanted, now / MOST_FALL, most).tolist())
+        return tuple(np.clip(np.clip(wanted, now / MOST_FALL, most), *_RATES).tolist())
+
+
+def _over(top: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """A part of a step over its gain, finite; 0 where there is none."""
+    with np.errstate(all="ignore"):
+        found = np.where(gain > 0, top / gain, 0.0)
+    return np.clip(np.nan_to_num(found), -_LARGEST, _LARGEST)
