@@ -20,7 +20,7 @@ from seedtune.studies.jobs import key
 
 BOTH = {"learning_rate": "auto", "perturbation_scale": "auto"}
 SPLIT = {
-    "local": {**BOTH, "estimator": "split"},
+    "local": {"learning_rate": "auto", "estimator": "split"},
     "split": {"num_suffix_directions": 3, "difference": "one-sided", "baseline": "leave-one-out"},
 }
 
@@ -115,9 +115,10 @@ def test_a_loss_that_depends_on_nothing_is_refused(recipe):
         started(given)
 
 
-@pytest.mark.parametrize("over", [{"local": BOTH}, SPLIT], ids=["whole", "split"])
 @pytest.mark.parametrize(
-    "federation", [{"keys": "own"}, {"upload": "weights", "local_steps": 2}], ids=["scalars", "weights"]
+    "over, federation",
+    [({"local": BOTH}, {"keys": "own"}), (SPLIT, {"keys": "shared"}), (SPLIT, {"upload": "weights", "local_steps": 2})],
+    ids=["whole", "split", "split-weights"],
 )
 def test_a_run_is_the_same_again_and_resumed_and_replays_to_the_bit(recipe, tiny_model, tmp_path, over, federation):
     settings = recipe(**over, federation=federation)
