@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import Recipe
 from ..errors import EngineError, MessageError, NotFinite
+from .auto import is_due
 from .client import root_mean_square
 from .messages import Reply, decode_reply, encode_order
 from .server import Engine, ExchangeProtocol, RoundResult, Server
@@ -26,14 +27,14 @@ def singly(server: Server, protocol: ExchangeProtocol, engine: Engine, asked: tu
     heard = _Heard(keeps_weights=server.rates.policy.signal == "distances")
     record = protocol.reduce(server, _usable(engine.exchange(orders), orders, heard))
 
-    losses = {reply.client: reply.loss for reply in heard.replies}
+    losses, is_asked = {reply.client: reply.loss for reply in heard.replies}, is_due(server.recipe, server.round)
     signals = server.rates.measured(losses, lambda: protocol.distances(server, heard.replies))
     return RoundResult(
         record, (), (), heard.failed, losses, signals, _scalar_rms(heard.replies), server.rate,
         orders.num_bytes, heard.num_bytes, sum(reply.num_forwards for reply in heard.replies),
         sum(reply.num_flops for reply in heard.replies), sum(reply.num_skipped for reply in heard.replies), 0.0,
         num_prefix_flops=sum(reply.num_prefix_flops for reply in heard.replies),
-        slopes={reply.client: reply.slopes for reply in heard.replies if reply.slopes},
+        slopes={reply.client: reply.slopes for reply in heard.replies if reply.slopes and is_asked},
     )  # fmt: skip
 
 

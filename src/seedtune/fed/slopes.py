@@ -45,8 +45,8 @@ def along(site: "Site", order: "Order", batch: Any, weights: Weights, updates: S
 
     A step that has nothing to say, since it was skipped or moves nothing, is made and measured as (0, 0, 0).
 
-    Cost: 3 forwards on each of two batches for a whole model, 5 and 3 for two blocks, less one; no memory beyond the
-    weights that move.
+    Cost: 3 forwards on the step's batch and 2 on a fresh one, for two blocks 5 and 3; no memory beyond the weights that
+    move.
     """
     seed, client = site.header.seed, order.client
     fresh = site.batch(client, noise.derive_key(seed, "fresh batch", round=order.round, client=client))
@@ -62,11 +62,8 @@ def along(site: "Site", order: "Order", batch: Any, weights: Weights, updates: S
         halved = Update(update.keys, update.coefficients / np.float32(2), key, update.tensors)
         apply(site.perturber.space, weights, (halved,), site.header.distribution)
 
-    rates = (
-        (order.rate, order.rate * site.header.split.at(order.rate_ratio).rate_ratio)
-        if site.header.split
-        else (order.rate,)
-    )
+    split = site.header.split and site.header.split.at(order.rate_ratio)
+    rates = (order.rate, order.rate * split.rate_ratio) if split else (order.rate,)
     slopes = tuple(number for block in _blocks(updates, rates, loss, move, batch, fresh) for number in block)
     return Measured(slopes, len(num_flops), sum(num_flops))
 
@@ -102,4 +99,4 @@ def parabola(losses: Sequence[float], fresh_fall: float, rate: float) -> tuple[f
         return (1 / rate, LOST_BEND / rate**2, 0.0) if isfinite(start) else (0.0, 0.0, 0.0)
     half, whole = start - middle, start - end
     curved = 2 * (2 * half - whole)
-    return (2 * half - whole + 2 * half) / rate, 2 * curved / rate**2, (fresh_fall + curved) / rate
+    return (4 * half - whole) / rate, 2 * curved / rate**2, (fresh_fall + curved) / rate
