@@ -220,7 +220,7 @@ def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: b
                 measured = along(site, order, batch, weights, updates)
             elif move_last or step < num_steps - 1:
                 apply(space, weights, updates, site.header.distribution)
-            first = _prefix_flops(site, tally, measured.num_forwards) if site.cut else 0
+            first = _prefix_flops(site, tally, measured.num_flops) if site.cut else 0
             yield Step(
                 scalars, probe.loss, probe.num_forwards + measured.num_forwards, tally.flops + measured.num_flops,
                 first, measured.slopes,
@@ -228,9 +228,9 @@ def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: b
 
 
 def _prefix_flops(site: Site, tally: Tally, more: int) -> int:
-    """Operations of block 1: those tallied, and those of `more` forwards of the whole model."""
-    part = ("prefix", site.cut.k)
-    return tally.flops_of[part] + more * tally.flops_of[part] // tally.runs[part]
+    """Operations of block 1: those tallied, and their share of `more` operations of the whole model."""
+    first, second = (tally.flops_of[name, site.cut.k] // tally.runs[name, site.cut.k] for name in ("prefix", "suffix"))
+    return tally.flops_of["prefix", site.cut.k] + more * first // (first + second)
 
 
 def probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:

@@ -20,7 +20,8 @@ import numpy as np
 
 from ..space import Weights
 from ..zo import noise
-from ..zo.meter import WHOLE
+from ..zo.meter import WHOLE, Tally
+from ..zo.reuse import Found, Prefix
 from ..zo.update import Update, apply
 
 if TYPE_CHECKING:
@@ -45,17 +46,11 @@ def along(site: "Site", order: "Order", batch: Any, weights: Weights, updates: S
 
     A step that has nothing to say, since it was skipped or moves nothing, is made and measured as (0, 0, 0).
 
-    Cost: 3 forwards on the step's batch and 2 on a fresh one, for two blocks 5 and 3; no memory beyond the weights that
-    move.
+    Cost: 3 forwards on the step's batch and 2 on a fresh one, for two blocks 5 and 3, the frozen prefix of each batch
+    once; no memory beyond the weights that move.
     """
     seed, client = site.header.seed, order.client
     fresh = site.batch(client, noise.derive_key(seed, "fresh batch", round=order.round, client=client))
-    num_flops: list[int] = []
-
-    def loss(of: Any) -> float:
-        value, flops = site.meter.counted(site.shape(of), WHOLE, partial(site.loss, of))
-        num_flops.append(flops)
-        return float(value)
 
     def move(update: Update, half: int) -> None:
         key = noise.derive_key(seed, "half step", round=order.round, client=client, step=half)
@@ -64,25 +59,39 @@ def along(site: "Site", order: "Order", batch: Any, weights: Weights, updates: S
 
     split = site.header.split and site.header.split.at(order.rate_ratio)
     rates = (order.rate, order.rate * split.rate_ratio) if split else (order.rate,)
-    slopes = tuple(number for block in _blocks(updates, rates, loss, move, batch, fresh) for number in block)
-    return Measured(slopes, len(num_flops), sum(num_flops))
+    with site.perturber.one_batch() as prefix:
+        seen, unseen = (_Losses(site, of, prefix) for of in (batch, fresh))
+        slopes = tuple(number for block in _blocks(updates, rates, seen, unseen, move) for number in block)
+    tallies = (seen.tally, unseen.tally)
+    return Measured(slopes, sum(tally.runs[WHOLE] for tally in tallies), sum(tally.flops for tally in tallies))
+
+
+class _Losses:
+    """The loss of one of several batches that take turns, counted."""
+
+    def __init__(self, site: "Site", batch: Any, prefix: Prefix):
+        self._prefix, self._found, self._loss = prefix, Found(), partial(site.loss, batch)
+        self.tally = Tally(site.meter, site.shape(batch), prefix)
+
+    def __call__(self) -> float:
+        self._prefix.turn_to(self._found)
+        return float(self.tally.counted(WHOLE, self._loss))
 
 
 def _blocks(
     updates: Sequence[Update],
     rates: Sequence[float],
-    loss: Callable[[Any], float],
+    of_batch: Callable[[], float],
+    of_fresh: Callable[[], float],
     move: Callable[[Update, int], None],
-    batch: Any,
-    fresh: Any,
 ) -> Iterator[tuple[float, float, float]]:
-    here, unseen = loss(batch), loss(fresh)
+    here, unseen = of_batch(), of_fresh()
     for block, (update, rate) in enumerate(zip(updates, rates, strict=True)):
         losses = [here]
         for half in (0, 1):
             move(update, 2 * block + half)
-            losses.append(loss(batch))
-        before, unseen = unseen, loss(fresh)
+            losses.append(of_batch())
+        before, unseen = unseen, of_fresh()
         here = losses[-1]
         yield parabola(losses, before - unseen, rate)
 
