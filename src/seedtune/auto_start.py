@@ -28,11 +28,11 @@ from .data.batches import batch_of
 from .data.keyed import client_batch_indices
 from .errors import ConfigError
 from .fed.auto import first_share, found_at_start
-from .fed.client import Site, probed, told
-from .space import bind, copied, copy_into
+from .fed.client import Site, probed, told, working_copy
+from .fed.slopes import Losses
+from .space import Weights, copy_into
 from .zo import noise
 from .zo.expansion import updates_of
-from .zo.meter import WHOLE
 from .zo.update import Update, apply
 
 SCALES = tuple(float(f"{10 ** (exponent / 2):.3g}") for exponent in range(-8, 0))
@@ -63,7 +63,7 @@ def started(experiment: Experiment) -> tuple[Experiment, Spent]:
     """The experiment with its recipe's 'auto' measured; as it is where nothing is open.
 
     Cost: 8 scales of four directions on each of two batches; a step and up to 20 forwards a block on each of up to
-    four; for the rates a copy of the tuned tensors.
+    four, the frozen prefix of each batch once; for the rates a copy of the tuned tensors.
 
     Raises:
         ConfigError: no scale at which projected gradients are anything but zero, or not finite.
@@ -93,9 +93,7 @@ def _with(experiment: Experiment, **found: float) -> Experiment:
     """The experiment with these values in its recipe's section [auto], and what follows from them."""
     auto = experiment.recipe.auto.model_copy(update={name: float(f"{value:.4g}") for name, value in found.items()})
     recipe = experiment.recipe.model_copy(update={"auto": auto})
-    header = experiment.header
-    if header.split:
-        header = replace(header, split=header.split.at(recipe.rate_ratio))
+    header = replace(experiment.header, split=experiment.header.split_at(recipe.rate_ratio))
     return replace(
         experiment, recipe=recipe, header=header, site=replace(experiment.site, recipe=recipe, header=header)
     )
@@ -131,8 +129,8 @@ def _scale(site: Site, batches: Sequence[Any], spent: _Count) -> float:
 
 def _gradients(site: Site, scale: float, batches: Sequence[Any], spent: _Count) -> np.ndarray:
     """Projected gradients at a scale, float64, along the same directions whatever the scale."""
-    auto, local = site.recipe.auto, site.recipe.local.model_copy(update={"perturbation_scale": scale})
-    at = replace(site, recipe=site.recipe.model_copy(update={"local": local, "auto": auto}))
+    local = site.recipe.local.model_copy(update={"perturbation_scale": scale})
+    at = replace(site, recipe=site.recipe.model_copy(update={"local": local}))
     count = site.recipe.num_scalars if site.recipe.is_split else SCALE_DIRECTIONS
     keys = [noise.derive_key(site.header.seed, "auto scale", direction=p) for p in range(count)]
     return np.concatenate([_counted(at, batch, keys, spent) for batch in batches])
@@ -157,41 +155,27 @@ def _rates(experiment: Experiment, batches: Sequence[Any], spent: _Count) -> lis
     site = experiment.site
     keys = [noise.derive_key(site.header.seed, "auto rate", direction=p) for p in range(site.recipe.num_scalars)]
     steps = [_step(site, _counted(site, batch, keys, spent), keys) for batch in batches]
-    working, share = copied(site.replica.weights), first_share(site.recipe)
-    site.perturber.bind(working)
-    try:
-        start = _losses(site, batches, spent)
-        kappas = [
-            _kappa(site, batches, [updates[block] for updates in steps], working, start, spent)
-            for block in range(len(steps[0]))
-        ]
-    finally:
-        site.perturber.bind(site.replica.weights)
-        bind(experiment.model.module, site.replica.weights)
+    with working_copy(site, moves=True) as weights, site.perturber.one_batch() as prefix:
+        losses = [Losses(site, batch, prefix) for batch in batches]
+        start = [loss() for loss in losses]
+        blocks = zip(*steps, strict=True)
+        kappas = [_kappa(site, losses, updates, weights, start) for updates in blocks]
+    for loss in losses:
+        spent.add(loss.num_forwards, loss.tally.flops)
+    share = first_share(site.recipe)
     return [share / kappa for kappa in kappas]
 
 
 def _step(site: Site, scalars: np.ndarray, keys: Sequence[int]) -> tuple[Update, ...]:
     """A step of rate 1, an update a block."""
-    even = site.header.split and site.header.split.at(1.0)
-    return updates_of(
-        even, keys, -told(site.recipe, scalars) / len(keys), noise.derive_key(site.header.seed, "auto step")
-    )
-
-
-def _losses(site: Site, batches: Sequence[Any], spent: _Count) -> np.ndarray:
-    losses = []
-    for batch in batches:
-        loss, flops = site.meter.counted(site.shape(batch), WHOLE, partial(site.loss, batch))
-        spent.add(1, flops)
-        losses.append(float(loss))
-    return np.array(losses)
+    even, key = site.header.split_at(1.0), noise.derive_key(site.header.seed, "auto step")
+    return updates_of(even, keys, -told(site.recipe, scalars) / len(keys), key)
 
 
 def _kappa(
-    site: Site, batches: Sequence[Any], updates: Sequence[Update], working: Any, start: np.ndarray, spent: _Count
+    site: Site, losses: Sequence[Losses], updates: Sequence[Update], weights: Weights, start: Sequence[float]
 ) -> float:
-    """kappa of one block, from tried rates."""
+    """kappa of one block, from tried rates; `updates` and `start`: a step of rate 1 and the loss of each batch."""
     usable = [i for i, update in enumerate(updates) if np.isfinite(update.coefficients).all() and isfinite(start[i])]
     lengths = [float(np.linalg.norm(updates[i].coefficients)) for i in usable]
     if not usable or not max(lengths):
@@ -203,14 +187,10 @@ def _kappa(
     def fall(rate: float) -> float:
         total = 0.0
         for i in usable:
-            copy_into(working, site.replica.weights)
-            scaled = Update(
-                updates[i].keys, (rate * updates[i].coefficients).astype(np.float32), updates[i].rounding_key,
-                updates[i].tensors,
-            )  # fmt: skip
-            apply(site.perturber.space, working, (scaled,), site.header.distribution)
-            total += start[i] - float(_losses(site, [batches[i]], spent)[0])
-        copy_into(working, site.replica.weights)
+            copy_into(weights, site.replica.weights)
+            scaled = replace(updates[i], coefficients=(rate * updates[i].coefficients).astype(np.float32))
+            apply(site.perturber.space, weights, (scaled,), site.header.distribution)
+            total += start[i] - losses[i]()
         return total
 
     rate = site.recipe.mu / float(np.mean(lengths))

@@ -115,7 +115,7 @@ def local_round(site: Site, order: Order) -> Reply:
     federation = site.recipe.federation
     sends_weights = federation.upload == "weights"
     moves = sends_weights or federation.local_steps > 1 or is_due(site.recipe, order.round)
-    with _working(site, moves) as weights:
+    with working_copy(site, moves) as weights:
         with discreet(order) if site.private else nullcontext():
             steps = list(_steps_of(site)(site, order, weights, move_last=sends_weights))
         packed = pack_weights(weights) if sends_weights else b""
@@ -188,7 +188,7 @@ def _since(state: bytes, records: list[RoundRecord]) -> list[RoundRecord]:
 
 
 @contextmanager
-def _working(site: Site, moves: bool) -> Iterator[Weights]:
+def working_copy(site: Site, moves: bool) -> Iterator[Weights]:
     """The weights that local steps read and move: a copy, unless nothing will move."""
     if not moves:
         site.perturber.bind(site.replica.weights)
@@ -207,14 +207,14 @@ def _working(site: Site, moves: bool) -> Iterator[Weights]:
 
 def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
     num_steps, space = site.recipe.federation.local_steps, site.perturber.space
-    split_ = site.header.split and site.header.split.at(order.rate_ratio)
+    blocks = site.header.split_at(order.rate_ratio)
     for step, batch in batches(site, order):
         with named(order, step):
             keys = step_keys(site, order, step)
             probe, tally = probed(site, batch, keys)
             scalars = told(site.recipe, probe.scalars)
             scaled = -order.rate / len(keys) * scalars.astype(np.float64)
-            updates = updates_of(split_, keys, scaled, _rounding_key(site, order, step))
+            updates = updates_of(blocks, keys, scaled, _rounding_key(site, order, step))
             measured = Measured()
             if step == 0 and is_due(site.recipe, order.round):
                 measured = along(site, order, batch, weights, updates)

@@ -29,7 +29,7 @@ def check_reach(
         NotFinite: a scalar that could move a weight, in this round, so far that its square is no number of its dtype;
             or one that is none itself once the client's own rate scales it. Weights so large compute nothing any more.
     """
-    largest, split = float(np.nanmax(np.abs(scalars), initial=0.0)), header.split and header.split.at(rates[1])
+    largest, split = float(np.nanmax(np.abs(scalars), initial=0.0)), header.split_at(rates[1])
     dtypes = {getattr(torch, tensor.dtype) for tensor in space.tensors}
     ratio = split.rate_ratio * (2 if split.baseline == "leave-one-out" else 1) if split else 1.0
     reach = rates[0] * factor * max(1.0, ratio)

@@ -71,7 +71,7 @@ class SeedScalar:
         recipe, header, clients = server.recipe, server.header, [reply.client for reply in replies]
         rates = [server.rate * server.rate_factor(client) / recipe.num_scalars for client in clients]
         told = [
-            moves(header.split and header.split.at(server.rate_ratio),
+            moves(header.split_at(server.rate_ratio),
                   round_keys(header, server.round, reply.client, reply.scalars.shape),
                   -rate * reply.scalars.astype(np.float64))
             for rate, reply in zip(rates, replies, strict=True)

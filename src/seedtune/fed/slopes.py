@@ -11,7 +11,7 @@ No derivative is formed, and no assumption made on how the step was estimated. W
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -54,24 +54,27 @@ def along(site: "Site", order: "Order", batch: Any, weights: Weights, updates: S
 
     def move(update: Update, half: int) -> None:
         key = noise.derive_key(seed, "half step", round=order.round, client=client, step=half)
-        halved = Update(update.keys, update.coefficients / np.float32(2), key, update.tensors)
+        halved = replace(update, coefficients=update.coefficients / np.float32(2), rounding_key=key)
         apply(site.perturber.space, weights, (halved,), site.header.distribution)
 
-    split = site.header.split and site.header.split.at(order.rate_ratio)
+    split = site.header.split_at(order.rate_ratio)
     rates = (order.rate, order.rate * split.rate_ratio) if split else (order.rate,)
     with site.perturber.one_batch() as prefix:
-        seen, unseen = (_Losses(site, of, prefix) for of in (batch, fresh))
+        seen, unseen = (Losses(site, of, prefix) for of in (batch, fresh))
         slopes = tuple(number for block in _blocks(updates, rates, seen, unseen, move) for number in block)
-    tallies = (seen.tally, unseen.tally)
-    return Measured(slopes, sum(tally.runs[WHOLE] for tally in tallies), sum(tally.flops for tally in tallies))
+    return Measured(slopes, seen.num_forwards + unseen.num_forwards, seen.tally.flops + unseen.tally.flops)
 
 
-class _Losses:
-    """The loss of one of several batches that take turns, counted."""
+class Losses:
+    """The loss of one of several batches that take turns within the `Perturber.one_batch` of `prefix`, counted."""
 
     def __init__(self, site: "Site", batch: Any, prefix: Prefix):
         self._prefix, self._found, self._loss = prefix, Found(), partial(site.loss, batch)
         self.tally = Tally(site.meter, site.shape(batch), prefix)
+
+    @property
+    def num_forwards(self) -> int:
+        return self.tally.runs[WHOLE]
 
     def __call__(self) -> float:
         self._prefix.turn_to(self._found)

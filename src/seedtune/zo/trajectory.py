@@ -53,6 +53,10 @@ class Header:
     noise_version: int = noise.VERSION
     format: int = FORMAT
 
+    def split_at(self, rate_ratio: float | None) -> Split | None:
+        """The split of a round with another ratio of rates; None: the header's own."""
+        return self.split and self.split.at(rate_ratio)
+
 
 @dataclass(frozen=True)
 class RoundRecord:
@@ -146,8 +150,7 @@ def round_updates(header: Header, record: RoundRecord) -> tuple[Update, ...]:
     keys = tuple(key for client in senders for key in round_keys(header, record.round, client, shape))
     scaled = -record.factors[:, None, None] * record.scalars.astype(np.float64)
     rounding_key = noise.derive_key(header.seed, "rounding", round=record.round)
-    split = header.split and header.split.at(record.rate_ratio)
-    updates = updates_of(split, keys, scaled, rounding_key)
+    updates = updates_of(header.split_at(record.rate_ratio), keys, scaled, rounding_key)
     if any(np.isinf(update.coefficients).any() for update in updates):
         raise TrajectoryError(
             f"round {record.round}: a scalar times its factor is beyond float32: lower local.learning_rate"
