@@ -7,7 +7,7 @@ from small_studies import measured, result, run
 
 from seedtune.studies import findings
 from seedtune.studies.catalogue import STUDIES
-from seedtune.studies.findings import against, computation, pairs, savings, trend
+from seedtune.studies.findings import against, auto_against_best, computation, pairs, savings, trend
 from seedtune.studies.measured import Measured, Result
 
 CLOSE = (-0.01, 0.0, 0.01)
@@ -188,3 +188,21 @@ def test_every_study_words_what_it_measures(name):
         said.append(study.finding(Measured(study, tuple(results), 3)))
     assert all(text.endswith(".") and "\n" not in text and text.count(". ") == 0 for text in said)
     assert said[0] != said[1] or name == "loss-surge"
+
+
+def test_a_measured_rate_is_set_against_the_best_of_its_grid():
+    """By shares of the way from 3.0; what cannot be known is not counted as near."""
+    found = auto_against_best()(
+        measured(
+            result("a, best fixed", 2.0), result("a, auto", 2.04), result("b, best fixed", 2.0), result("b, auto", 1.5),
+            result("c, best fixed", 2.0), result("c, auto", 2.2), result("d, best fixed", 3.5), result("d, auto", 2.0),
+            result("e, best fixed", 2.0), result("e, auto", math.inf), result("f, auto", 1.0),
+        )
+    )  # fmt: skip
+    assert found == (
+        "On one seed, a measured rate comes within 5% of the best fixed one's way in 2 of 5 cases; it falls short by "
+        "a: +4.0%; b: -50.0%; c: +20.0%; d: not known; e: not known; diverged: e, auto (1 of 1)."
+    )
+    assert auto_against_best()(measured(result("f, auto", 1.0))) == (
+        "On one seed, no measured rate has a grid to be set against."
+    )

@@ -6,7 +6,7 @@ Losses are those on the test examples after the last round.
 """
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import mean, median
 
 from ..analysis.estimates import DIGITS, Estimate, estimate, verdict
 from .measured import Measured, Result, common_loss
@@ -216,32 +216,29 @@ def auto_against_best(within: float = 0.05) -> Finding:
     """Each case "X, auto" against "X, best fixed": by which share of the other's way from the start it falls short."""
 
     def sentence(measured: Measured) -> str:
-        told, num_near, num_pairs = [], 0, 0
-        for result in measured.results:
-            name, is_auto, _ = result.label.partition(", auto")
-            best = next((one for one in measured.results if one.label == f"{name}, best fixed"), None)
-            if not is_auto or best is None:
-                continue
-            num_pairs += 1
-            short = _shortfall(result, best)
-            near = short is not None and short <= within
-            num_near += near
-            told.append(f"{name}: " + ("diverged" if short is None else f"{short:+.1%}".replace("+-", "-")))
-        if not told:
+        by_label = {result.label: result for result in measured.results}
+        names = [label.removesuffix(", auto") for label in by_label if label.endswith(", auto")]
+        shares = {
+            name: _shortfall(by_label[f"{name}, auto"], by_label[f"{name}, best fixed"])
+            for name in names
+            if f"{name}, best fixed" in by_label
+        }
+        if not shares:
             return f"{seeds(measured)}, no measured rate has a grid to be set against{_diverged(measured.results)}."
+        num_near = sum(share is not None and share <= within for share in shares.values())
+        told = (f"{name}: " + ("not known" if share is None else f"{share:+.1%}") for name, share in shares.items())
         return (
             f"{seeds(measured)}, a measured rate comes within {within:.0%} of the best fixed one's way in {num_near} "
-            f"of {num_pairs} cases; it falls short by {'; '.join(told)}{_diverged(measured.results)}."
+            f"of {len(shares)} cases; it falls short by {'; '.join(told)}{_diverged(measured.results)}."
         )
 
     return sentence
 
 
 def _shortfall(result: Result, best: Result) -> float | None:
-    """The share of the best's way, from its first loss to its last, that a result's last loss lacks; None where either
-    has none, or the best went nowhere."""
+    """The share of the best's way, from its first loss to its last, that a result's last loss lacks; None where one of
+    them diverged, or the best went nowhere."""
     if not result.loss or not best.loss:
         return None
-    start = estimate([run.rows[0]["loss"] for run in best.runs])
-    way = start.mean - best.loss.mean
+    way = mean(run.rows[0]["loss"] for run in best.runs) - best.loss.mean
     return (result.loss.mean - best.loss.mean) / way if way > 0 else None
