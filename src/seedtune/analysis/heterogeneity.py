@@ -15,19 +15,16 @@ from typing import Any
 import numpy as np
 
 from ..assembly import Experiment
-from ..config import Recipe
 from ..data.examples import Task
 from ..data.keyed import client_batch_indices, keyed_permutation
 from ..data.partition import partition
 from ..errors import ConfigError, DataError
 from ..fed.client import Site, local_round
 from ..fed.messages import Order, Reply
-from ..fed.schedule import rate_share_at
 from ..fed.seed_scalar import SeedScalar
+from ..fed.server import Server
 from ..sections import PartitionConfig
-from ..space import Space
 from ..zo import noise
-from ..zo.trajectory import Header
 from .finding import Cost, Finding, Tell, in_silence, plain
 from .gradients import dissimilarity, gram_of
 from .intervals import Interval, bootstrap
@@ -59,20 +56,6 @@ class Federation:
     signals: Mapping[str, np.ndarray]
     apart: np.ndarray
     squares: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Round:
-    """What of a server the distances of a round's updates depend on."""
-
-    recipe: Recipe
-    header: Header
-    space: Space
-    rate: float
-    round: int = 0
-
-    def rate_factor(self, client: int) -> float:
-        return 1.0
 
 
 def heterogeneity(experiment: Experiment, options: HeterogeneityOptions, tell: Tell = in_silence) -> Finding:
@@ -151,20 +134,20 @@ def _one_round(
     experiment: Experiment, alpha: float, clients: Sequence[np.ndarray], tell: Tell
 ) -> tuple[list[Reply], np.ndarray]:
     """(the replies of a first round of these clients, how far each one's update lies from the mean update)."""
-    recipe, rate = experiment.recipe, experiment.recipe.first_rate * rate_share_at(experiment.recipe, 0)
+    recipe, start = experiment.recipe, experiment.site
+    server = Server.at_start(recipe, start.header, experiment.space, start.replica)
 
     def batch(client: int, key: int):
         own, size = clients[client], recipe.federation.batch_size
         chosen = own[client_batch_indices(key, len(own), size)]
         return in_batches(experiment, chosen, len(chosen))[0]
 
-    site: Site = replace(experiment.site, batch=batch, num_examples=lambda client: len(clients[client]))
+    site: Site = replace(start, batch=batch, num_examples=lambda client: len(clients[client]))
     replies = []
     for client in range(len(clients)):
         tell(f"local steps, alpha = {alpha:g}", client, len(clients))
-        replies.append(local_round(site, Order(0, client, site.replica.digest, rate)))
-    stood = _Round(recipe, site.header, experiment.space, rate)
-    distances = SeedScalar().distances(stood, replies)
+        replies.append(local_round(site, Order(0, client, site.replica.digest, server.rate)))
+    distances = SeedScalar().distances(server, replies)
     return replies, np.array([distances[client] for client in range(len(clients))])
 
 
