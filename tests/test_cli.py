@@ -149,6 +149,12 @@ def test_help_and_version(seedtune):
     assert bare.code in (0, 2) and "Usage: seedtune [OPTIONS]" in bare.out + bare.err
 
 
+@pytest.mark.parametrize("command", ["generate", "study", "probe effective-rank", "deploy node"])
+def test_help_shows_defaults_and_ranges_as_they_are(seedtune, command):
+    shown = seedtune(*command.split(), "--help").out
+    assert "[" in shown.partition("Options:")[2] and "\\" not in shown
+
+
 def test_doctor_fails_where_the_noise_differs(seedtune, monkeypatch):
     from seedtune import inspection
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from . import presets
 from .console import Device, Json, Set, err, out, pairs, show
@@ -23,6 +24,7 @@ from .probing import app as probe
 from .recipe_text import assignment, machine_of, merged
 from .studies.commands import study
 
+typer.core.HAS_RICH = False  # before 0.21 typer escapes defaults and ranges for rich, even in plain help
 app = typer.Typer(
     help="Tune language models across devices with forward passes only.",
     add_completion=False,
