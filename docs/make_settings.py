@@ -1,13 +1,12 @@
 """Writes docs/settings.md from the recipe's own fields: `python docs/make_settings.py`."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from seedtune.config import Recipe
-from seedtune.sections import NumberOrAuto
 
 SIGNS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
 INTRODUCTION = """# Settings
@@ -19,8 +18,8 @@ command line as `--set section.key=value`. This page is made by `python docs/mak
 
 def allowed(field: FieldInfo) -> str:
     """What a field takes: its choices, or its type and range."""
-    if field.annotation == NumberOrAuto:
-        return "float > 0, or 'auto'"
+    if Literal["auto"] in get_args(field.annotation):
+        return ", or ".join(allowed(FieldInfo.from_annotation(one)) for one in get_args(field.annotation))
     choices = [repr(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
     if choices:
         return ", ".join(choices)

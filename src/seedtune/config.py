@@ -113,12 +113,8 @@ class Recipe(Section):
 
     def _check_auto(self) -> None:
         """What is measured can be, and is told to nobody who may not know it."""
-        local, names = self.local, ("learning_rate", "perturbation_scale")
-        for name, most in zip(names, (1e6, 10.0), strict=True):
-            value = getattr(local, name)
-            if value != "auto" and value > most:
-                raise ValueError(f"local.{name} = {value:g}: input should be less than or equal to {most:g}")
-        asked = [name for name in names if getattr(local, name) == "auto"]
+        local = self.local
+        asked = [name for name in ("learning_rate", "perturbation_scale") if getattr(local, name) == "auto"]
         if not asked:
             return
         if local.order == "first":

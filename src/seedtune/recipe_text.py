@@ -9,9 +9,10 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from .config import Machine, Recipe
 from .errors import ConfigError, unknown
@@ -32,8 +33,8 @@ def build(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
 def _explained(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"][:2])
-    if first["loc"][2:] == (NUMBER,) and isinstance(first["input"], str):
-        return f"{where} = {first['input']!r}: must be a number, or 'auto'"
+    if first["loc"][2:] == (NUMBER,):
+        return f"{where} = {first['input']!r}: {_number_or_auto(*first['loc'][:2])}"
     if first["type"] == "extra_forbidden":
         *sections, key = [str(part) for part in first["loc"]]
         fields = Recipe.model_fields[sections[0]].annotation.model_fields if sections else Recipe.model_fields
@@ -42,6 +43,13 @@ def _explained(error: ValidationError) -> str:
         return str(first["ctx"]["error"])
     rule = _RULES.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
     return f"{where} = {first['input']!r}: {rule}"
+
+
+def _number_or_auto(section: str, key: str) -> str:
+    """What a setting takes, in place of two errors: the one bound that is broken, and that it is not the word."""
+    number, _ = get_args(Recipe.model_fields[section].annotation.model_fields[key].annotation)
+    above, most = FieldInfo.from_annotation(number).metadata
+    return f"give a number greater than {above.gt:g} and at most {most.le:g}, or 'auto'"
 
 
 NUMBER = "constrained-float"

@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-NumberOrAuto = Annotated[float, Field(gt=0)] | Literal["auto"]
-
 MOST_DIRECTIONS = 100_000
 """In one local step."""
 
@@ -138,8 +136,8 @@ class LocalConfig(Section):
         "auto", description="points of a batch in one forward (changes a loss's last bits): by a rule, one, or all"
     )
     distribution: Literal["rademacher", "gaussian"] = Field("rademacher", description="of a direction's coordinates")
-    perturbation_scale: NumberOrAuto = Field(
-        1e-3, description="mu, in units of the weights, at most 10; 'auto': measured before the first round"
+    perturbation_scale: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = Field(
+        1e-3, description="mu, in units of the weights; 'auto': measured before the first round"
     )
     clip: float = Field(
         0.0,
@@ -147,8 +145,8 @@ class LocalConfig(Section):
         le=1e6,
         description="largest projected gradient; one beyond it, either way, is cut to it; 0: no limit",
     )
-    learning_rate: NumberOrAuto = Field(
-        1e-4, description="eta, of the first round after warm-up, at most 1e6; 'auto': as [auto] measures it"
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"] = Field(
+        1e-4, description="eta, of the first round after warm-up; 'auto': as [auto] measures it"
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how eta goes on: as it is, or falling towards 0 at the last round"
