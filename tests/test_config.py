@@ -58,7 +58,8 @@ CLIP = (
         ({"run": {"seed": "x"}}, "run.seed = 'x': input should be a valid integer, unable to parse string as an "
                                  "integer"),
         ({"federation": {"local_steps": 0}}, "federation.local_steps = 0: input should be greater than or equal to 1"),
-        ({"local": {"learning_rate": math.inf}}, "local.learning_rate = inf: give a number greater than 0 and at most 1e+06"),
+        ({"local": {"learning_rate": math.inf}}, "local.learning_rate = inf: give a number greater than 0 and at most "
+                                                 "1e+06, or 'auto'"),
         ({"model": {"dtype": "int8"}}, "model.dtype = 'int8': input should be 'float32', 'bfloat16' or 'float16'"),
         ({"federation": {"cohort_size": 99}}, "federation.cohort_size is 99 but partition.num_clients is 8: a cohort "
                                               "cannot be larger than the federation"),
