@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .config import Recipe
+from .fed.rates import Told
 from .fed.rounds import RoundResult
 from .models.evaluation import Evaluation
 from .privacy.ledger import published
@@ -87,15 +88,21 @@ def scores_of(evaluation: Evaluation | None, prefix: str = "") -> dict[str, floa
 
 def result_of(record: RoundRecord, row: Row) -> RoundResult:
     """The finished round that left `record` and `row`, as far as a resumed run needs it."""
+    told = told_of(row)
     return RoundResult(
         record, (), tuple(row["dropped"]), {int(client): reason for client, reason in row["failed"].items()},
         {int(client): _or_nan(loss) for client, loss in row["losses"].items()},
-        {int(client): signal for client, signal in row["signals"].items()},
-        _or_nan(row["scalar_rms"]), row["learning_rate"], row["bytes_down"], row["bytes_up"], row["forwards"],
-        row["flops"], row["skipped_steps"], row["seconds"],
-        mean_loss=None if row["losses"] else row["train_loss"],
-        slopes={int(client): tuple(slopes) for client, slopes in row.get("slopes", {}).items()},
+        told.signals, _or_nan(row["scalar_rms"]), row["learning_rate"], row["bytes_down"], row["bytes_up"],
+        row["forwards"], row["flops"], row["skipped_steps"], row["seconds"],
+        mean_loss=None if row["losses"] else row["train_loss"], slopes=told.slopes,
     )  # fmt: skip
+
+
+def told_of(row: Row) -> Told:
+    """What the round before `row` says of the next rates."""
+    signals = {int(client): signal for client, signal in row["signals"].items()}
+    slopes = {int(client): tuple(slopes) for client, slopes in row.get("slopes", {}).items()}
+    return Told(signals, slopes, row.get("back_to"))
 
 
 @dataclass(frozen=True)

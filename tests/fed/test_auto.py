@@ -178,4 +178,4 @@ def test_auto_comes_as_far_as_the_best_of_a_grid_on_a_quadratic():
         loss, state = story(quadratic("auto", auto={"learning_rate": first}))
         assert np.isfinite(loss) and loss < start
     loss, state = story(quadratic("auto", auto={"learning_rate": 0.02}))
-    assert (loss - best) / (start - best) < 0.05, (loss, best, start, state.auto.rates)
+    assert (loss - best) / (start - best) < 0.05, (loss, best, start, state.rates.auto.rates)

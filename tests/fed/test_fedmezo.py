@@ -137,7 +137,7 @@ def test_a_clients_own_rate_scales_its_steps_and_its_share(upload, weighting, sh
             mean[name] += share * tensor.double()
     for name, tensor in at.replica.weights.items():
         torch.testing.assert_close(tensor.double(), mean[name], rtol=0, atol=2e-5)
-    assert result.rate == RATE and [state.rates.signals[c, 0] for c in range(4)] == list(result.losses.values())
+    assert result.rate == RATE and state.rates.personal.signals[:4, 0].tolist() == list(result.losses.values())
     if upload == "scalars":
         np.testing.assert_allclose(result.record.scalars[:, :, 0], scalars, rtol=2e-3, atol=2e-3)
         factors = [RATE * (1 + 0.9 * phi) * share for phi, share in zip(PHI, shares, strict=True)]

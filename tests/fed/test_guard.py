@@ -169,8 +169,8 @@ def test_a_rollback_ends_at_an_earlier_digest_and_half_the_rate(settings, ways):
 def test_clients_rates_are_taken_back_too(settings):
     """What the loss was on weights that are no longer there says nothing."""
     rounds = rounds_of(**settings, run={"on_surge": "backoff"}, personalise={"policy": "five-round", "alpha": 0.1})
-    start = server(site(recipe(**settings, personalise={"policy": "five-round", "alpha": 0.1}))).rates.signals
-    ends = [start, *(state.rates.signals for state, _ in rounds)]
+    start = server(site(recipe(**settings, personalise={"policy": "five-round", "alpha": 0.1}))).rates.personal.signals
+    ends = [start, *(state.rates.personal.signals for state, _ in rounds)]
     found = [(n, result.record.back_to) for n, (_, result) in enumerate(rounds) if result.record.back_to is not None]
     assert found
     for n, back_to in found:

@@ -7,6 +7,7 @@ from small_federation import Answers, protocol, recipe, reply, server, site
 
 from seedtune.errors import MessageError, NotFinite
 from seedtune.fed.messages import unpack_weights
+from seedtune.fed.rates import Told
 from seedtune.fed.rounds import one_round
 from seedtune.fed.seed_scalar import SeedScalar
 from seedtune.space import copied, digest
@@ -150,7 +151,8 @@ def test_a_scalar_that_a_clients_own_rate_takes_too_far_is_refused(keys):
     """With Phi 1 a client's rate is 1.9 times the round's."""
     settings = recipe(federation={"keys": keys}, personalise={"policy": "round-wise", "alpha": 0.9})
     state = server(site(settings))
-    state = dataclasses.replace(state, round=1, rates=state.rates.after({0: 1.0, 1: 2.0, 2: 6.0, 3: 3.0}))
+    told = Told({0: 1.0, 1: 2.0, 2: 6.0, 3: 3.0}, {})
+    state = dataclasses.replace(state, round=1, rates=state.rates.after(0, told))
     large = np.full((1, 2), 2e20, np.float32)
     SeedScalar().check(state, reply(0, 1, scalars=large))
     with pytest.raises(NotFinite) as error:

@@ -8,6 +8,8 @@ import run_folders
 from small_federation import recipe
 from tiny_runs import MACHINE, NOTHING
 
+from seedtune.analysis.heterogeneity import spearman
+from seedtune.analysis.rate_signals import rate_signals
 from seedtune.experiment import run
 from seedtune.fed import rounds
 from seedtune.report.client_map import MOST_CLIENTS, MOST_COLUMNS, grid, maps, own_rates
@@ -56,22 +58,44 @@ def test_heldout_losses_stand_at_their_evaluations(tmp_path):
     assert maps(found, 1)["heldout"]["spans"] == [[2, 2]] and maps(found, 1)["heldout"]["values"] == [[1.5]]
 
 
-@pytest.mark.parametrize("policy", ["round-wise", "five-round", "random"])
-def test_rates_are_those_of_the_run_taken_back_rounds_included(small_runs, monkeypatch, tmp_path, policy):
-    used, one_round = {}, rounds.one_round
+MEASURED = {"local": {"learning_rate": "auto"}, "auto": {"per_client": True, "learning_rate": 3.0}}
+
+
+@pytest.mark.parametrize("policy", ["round-wise", "five-round", "random", "fixed"])
+@pytest.mark.parametrize("rate", [{"local": {"learning_rate": 3.0}}, MEASURED], ids=["given", "measured"])
+def test_rates_are_those_of_the_run_taken_back_rounds_included(small_runs, monkeypatch, tmp_path, policy, rate):
+    """As the report shows them, and as studies set them against how unlike the clients are."""
+    used, factors, one_round = [], [], rounds.one_round
 
     def told(server, *others):
-        used[server.round + 1] = {client: server.rate * server.rate_factor(client) for client in range(4)}
+        factors.append([server.rate_factor(client) for client in range(4)])
+        used.append([server.rate * factor for factor in factors[-1]])
         return one_round(server, *others)
 
     monkeypatch.setattr(rounds, "one_round", told)
-    settings = {"local": {"learning_rate": 3.0}, "run": {"on_surge": "backoff"}, "personalise": {"policy": policy}}
-    run(recipe(federation={"num_rounds": 12}, **settings), MACHINE, tmp_path / "run", NOTHING)
+    settings = {"run": {"on_surge": "backoff"}, "personalise": {"policy": policy}, **rate}
+    dealt = {"num_clients": 4, "kind": "dirichlet"}
+    run(recipe(federation={"num_rounds": 12}, partition=dealt, **settings), MACHINE, tmp_path / "run", NOTHING)
     (read_back,) = read([tmp_path / "run"])
     assert any(row.get("back_to") is not None for row in read_back.rows)
+    is_own = policy != "fixed" or rate is MEASURED
     found = dict(own_rates(read_back))
-    assert found and all(found[n] == {client: used[n][client] for client in found[n]} for n in found)
-    assert any(np.ptp(list(each.values())) > 0 for each in found.values())
+    assert bool(found) == is_own == (np.ptp(factors, axis=1).max() > 0)
+    assert all(found[n] == {client: used[n - 1][client] for client in found[n]} for n in found)
+
+    followed = rate_signals(read_back.recipe, read_back.rows)
+    by_round = [spearman(np.array(each), followed.distance) for each in factors]
+    assert followed.rate == np.nanmean(by_round) if is_own else np.isnan(followed.rate)
+
+
+def test_a_round_that_says_it_went_where_the_run_never_was_did_not(tmp_path):
+    lines = run_folders.rows(4, 2)
+    for line, back in zip(lines[1:], (0, 1, 7, "x"), strict=True):
+        line |= {"back_to": back, "signals": {"0": 1.0, "1": 2.0}}
+    settings = {"personalise": {"policy": "round-wise"}}
+    (found,) = read([run_folders.save(tmp_path / "run", 4, 2, lines=lines, **settings)])
+    shares = [each[1] / each[0] for each in dict(own_rates(found)).values()]
+    assert shares == [1, 1, 3, 3]
 
 
 def test_measured_rates_of_clients_are_those_of_the_run(tmp_path):

@@ -2,7 +2,7 @@
 
 How unlike a client is, is known by construction: the total variation between its labels and everyone's
 (`heterogeneity.label_distances`). Its rate in every round follows from what the rounds before it recorded
-(`fed.personalise.Rates`), and is folded again here.
+(`fed.rates`), and is folded again here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ from ..assembly import TASK_KEY
 from ..config import Recipe
 from ..data.partition import partition
 from ..data.tasks import load_task
-from ..fed.personalise import Rates
+from ..fed.rates import before_each
+from ..metrics import told_of
 from ..models.load import kind_of
 from ..zo.noise import derive_key
 from .heterogeneity import label_distances, labels_of, spearman
@@ -45,13 +46,13 @@ def rate_signals(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> Followed:
     task = load_task(recipe.task, TASK_KEY, kind_of(recipe.model))
     clients = partition(task.train, recipe.partition, derive_key(recipe.run.seed, "partition"))
     distance = label_distances(labels_of(task), clients)
-    rates, by_rate, losses, signals = Rates.of(recipe), [], [], []
-    for row in rows[1:]:
-        factors = [rates.factor(row["rounds"] - 1, client) for client in range(len(clients))]
+    by_rate, losses, signals = [], [], []
+    before = before_each(recipe, [told_of(row) for row in rows[1:]])
+    for round_, (row, rates) in enumerate(zip(rows[1:], before, strict=True)):
+        factors = [rates.factor(round_, client) for client in range(len(clients))]
         by_rate.append(spearman(np.array(factors), distance))
         losses.append(_by_client(row["losses"], len(clients)))
         signals.append(_by_client(row["signals"], len(clients)))
-        rates = rates.after({int(client): signal for client, signal in row["signals"].items()})
     heard = [np.isfinite(one) for one in losses]
     by_loss = [spearman(one[known], distance[known]) for one, known in zip(losses, heard, strict=True) if known.any()]
     return Followed(_mean(by_rate), _mean(by_loss), distance, _means(losses), _means(signals))

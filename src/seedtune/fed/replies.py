@@ -24,11 +24,11 @@ def singly(server: Server, protocol: ExchangeProtocol, engine: Engine, asked: tu
         EngineError: clients failed and fewer than `min_replies` answered.
     """
     orders = _Orders(server, protocol, asked)
-    heard = _Heard(keeps_weights=server.rates.policy.signal == "distances")
+    heard = _Heard(keeps_weights=server.rates.personal.policy.signal == "distances")
     record = protocol.reduce(server, _usable(engine.exchange(orders), orders, heard))
 
     losses, is_asked = {reply.client: reply.loss for reply in heard.replies}, is_due(server.recipe, server.round)
-    signals = server.rates.measured(losses, lambda: protocol.distances(server, heard.replies))
+    signals = server.rates.personal.measured(losses, lambda: protocol.distances(server, heard.replies))
     return RoundResult(
         record, (), (), heard.failed, losses, signals, _scalar_rms(heard.replies), server.rate,
         orders.num_bytes, heard.num_bytes, sum(reply.num_forwards for reply in heard.replies),

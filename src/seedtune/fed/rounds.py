@@ -21,6 +21,7 @@ from ..zo.trajectory import RoundRecord, check_digest, path, taken_back
 from .client import root_mean_square
 from .guard import Seen
 from .participation import asked_in, cohort_of, drops_out
+from .rates import Told
 from .replies import singly
 from .server import AHEAD, LOST, Engine, ExchangeProtocol, RoundResult, Server
 
@@ -85,9 +86,8 @@ def after(server: Server, result: RoundResult) -> Server:
     all failed is one in which their weights were not finite (`replies`). A private run's guard sees nothing, since
     there are no losses.
     """
-    record, guard, rates, log = result.record, server.guard, server.rates, (*server.log, result.record)
+    record, guard, log = result.record, server.guard, (*server.log, result.record)
     since = server.log[-1].round + 1 if server.log else 0
-    rates_at = {**server.rates_at, since: rates}
     failed = {client: AHEAD if server.up_to_date.get(client) == AHEAD else LOST for client in result.failed}
     places = {**server.up_to_date, **failed, **dict.fromkeys(record.clients, len(server.log))}
     if (record.clients or result.failed) and not server.plan:
@@ -95,16 +95,11 @@ def after(server: Server, result: RoundResult) -> Server:
     else:
         guard = replace(guard, surge=None)
     if record.back_to is not None:
-        guard, log, rates = guard.backed_off(), path(log), rates_at[record.back_to]
+        guard, log = guard.backed_off(), path(log)
         places = {client: at if 0 <= at <= len(log) else AHEAD for client, at in places.items()}
-    else:
-        rates = rates.after(result.signals)
-    auto = server.auto and server.auto.after(result.slopes)
-    rates_at = {state: rates_at[state] for state in guard.good_states}
-    return replace(
-        server, round=record.round + 1, log=log, up_to_date=places, rates=rates, guard=guard, rates_at=rates_at,
-        auto=auto,
-    )  # fmt: skip
+    told = Told(result.signals, result.slopes, record.back_to)
+    rates = server.rates.after(record.round, told).keeping(guard.good_states)
+    return replace(server, round=record.round + 1, log=log, up_to_date=places, rates=rates, guard=guard)
 
 
 def _undone(server: Server, result: RoundResult, put_back: PutBack | None) -> RoundRecord:

@@ -15,11 +15,10 @@ from ..privacy.accounting import num_rounds_within
 from ..privacy.plan import Plan
 from ..space import Space
 from ..zo.trajectory import Header, RoundRecord
-from .auto import AutoRates
 from .client import Replica
 from .guard import MAX_BACKOFFS, Guard, Surge
 from .messages import Order, Reply, pack_record, pack_weights
-from .personalise import Rates
+from .rates import NextRates
 from .schedule import rate_share_at
 
 if TYPE_CHECKING:
@@ -70,9 +69,8 @@ class Server:
 
     round: the next round's number. log: the records that lead from the base to the weights. up_to_date: for each
     client that ever was asked, the number of these that its weights stand at, `AHEAD` or `LOST`. rates: what the
-    clients' own learning rates follow from. auto: what the rates of all follow from, where the recipe leaves them open.
-    guard: what it knows of the loss. rates_at: the rates as they were at each of the guard's good states, a number of
-    rounds. secret: gives a private run's central noise and its secret samples.
+    coming round's learning rates follow from. guard: what it knows of the loss. secret: gives a private run's central
+    noise and its secret samples.
     packed: by round, a record and how it travels, one memory for all states of a run.
     """
 
@@ -83,18 +81,14 @@ class Server:
     round: int
     log: tuple[RoundRecord, ...]
     up_to_date: Mapping[int, int]
-    rates: Rates
+    rates: NextRates
     guard: Guard
-    rates_at: Mapping[int, Rates]
-    auto: AutoRates | None = None
     secret: bytes = field(default=b"", repr=False)
     packed: dict[int, tuple[RoundRecord, bytes]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def at_start(cls, recipe: Recipe, header: Header, space: Space, replica: Replica, secret: bytes = b"") -> "Server":
-        rates = Rates.of(recipe)
-        auto = AutoRates.of(recipe)
-        return cls(recipe, header, space, replica, 0, (), {}, rates, Guard(recipe), {0: rates}, auto, secret)
+        return cls(recipe, header, space, replica, 0, (), {}, NextRates.of(recipe), Guard(recipe), secret)
 
     @cached_property
     def plan(self) -> Plan | None:
@@ -127,13 +121,13 @@ class Server:
     @property
     def rate(self) -> float:
         """The coming round's learning rate, before any client's own."""
-        eta = self.auto.rate if self.auto else self.recipe.first_rate
+        eta = self.rates.auto.rate if self.rates.auto else self.recipe.first_rate
         return eta * rate_share_at(self.recipe, self.round) * self.guard.rate_share
 
     @property
     def rate_ratio(self) -> float | None:
         """Block 2's rate over block 1's in the coming round; None where it is what the header says."""
-        return self.auto.ratio if self.auto else None
+        return self.rates.auto.ratio if self.rates.auto else None
 
     @property
     def round_rates(self) -> tuple[float, float | None]:
@@ -141,8 +135,7 @@ class Server:
 
     def rate_factor(self, client: int) -> float:
         """A client's own rate as a multiple of the round's."""
-        own = self.auto.factor(client) if self.auto else 1.0
-        return self.rates.factor(self.round, client) * own
+        return self.rates.factor(self.round, client)
 
     @property
     def must_stop(self) -> bool:

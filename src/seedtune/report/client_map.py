@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..fed.auto import AutoRates
-from ..fed.personalise import Rates
+from ..fed.rates import Told, before_each
 from .curves import rounded
 from .reading import Run, client_of, mapping, number
 
@@ -47,33 +46,30 @@ def own_rates(run: Run) -> Iterator[Row]:
     is_own = run.recipe.is_rate_auto and run.recipe.auto.per_client
     if run.recipe.personalise.policy == "fixed" and not is_own:
         return
-    rates, auto = Rates.of(run.recipe), AutoRates.of(run.recipe) if is_own else None
-    needed = {state for row in run.rows if (state := _back_to(row)) is not None}
-    kept = {0: rates}
-    for i, row in enumerate(run.rows[1:], start=1):
+    for i, (row, rates) in enumerate(zip(run.rows[1:], before_each(run.recipe, _told(run)), strict=True)):
         rate, clients = number(row.get("learning_rate")), run.clients_of(row.get("losses"))
         if clients and np.isfinite(rate):
-            factors = {client: auto.factor(client) if auto else 1.0 for client in clients}
-            yield i, {client: rate * rates.factor(i - 1, client) * factors[client] for client in clients}
-        auto = auto and auto.after(_slopes(run, row))
-        back = _back_to(row)
-        rates = rates.after(run.clients_of(row.get("signals"))) if back is None else kept.get(back, rates)
-        if i in needed:
-            kept[i] = rates
+            yield i + 1, {client: rate * rates.factor(i, client) for client in clients}
 
 
-def _slopes(run: Run, row: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:
+def _told(run: Run) -> list[Told]:
+    """What each round says of the next rates; one that says it went back to where the run never was, did not."""
+    told, states = [], {0}
+    for i, row in enumerate(run.rows[1:]):
+        back = number(row.get("back_to"))
+        back_to = int(back) if back in states else None
+        told.append(Told(run.clients_of(row.get("signals")), _slopes(row), back_to))
+        if back_to is None:
+            states.add(i + 1)
+    return told
+
+
+def _slopes(row: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:
     """What clients measured in a round, of those whose numbers are all there and finite."""
     each = mapping(row.get("slopes")).items()
     lists = {key: value for key, value in each if isinstance(value, list) and value and len(value) % 3 == 0}
     told = {client_of(key): tuple(map(number, value)) for key, value in lists.items()}
     return {client: slopes for client, slopes in told.items() if client >= 0 and np.isfinite(slopes).all()}
-
-
-def _back_to(row: Mapping[str, Any]) -> int | None:
-    """The state to which this round was taken back, if it was."""
-    back = number(row.get("back_to"))
-    return int(back) if np.isfinite(back) else None
 
 
 def grid(rows: Sequence[Row], most_cells: int = MOST_CELLS) -> dict[str, Any]:
