@@ -58,6 +58,8 @@ def test_a_learning_rate_of_another_model_is_noted(request_of, tiny_model):
         f"the learning rate {base_of(Request(STUDY)).local.learning_rate:g} was chosen for the study's own model: give "
         f"one for {tiny_model} with --set local.learning_rate=...",
     )
+    own = varied(Case("slow", {"local": {"learning_rate": 1e-3}}), Case("measured", {"local": {"learning_rate": "auto"}}))
+    assert planned(replace(request, study=own, settings=bare)).notes == ()
 
 
 def test_a_method_is_laid_under_a_case(request_of):

@@ -260,7 +260,8 @@ def _notes(request: Request, base: Recipe) -> Iterator[str]:
     """What the user should know before it runs."""
     given = request.settings.get("local", {})
     other = request.model or request.task
-    if other and "learning_rate" not in given:
+    is_own = all("learning_rate" in case.over.get("local", {}) for case in request.study.cases)
+    if other and "learning_rate" not in given and not is_own:
         kind = "model" if request.model else "task"
         yield (
             f"the learning rate {base.local.learning_rate:g} was chosen for the study's own {kind}: give one for "
