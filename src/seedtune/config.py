@@ -90,6 +90,11 @@ class Recipe(Section):
         return self.split.num_scalars if self.is_split else self.local.num_directions
 
     @property
+    def is_one_sided(self) -> bool:
+        """Whether a local step of forward passes evaluates the loss at the weights themselves."""
+        return (self.split.difference if self.is_split else self.local.estimator) == "one-sided"
+
+    @property
     def is_rate_auto(self) -> bool:
         """Whether learning rates follow from what rounds measure."""
         return self.local.learning_rate == "auto"

@@ -70,23 +70,22 @@ def test_estimates_that_disagree_lower_a_rate():
 
 def test_only_the_last_estimates_count():
     settings = auto()
-    assert (
-        folded(settings, *[alike(1.0, 50.0, 1.0)] * 2, *[alike(1.0, 2.0, 1.0)] * KEPT).kappas.tolist() == [[2.0]] * KEPT
-    )
+    ahead = folded(settings, *[alike(1.0, 50.0, 1.0)] * 2, *[alike(1.0, 2.0, 1.0)] * KEPT)
+    assert ahead.kept.tolist() == [[[1.0], [2.0]]] * KEPT
 
 
 def test_blocks_have_rates_of_their_own():
     settings = auto(local={"estimator": "split", "num_directions": 1}, auto={"rate_ratio": 4.0})
     rates = AutoRates.of(settings)
     assert (rates.rate, rates.ratio) == (START, 4.0)
-    ahead = folded(settings, *[dict.fromkeys(range(4), (1.0, 10.0, 1.0, 1.0, 1.0, 1.0))] * 200)
+    ahead = folded(settings, *[dict.fromkeys(range(4), (1.0, 10.0, 1.0, 1.0, 2.0))] * 200)
     assert ahead.ratio == pytest.approx(10.0)
 
 
 def test_a_round_without_slopes_changes_nothing_and_wrong_ones_are_passed_over():
     rates = AutoRates.of(auto())
     assert rates.after({}) is rates
-    assert rates.after({0: (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)}) is rates
+    assert rates.after({0: (1.0, 2.0, 3.0, 4.0, 5.0), 1: (0.0, 0.0, 0.0)}) is rates
     assert AutoRates.of(recipe()) is None
 
 
@@ -102,8 +101,42 @@ def test_clients_have_rates_of_their_own_where_asked():
 def test_estimates_are_due_in_the_first_rounds_and_then_at_a_cadence():
     often = auto(auto={"every": 7})
     due = [round_ for round_ in range(40) if is_due(often, round_)]
-    assert due == [*range(FIRST_ROUNDS), 10, 17, 24, 31, 38]
+    assert due == [*range(FIRST_ROUNDS), 11, 18, 25, 32, 39]
     assert not any(is_due(recipe(), round_) for round_ in range(40))
+
+
+@pytest.mark.parametrize(
+    ("local", "local_steps", "every"),
+    [
+        ({"num_directions": 8}, 1, 4),
+        ({"num_directions": 1}, 1, 25),
+        ({"num_directions": 1}, 10, 3),
+        ({"num_directions": 8, "estimator": "one-sided"}, 1, 5),
+        ({"estimator": "split"}, 1, 35),
+        ({"estimator": "split"}, 12, 3),
+        ({"num_directions": 500}, 10, 1),
+    ],
+)
+def test_estimates_take_about_a_tenth_of_the_forwards(local, local_steps, every):
+    settings = auto(local={"num_directions": 1, **local}, federation={"local_steps": local_steps})
+    due = [round_ for round_ in range(200) if is_due(settings, round_)]
+    assert set(np.diff(due[FIRST_ROUNDS - 1 :])) == {every}
+
+
+LIARS = [(1.0, 1e12, 0.0), (1e12, 1.0, 1e12), (-1e12, 1.0, 0.0)]
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean", "sign-vote"])
+@pytest.mark.parametrize("lie", LIARS)
+def test_a_few_that_lie_drive_no_rate_where_the_rule_withstands_them(rule, lie):
+    settings = auto(
+        federation={"keys": "shared", "aggregation": rule, "weighting": "equal"}, partition={"num_clients": 7}
+    )
+    honest = [{client: (2.0, 10.0 + client / 10, 2.0) for client in range(7)}] * 60
+    lied = [{**slopes, 2: lie} for slopes in honest]
+    assert folded(settings, *lied).rate == pytest.approx(folded(settings, *honest).rate, rel=0.05)
+    trusting = auto(partition={"num_clients": 7})
+    assert folded(trusting, *lied).rate != pytest.approx(folded(trusting, *honest).rate, rel=0.5)
 
 
 # A quadratic: each client holds all examples, so a batch has no noise and r is 1.
@@ -118,7 +151,7 @@ def examples(client, width=WIDTH):
     return torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(targets.astype(np.float32))
 
 
-def quadratic(rate, num_rounds=30, num_directions=4, **over):
+def quadratic(rate, num_rounds=40, num_directions=4, **over):
     return recipe(
         partition={"num_clients": 2}, federation={"num_rounds": num_rounds, "batch_size": 12, "keys": "shared"},
         local={"learning_rate": rate, "num_directions": num_directions, "perturbation_scale": 1e-3}, **over,

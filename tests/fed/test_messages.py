@@ -213,7 +213,7 @@ def test_the_messages_that_rules_are_tried_on_keep_them():
 
 WHOLE = "a message is an array of version, kind and fields"
 RATIO = "a ratio of learning rates is positive and finite"
-SLOPES = "slopes are three finite numbers a block"
+SLOPES = "slopes are two finite numbers a block and one of the step"
 AGREE = "a message's kind and number of fields agree"
 
 

@@ -9,7 +9,7 @@ from small_federation import recipe, site
 
 from seedtune.fed.client import local_round, step_keys
 from seedtune.fed.messages import Order, decode_reply, encode_reply
-from seedtune.fed.slopes import LOST_BEND, along, parabola
+from seedtune.fed.slopes import LOST_BEND, along, slopes_of
 from seedtune.space import copied
 from seedtune.zo import noise
 from seedtune.zo.expansion import Split, updates_of
@@ -80,19 +80,39 @@ def test_each_block_has_slopes_of_its_own_rate():
     measured = along(at, order(at, ratio=8.0), batch, weights, step)
 
     first, second = (exact(at, batch, moved(at, [update])) for update in step)
-    slopes = np.array(measured.slopes).reshape(2, 3)
-    assert slopes[0, :2] * [RATE, RATE**2] == pytest.approx(first, rel=2e-3, abs=1e-4)
-    assert slopes[1, 1] * (8 * RATE) ** 2 == pytest.approx(second[1], rel=2e-3, abs=1e-4)
-    assert measured.num_forwards == 8
+    fresh = at.batch(1, noise.derive_key(at.header.seed, "fresh batch", round=0, client=1))
+    unseen, unseen_bend = exact(at, fresh, moved(at, step))
+    lengths = np.array([RATE, RATE**2, 8 * RATE, (8 * RATE) ** 2, RATE])
+    gain, bend, _, second_bend, on_fresh = np.array(measured.slopes) * lengths
+    assert (gain, bend) == pytest.approx(first, rel=2e-3, abs=1e-4)
+    assert second_bend == pytest.approx(second[1], rel=2e-3, abs=1e-4)
+    assert on_fresh == pytest.approx(unseen - unseen_bend / 2 + (bend + second_bend) / 2, rel=2e-3, abs=1e-4)
+    assert measured.num_forwards == 7
+
+
+def test_a_start_that_is_known_is_not_evaluated_again():
+    """As one-sided differences give it, which leaves all else as it is."""
+    at = site(recipe(**AUTO))
+    batch, step = at.batch(1, 17), updates(at, [3.0, -1.0, 0.5, 2.0])
+    both = []
+    for start in (None, float(at.loss(batch))):
+        weights = copied(at.replica.weights)
+        at.perturber.bind(weights)
+        both.append(along(at, order(at), batch, weights, step, start))
+        at.perturber.bind(at.replica.weights)
+    assert both[0].slopes == both[1].slopes
+    assert [measured.num_forwards for measured in both] == [5, 4]
 
 
 def test_a_reply_brings_slopes_where_they_are_due_and_counts_their_forwards():
     at = site(recipe(**AUTO))
-    due, not_due = local_round(at, order(at)), local_round(at, order(at, round_=21))
+    due, not_due = local_round(at, order(at)), local_round(at, order(at, round_=6))
     assert len(due.slopes) == 3 and due.num_forwards == 8 + 5 and due.num_flops > not_due.num_flops
     assert not_due.slopes == () and not_due.num_forwards == 8
     assert decode_reply(encode_reply(due)).slopes == due.slopes
     assert decode_reply(encode_reply(not_due)).slopes == ()
+    one_sided = site(recipe(**{**AUTO, "local": {**AUTO["local"], "estimator": "one-sided"}}))
+    assert local_round(one_sided, order(one_sided)).num_forwards == 5 + 4
 
 
 def test_measuring_changes_no_scalar():
@@ -104,6 +124,7 @@ def test_measuring_changes_no_scalar():
 @pytest.mark.parametrize("lost", [float("inf"), float("nan")])
 def test_a_step_into_nowhere_bends_hard(lost):
     for losses, fall in (([1.0, lost, lost], 0.1), ([1.0, 0.9, lost], 0.1), ([1.0, 0.9, 0.8], -lost)):
-        gain, bend, fresh = parabola(losses, fall, 0.5)
+        gain, bend, fresh = slopes_of(losses, fall, [0.5])
         assert (gain, fresh) == (2.0, 0.0) and bend / gain * 0.5 == LOST_BEND
-    assert parabola([lost, 1.0, 1.0], 0.1, 0.5) == (0.0, 0.0, 0.0)
+    assert slopes_of([lost, 1.0, 1.0], 0.1, [0.5]) == (0.0, 0.0, 0.0)
+    assert slopes_of([1.0, 0.9, 0.8, lost, lost], 0.1, [0.5, 1.0])[3] == LOST_BEND

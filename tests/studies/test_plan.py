@@ -58,7 +58,7 @@ def test_a_learning_rate_of_another_model_is_noted(request_of, tiny_model):
         f"the learning rate {base_of(Request(STUDY)).local.learning_rate:g} was chosen for the study's own model: give "
         f"one for {tiny_model} with --set local.learning_rate=...",
     )
-    own = varied(Case("slow", {"local": {"learning_rate": 1e-3}}), Case("measured", {"local": {"learning_rate": "auto"}}))
+    own = varied(*(Case(f"rate {rate}", {"local": {"learning_rate": rate}}) for rate in (1e-3, "auto")))
     assert planned(replace(request, study=own, settings=bare)).notes == ()
 
 

@@ -10,49 +10,61 @@ N clients' steps are averaged, noise falls and what they have in common stays, a
 from r for one client to 1 for many. The rate is `auto.safety` times s a / b. At 2 s a / b nothing is gained any more;
 the default of a half stays away from there, since all three are estimates and curvature changes between two of them.
 
-    1 / kappa = a / b    sums over the clients of a round; kappa is the mean of the last five estimates and its
-                         standard error
-    r                    the mean over all estimates, with a start as of ten that say a quarter, from 0.02 to 1
+    kappa = b / a    sums over the last five estimates, and what their scatter makes uncertain of it: one standard
+                     error of a ratio of sums; of a single estimate, as much again
+    r                the mean over all estimates, with a start as of five that say a quarter, from 0.02 to 1
 
-A rate grows by half from one estimate to the next at most, and not at all while no curvature is seen; it falls by a
-factor of ten at most. Each block of a split model has its own. Estimates are made in each of the first ten rounds, in
-which a model leaves its start, and then after every tenth of the rounds that are done, or every `auto.every` rounds;
-they are recorded with the round, so that a resumed run goes on as it would have.
+Of one estimate, a and b are the means over the clients that answer; where `federation.aggregation` is to withstand
+some that lie, the median or the trimmed mean, so that no few of them can drive a rate.
+
+A rate doubles from one estimate to the next at most, and does not grow at all while no curvature is seen; it falls by a
+factor of ten at most. Each block of a split model has its own; r is that of the whole step. Estimates are made in each
+of the first five rounds, in which a model leaves its start, and then every `auto.every` rounds, or so often that they
+take about a tenth of the forward passes; they are recorded with the round, so that a resumed run goes on as it would
+have.
 
 Stochastic line searches rest on the same quantities (Vaswani et al. 2019, arXiv 1905.09997); that a step is judged on
 other examples too, and the pooling, are ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 import numpy as np
 
 from ..config import Recipe
+from . import aggregation
 
 Slopes = Mapping[int, tuple[float, ...]]
-"""By client, three numbers a block."""
+"""By client, two numbers a block and one of the whole step."""
 
-FIRST_ROUNDS, KEPT, MOST_GROWTH, MOST_FALL = 10, 5, 1.5, 10.0
-_PRIOR, _PRIOR_WEIGHT, _LEAST_SHARE = 0.25, 10, 0.02
+FIRST_ROUNDS, KEPT, MOST_GROWTH, MOST_FALL = 5, 5, 2.0, 10.0
+FORWARDS_SHARE = 0.1
+_PRIOR, _PRIOR_WEIGHT, _LEAST_SHARE = 0.25, 5, 0.02
 _CAUTION = 0.5  # in the first rate: much of what bends a step shows only on the way
-_RATES, _LARGEST = (1e-30, 1e6), 1e30  # what clients tell may be anything
+_RATES, _SMALLEST, _LARGEST = (1e-30, 1e6), 1e-30, 1e30  # what clients tell may be anything
 _MOST_APART = 4.0  # a client's own rate from the others'
 
 
 def is_due(recipe: Recipe, round_: int) -> bool:
     """Whether clients measure their steps in a round.
 
-    >>> recipe = Recipe.model_validate({"local": {"learning_rate": "auto"}})
-    >>> [round_ for round_ in range(60) if is_due(recipe, round_)][10:]
-    [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 24, 26, 28, 30, 33, 36, 39, 42, 46, 50, 55]
+    >>> recipe = Recipe.model_validate({"local": {"learning_rate": "auto", "num_directions": 8}})
+    >>> [round_ for round_ in range(20) if is_due(recipe, round_)]
+    [0, 1, 2, 3, 4, 8, 12, 16]
     """
     if not recipe.is_rate_auto:
         return False
-    due = FIRST_ROUNDS
-    while due < round_:
-        due += recipe.auto.every or due // FIRST_ROUNDS
-    return round_ < FIRST_ROUNDS or round_ == due
+    return round_ < FIRST_ROUNDS or (round_ - FIRST_ROUNDS + 1) % (recipe.auto.every or _cadence(recipe)) == 0
+
+
+def _cadence(recipe: Recipe) -> int:
+    """Rounds between two estimates which together take about `FORWARDS_SHARE` of all forward passes."""
+    num_blocks, has_start = 2 if recipe.is_split else 1, recipe.is_one_sided
+    of_estimate = 2 * num_blocks + 2 + (0 if has_start else 1)
+    of_step = recipe.num_scalars + 1 if has_start else 2 * recipe.num_scalars
+    return ceil(of_estimate / (FORWARDS_SHARE * of_step * recipe.federation.local_steps))
 
 
 def found_at_start(recipe: Recipe) -> str:
@@ -72,7 +84,7 @@ def first_share(recipe: Recipe) -> float:
     return _CAUTION * recipe.auto.safety * _common(_PRIOR, num_clients)
 
 
-def _common(r: np.ndarray | float, num_clients: int) -> np.ndarray | float:
+def _common(r: float, num_clients: int) -> float:
     """s: the share of a step's gain that other examples have too, where so many clients are averaged."""
     return num_clients * r / (1 + (num_clients - 1) * r)
 
@@ -81,14 +93,15 @@ def _common(r: np.ndarray | float, num_clients: int) -> np.ndarray | float:
 class AutoRates:
     """What the rates of the next round follow from.
 
-    rates: one a block. kappas: float64 [estimates, blocks], the last ones. shares: float64 [blocks], the sum of r over
-    all `num_estimates` and what it starts with. own: by client, kappa of its last estimates, as `kappas`.
+    rates: one a block. kept: the last estimates, float64 [estimates, 2, blocks], gains and bends as parts of their
+    step's whole gain, so that each counts alike. shares: the sum of r over all `num_estimates` and what it starts with.
+    own: by client, its last estimates, as `kept`.
     """
 
     recipe: Recipe
     rates: tuple[float, ...]
-    kappas: np.ndarray
-    shares: np.ndarray
+    kept: np.ndarray
+    shares: float = _PRIOR * _PRIOR_WEIGHT
     num_estimates: int = 0
     own: Mapping[int, np.ndarray] = field(default_factory=dict)
 
@@ -99,7 +112,7 @@ class AutoRates:
             return None
         ratios = (1.0, recipe.rate_ratio) if recipe.is_split else (1.0,)
         rates = tuple(recipe.first_rate * ratio for ratio in ratios)
-        return cls(recipe, rates, np.zeros((0, len(rates))), np.full(len(rates), _PRIOR * _PRIOR_WEIGHT))
+        return cls(recipe, rates, np.zeros((0, 2, len(rates))))
 
     @property
     def rate(self) -> float:
@@ -116,7 +129,7 @@ class AutoRates:
         mine = self.own.get(client)
         if mine is None or not self.recipe.auto.per_client or len(mine) < KEPT:
             return 1.0
-        ours, theirs = self.kappas.mean(0), mine.mean(0)
+        ours, theirs = _kappas(self.kept), _kappas(mine)
         known = (ours > 0) & (theirs > 0)
         if not known.any():
             return 1.0
@@ -124,39 +137,67 @@ class AutoRates:
 
     def after(self, slopes: Slopes) -> "AutoRates":
         """The state after a round in which clients measured this; as it was where none did."""
-        fits = {client: numbers for client, numbers in slopes.items() if len(numbers) == 3 * len(self.rates)}
-        usable = {client: np.array(numbers).reshape(-1, 3).T for client, numbers in fits.items()}
-        if not usable:
+        heard = {client: numbers for client, numbers in sorted(slopes.items()) if self._says_something(numbers)}
+        if not heard:
             return self
-        with np.errstate(over="ignore"):
-            gain, bend, fresh = np.sum([usable[client] for client in sorted(usable)], axis=0)
-        own = {
-            client: np.vstack([*self.own.get(client, ()), _over(b, a)])[-KEPT:] for client, (a, b, _) in usable.items()
-        }
+        *of_all, fresh = _one_of(self.recipe, np.array([*heard.values()]))
+        estimate, gain = self._estimate(of_all)
+        own = {client: _and(self.own.get(client), self._estimate(numbers[:-1])[0]) for client, numbers in heard.items()}
+        share = min(max(fresh / gain, -1.0), 1.0) if gain > 0 else 0.0
         ahead = replace(
-            self, kappas=np.vstack([self.kappas, _over(bend, gain)])[-KEPT:],
-            shares=self.shares + np.clip(_over(fresh, gain), -1.0, 1.0), num_estimates=self.num_estimates + 1,
+            self, kept=_and(self.kept, estimate), shares=self.shares + share, num_estimates=self.num_estimates + 1,
             own={**self.own, **own},
         )  # fmt: skip
-        return replace(ahead, rates=ahead._next_rates(len(usable), ~(gain > 0)))
+        return replace(ahead, rates=ahead._next_rates(len(heard)))
 
-    @property
-    def _kappa(self) -> np.ndarray:
-        """The mean of the last estimates and its standard error; of a single one, itself once more."""
-        count, mean = len(self.kappas), self.kappas.mean(0)
-        return mean + (self.kappas.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.abs(mean))
+    def _says_something(self, numbers: Sequence[float]) -> bool:
+        return len(numbers) == 2 * len(self.rates) + 1 and any(numbers)
 
-    def _next_rates(self, num_clients: int, is_uphill: np.ndarray) -> tuple[float, ...]:
-        r = np.clip(self.shares / (self.num_estimates + _PRIOR_WEIGHT), _LEAST_SHARE, 1.0)
-        share = _common(r, num_clients)
-        kappa, now = self._kappa, np.array(self.rates)
-        wanted = np.where(kappa > 0, self.recipe.auto.safety * share / np.where(kappa > 0, kappa, 1.0), now)
-        most = np.where(is_uphill, now / MOST_GROWTH, now * MOST_GROWTH)
+    def _estimate(self, numbers: Sequence[float]) -> tuple[np.ndarray, float]:
+        """([2, blocks] of gain and bend, as parts of the whole step's gain; that gain, per unit of block 1's rate)."""
+        each = np.clip(np.nan_to_num(np.reshape(numbers, (-1, 2)).T), -_LARGEST, _LARGEST)
+        gain = float(each[0] @ np.array(self.rates) / self.rate)
+        with np.errstate(over="ignore"):
+            return np.clip(each / max(abs(gain), _SMALLEST), -_LARGEST, _LARGEST), gain
+
+    def _next_rates(self, num_clients: int) -> tuple[float, ...]:
+        r = min(max(self.shares / (self.num_estimates + _PRIOR_WEIGHT), _LEAST_SHARE), 1.0)
+        kappa, now = _kappas(self.kept), np.array(self.rates)
+        careful = np.where(kappa > 0, kappa + _standard_error(self.kept), 1.0)
+        wanted = np.where(kappa > 0, self.recipe.auto.safety * _common(r, num_clients) / careful, now)
+        most = np.where(self.kept[:, 0].sum(0) > 0, now * MOST_GROWTH, now / MOST_GROWTH)
         return tuple(np.clip(np.clip(wanted, now / MOST_FALL, most), *_RATES).tolist())
 
 
-def _over(top: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """A part of a step over its gain, finite; 0 where there is none."""
-    with np.errstate(all="ignore"):
-        found = np.where(gain > 0, top / gain, 0.0)
-    return np.clip(np.nan_to_num(found), -_LARGEST, _LARGEST)
+def _one_of(recipe: Recipe, told: np.ndarray) -> list[float]:
+    """What stands for all clients, of [clients, numbers]."""
+    bounded = np.clip(np.nan_to_num(told), -_LARGEST, _LARGEST)[:, None]
+    match recipe.federation.aggregation:
+        case "mean":
+            one = bounded.mean(0)
+        case "trimmed-mean":
+            one = aggregation.trimmed_mean(bounded, recipe.federation.trimmed_fraction)
+        case "median" | "sign-vote":
+            one = aggregation.median(bounded)
+    return one[0].tolist()
+
+
+def _and(kept: np.ndarray | None, estimate: np.ndarray) -> np.ndarray:
+    """The last estimates with one more."""
+    return estimate[None] if kept is None else np.vstack([kept, estimate[None]])[-KEPT:]
+
+
+def _kappas(kept: np.ndarray) -> np.ndarray:
+    """Bends over gains, of each block; 0 where nothing is gained."""
+    gains, bends = kept.sum(0)
+    is_gain = gains > _SMALLEST
+    return np.where(is_gain, bends / np.where(is_gain, gains, 1.0), 0.0)
+
+
+def _standard_error(kept: np.ndarray) -> np.ndarray:
+    """Of `_kappas`, from how the estimates scatter around them."""
+    count, kappa, (gains, bends) = len(kept), _kappas(kept), kept.swapaxes(0, 1)
+    if count == 1:
+        return np.abs(kappa)
+    scatter = np.sqrt(((bends - kappa * gains) ** 2).sum(0) * count / (count - 1))
+    return scatter / np.maximum(gains.sum(0), _SMALLEST)

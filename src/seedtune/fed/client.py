@@ -217,7 +217,8 @@ def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: b
             updates = updates_of(blocks, keys, scaled, _rounding_key(site, order, step))
             measured = Measured()
             if step == 0 and is_due(site.recipe, order.round):
-                measured = along(site, order, batch, weights, updates)
+                start = probe.loss if site.recipe.is_one_sided else None
+                measured = along(site, order, batch, weights, updates, start)
             elif move_last or step < num_steps - 1:
                 apply(space, weights, updates, site.header.distribution)
             first = _prefix_flops(site, tally, measured.num_flops) if site.cut else 0

@@ -21,7 +21,7 @@ from ..zo.trajectory import MOST_RATIO, RoundRecord, broken_rule
 from .wire import array_of, check, fields_of, is_count, packed, unpacked
 
 ORDER, REPLY = 0, 1
-_MOST_SLOPES = 6
+_SLOPES = (0, 3, 5)  # none; two a block and one of the whole step
 _MOST_BITS = 2**20  # signs in one array, so that few bytes do not unpack to gigabytes; more of them travel as numbers
 
 
@@ -54,7 +54,7 @@ class Reply:
     num_flops: floating-point operations of the forwards (`zo.meter`); num_prefix_flops: those of block 1 among them,
         where the model is split.
     is_fixed_size: scalars travel in 4 bytes each, whatever they are, so that its length tells nothing; not sent.
-    slopes: three numbers a block, where the round estimates learning rates (`slopes`).
+    slopes: two numbers a block and one of the step, where the round estimates learning rates (`slopes`).
     scalar_rms: root mean square of the projected gradients where weights are sent in their place; None otherwise.
     """
 
@@ -122,7 +122,7 @@ def decode_reply(data: bytes) -> Reply:
     check(rms is None or (type(rms) is float and 0 <= rms < inf), "a root mean square is finite and not negative")
     slopes = more[0] if more else []
     numbers = isinstance(slopes, list) and all(type(value) is float and abs(value) < inf for value in slopes)
-    check(numbers and len(slopes) % 3 == 0 and len(slopes) <= _MOST_SLOPES, "slopes are three finite numbers a block")
+    check(numbers and len(slopes) in _SLOPES, "slopes are two finite numbers a block and one of the step")
     scalars = _unpack_scalars(raw, (steps, directions), "a reply's scalars")
     check(not np.isinf(scalars).any(), "a reply's scalars are finite, or NaN where a step was skipped")
     return Reply(

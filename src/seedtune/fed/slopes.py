@@ -1,16 +1,19 @@
 """What one local step tells of learning rates: its loss half-way, at its end, and on examples that it has not seen.
 
-Where a round is asked to (`auto.is_due`), a client evaluates its first step D, block by block: on the step's own batch
-at theta, theta + D / 2 and theta + D, on a fresh batch at theta and theta + D. A parabola through the first three gives
+Where a round is asked to (`auto.is_due`), a client evaluates its first step D, block by block, on the step's own batch
+at theta, theta + D / 2 and theta + D; a parabola through the three gives
 
-    gain    how fast the loss falls at first, in nats per unit of learning rate
+    gain    how fast the loss falls at first, in nats per unit of the block's learning rate
     bend    the curvature that the step meets, D^T H D in nats per squared unit
-    fresh   the gain on the fresh batch: what is no noise of the first one
+
+and the whole step on a fresh batch, at its beginning and its end:
+
+    fresh   the gain of all blocks there, in nats per unit of block 1's rate: what is no noise of the first batch
 
 No derivative is formed, and no assumption made on how the step was estimated. What is made of it is `auto`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
@@ -34,20 +37,25 @@ LOST_BEND = 40.0
 
 @dataclass(frozen=True)
 class Measured:
-    """slopes: (gain, bend, fresh) of each block; forwards made and their floating-point operations."""
+    """slopes: gain and bend of each block, then fresh; forwards made and their floating-point operations."""
 
     slopes: tuple[float, ...] = ()
     num_forwards: int = 0
     num_flops: int = 0
 
 
-def along(site: "Site", order: "Order", batch: Any, weights: Weights, updates: Sequence[Update]) -> Measured:
+def along(
+    site: "Site", order: "Order", batch: Any, weights: Weights, updates: Sequence[Update], start: float | None = None
+) -> Measured:
     """Makes a step, whose `updates` are one a block, in two halves each, and tells what it meets on the way.
 
-    A step that has nothing to say, since it was skipped or moves nothing, is made and measured as (0, 0, 0).
+    A step that has nothing to say, since it was skipped or moves nothing, is made and measured as zeros.
 
-    Cost: 3 forwards on the step's batch and 2 on a fresh one, for two blocks 5 and 3, the frozen prefix of each batch
-    once; no memory beyond the weights that move.
+    Args:
+        start: the loss of the step's batch before it, where it is known.
+
+    Cost: 2 forwards a block on the step's batch, 1 more without a `start`, and 2 on a fresh one, the frozen prefix of
+    each batch once; no memory beyond the weights that move.
     """
     seed, client = site.header.seed, order.client
     fresh = site.batch(client, noise.derive_key(seed, "fresh batch", round=order.round, client=client))
@@ -60,9 +68,13 @@ def along(site: "Site", order: "Order", batch: Any, weights: Weights, updates: S
     split = site.header.split_at(order.rate_ratio)
     rates = (order.rate, order.rate * split.rate_ratio) if split else (order.rate,)
     with site.perturber.one_batch() as prefix:
-        seen, unseen = (Losses(site, of, prefix) for of in (batch, fresh))
-        slopes = tuple(number for block in _blocks(updates, rates, seen, unseen, move) for number in block)
-    return Measured(slopes, seen.num_forwards + unseen.num_forwards, seen.tally.flops + unseen.tally.flops)
+        of_batch, of_fresh = (Losses(site, of, prefix) for of in (batch, fresh))
+        before, losses = of_fresh(), [of_batch() if start is None else start]
+        for half, update in enumerate(update for update in updates for _ in (0, 1)):
+            move(update, half)
+            losses.append(of_batch())
+        slopes = slopes_of(losses, before - of_fresh(), rates)
+    return Measured(slopes, of_batch.num_forwards + of_fresh.num_forwards, of_batch.tally.flops + of_fresh.tally.flops)
 
 
 class Losses:
@@ -81,34 +93,23 @@ class Losses:
         return float(self.tally.counted(WHOLE, self._loss))
 
 
-def _blocks(
-    updates: Sequence[Update],
-    rates: Sequence[float],
-    of_batch: Callable[[], float],
-    of_fresh: Callable[[], float],
-    move: Callable[[Update, int], None],
-) -> Iterator[tuple[float, float, float]]:
-    here, unseen = of_batch(), of_fresh()
-    for block, (update, rate) in enumerate(zip(updates, rates, strict=True)):
-        losses = [here]
-        for half in (0, 1):
-            move(update, 2 * block + half)
-            losses.append(of_batch())
-        before, unseen = unseen, of_fresh()
-        here = losses[-1]
-        yield parabola(losses, before - unseen, rate)
+def slopes_of(losses: Sequence[float], fresh_fall: float, rates: Sequence[float]) -> tuple[float, ...]:
+    """Gain and bend of each block, then fresh, from the losses at the beginning, middle and end of each block's step of
+    length `rates`, one's end being the next one's beginning, and from how much all of it lowers a fresh batch's loss.
 
-
-def parabola(losses: Sequence[float], fresh_fall: float, rate: float) -> tuple[float, float, float]:
-    """(gain, bend, fresh) of a step of length `rate`, from the losses at its beginning, middle and end, and by how much
-    it lowers the loss of a fresh batch.
-
-    >>> parabola([1.0, 0.625, 0.5], 0.25, 0.5)
+    >>> slopes_of([1.0, 0.625, 0.5], 0.25, [0.5])
     (2.0, 4.0, 1.5)
     """
-    start, middle, end = losses
+    if not isfinite(losses[0]):
+        return (0.0,) * (2 * len(rates) + 1)
     if not all(map(isfinite, (*losses, fresh_fall))):
-        return (1 / rate, LOST_BEND / rate**2, 0.0) if isfinite(start) else (0.0, 0.0, 0.0)
-    half, whole = start - middle, start - end
-    curved = 2 * (2 * half - whole)
-    return (4 * half - whole) / rate, 2 * curved / rate**2, (fresh_fall + curved) / rate
+        return (*(number for rate in rates for number in (1 / rate, LOST_BEND / rate**2)), 0.0)
+    falls = zip(losses[:-2:2], losses[1::2], losses[2::2], rates, strict=True)
+    slopes = [number for start, middle, end, rate in falls for number in _parabola(start - middle, start - end, rate)]
+    curved = sum(bend * rate**2 / 2 for bend, rate in zip(slopes[1::2], rates, strict=True))
+    return (*slopes, (fresh_fall + curved) / rates[0])
+
+
+def _parabola(half: float, whole: float, rate: float) -> tuple[float, float]:
+    """(gain, bend) of a step of length `rate` after whose half, and at whose end, the loss has fallen so far."""
+    return (4 * half - whole) / rate, 4 * (2 * half - whole) / rate**2
