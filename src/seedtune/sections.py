@@ -190,8 +190,8 @@ class AutoConfig(Section):
         0,
         ge=0,
         le=1_000_000,
-        description="rounds between two estimates of the rates, after the first ten, which all make one; 0: a tenth of "
-        "the rounds that are done",
+        description="rounds between two estimates of the rates, after the first five, which all make one; 0: so many "
+        "that estimates take about a tenth of the forward passes",
     )
     per_client: bool = Field(False, description="whether each client's own estimates scale its rate")
     learning_rate: float = Field(0.0, ge=0, le=1e6, description="of the first round; 0: measured before it")
@@ -202,7 +202,7 @@ class AutoConfig(Section):
 
 
 class ByzantineConfig(Section):
-    """Clients that lie, to try a rule of aggregation: they send other scalars than they found."""
+    """Clients that lie, to try a rule of aggregation: they send other scalars than they found, and other slopes."""
 
     num_clients: int = Field(0, ge=0, description="how many of them; which follows from the seed")
     attack: Literal["scale", "noise"] = Field(

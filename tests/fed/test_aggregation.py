@@ -8,7 +8,7 @@ from small_federation import recipe, server, site
 
 from seedtune.engines.in_process import InProcess
 from seedtune.fed import aggregation
-from seedtune.fed.byzantine import falsified, liars
+from seedtune.fed.byzantine import falsified, falsified_slopes, liars
 from seedtune.fed.client import local_round
 from seedtune.fed.messages import Order
 from seedtune.fed.rounds import one_round
@@ -102,6 +102,17 @@ def test_liars_follow_from_the_seed_and_send_what_they_did_not_find(attack):
             np.testing.assert_array_equal(told, honest * np.float32(-10))
     assert sorted(liars(lying().model_copy(update={"byzantine": settings.byzantine}))) == [liar]
     assert liars(recipe()) == frozenset()
+
+
+def test_liars_lie_of_what_rates_are_measured_from():
+    measured = {"local": {"learning_rate": "auto"}, "auto": {"learning_rate": 0.01}}
+    settings = recipe(federation=SHARED, byzantine={"num_clients": 1, "factor": -10.0}, **measured)
+    (liar,) = liars(settings)
+    at, honest = site(settings), site(recipe(federation=SHARED, **measured))
+    for client in range(4):
+        told, found = (local_round(one, Order(0, client, one.replica.digest, 0.01)).slopes for one in (at, honest))
+        assert told == tuple((-10.0 if client == liar else 1.0) * number for number in found)
+    assert falsified_slopes(lying(factor=-1e6), (1e308, -1.0, 0.0)) == (-np.finfo(np.float64).max, 1e6, 0.0)
 
 
 def test_noise_is_as_large_as_the_factor_says_and_differs_by_round_and_client():

@@ -1,9 +1,11 @@
 """Clients that lie, to see what a rule of aggregation withstands: section [byzantine] of a recipe.
 
 Which clients they are follows from the seed. They compute as the others do and send other scalars than they found, as
-large as the server still takes. What they say of their loss is true: nothing but scalars moves weights.
+large as the server still takes, and where rates are measured, other slopes. What they say of their loss is true: it
+moves no weight.
 """
 
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -36,3 +38,9 @@ def falsified(recipe: Recipe, round_: int, client: int, scalars: np.ndarray) -> 
         scalars = np.where(np.isnan(scalars), scalars, np.float32(size) * drawn.numpy().reshape(scalars.shape))
     limit = np.finfo(np.float32).max
     return np.clip(factor.astype(np.float64) * scalars, -limit, limit).astype(np.float32)
+
+
+def falsified_slopes(recipe: Recipe, slopes: tuple[float, ...]) -> tuple[float, ...]:
+    """What a liar says of its steps (`slopes`), whatever the attack: `factor` times it. Finite."""
+    limit, factor = sys.float_info.max, recipe.byzantine.factor
+    return tuple(min(max(factor * number, -limit), limit) for number in slopes)

@@ -26,7 +26,7 @@ from ..zo.perturb import Perturber
 from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_updates
 from ..zo.update import apply
 from .auto import is_due
-from .byzantine import falsified, liars
+from .byzantine import falsified, falsified_slopes, liars
 from .evaluations import ONE_BY_ONE, Evaluations, num_together
 from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
 from .private import PrivateSite, discreet, sum_over_examples
@@ -125,8 +125,10 @@ def local_round(site: Site, order: Order) -> Reply:
 def reply_of(site: Site, order: Order, steps: Sequence[Step], packed: bytes = b"") -> Reply:
     """What a client says of its steps: their scalars, or the packed weights that they led to."""
     scalars, sends_weights = np.stack([step.scalars for step in steps]), bool(packed)
+    slopes = tuple(number for step in steps for number in step.slopes)
     if order.client in liars(site.recipe):
         scalars = told(site.recipe, falsified(site.recipe, order.round, order.client, scalars))
+        slopes = falsified_slopes(site.recipe, slopes)
     if site.private:
         return site.private.reply(order, scalars, sum(step.num_forwards for step in steps))
     return Reply(
@@ -136,7 +138,7 @@ def reply_of(site: Site, order: Order, steps: Sequence[Step], packed: bytes = b"
         num_skipped=sum(step.is_skipped for step in steps), num_flops=sum(step.num_flops for step in steps),
         scalar_rms=root_mean_square(scalars) if sends_weights else None,
         num_prefix_flops=sum(step.num_prefix_flops for step in steps),
-        slopes=tuple(number for step in steps for number in step.slopes),
+        slopes=slopes,
     )  # fmt: skip
 
 
