@@ -98,10 +98,18 @@ def test_a_round_that_says_it_went_where_the_run_never_was_did_not(tmp_path):
     assert shares == [1, 1, 3, 3]
 
 
-def test_measured_rates_of_clients_are_those_of_the_run(tmp_path):
+@pytest.mark.parametrize(
+    ("estimator", "slopes"),
+    [
+        ("two-point", {"0": [1.0, 1.0, 1.0], "1": [1.0, 3.0, 1.0]}),
+        ("split", {"0": [1.0, 1.0, 1.0, 1.0, 2.0], "1": [1.0, 3.0, 1.0, 3.0, 2.0]}),
+    ],
+)
+def test_measured_rates_of_clients_are_those_of_the_run(tmp_path, estimator, slopes):
     """And numbers that somebody altered are passed over."""
-    asked = {"local": {"learning_rate": "auto"}, "auto": {"per_client": True, "learning_rate": 1e-3}}
-    lines, slopes = run_folders.rows(7, 2), {"0": [1.0, 1.0, 1.0], "1": [1.0, 3.0, 1.0]}
+    local = {"learning_rate": "auto", "estimator": estimator}
+    asked = {"local": local, "auto": {"per_client": True, "learning_rate": 1e-3, "rate_ratio": 1.0}}
+    lines = run_folders.rows(7, 2)
     for line in lines[1:]:
         line["slopes"] = slopes
     lines[1]["slopes"] = {**slopes, "2": [1.0], "x": [1.0, 2.0, 3.0], "3": ["a", 1.0, 2.0], "4": 7, "5": []}

@@ -67,7 +67,7 @@ def _told(run: Run) -> list[Told]:
 def _slopes(row: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:
     """What clients measured in a round, of those whose numbers are all there and finite."""
     each = mapping(row.get("slopes")).items()
-    lists = {key: value for key, value in each if isinstance(value, list) and value and len(value) % 3 == 0}
+    lists = {key: value for key, value in each if isinstance(value, list) and value}
     told = {client_of(key): tuple(map(number, value)) for key, value in lists.items()}
     return {client: slopes for client, slopes in told.items() if client >= 0 and np.isfinite(slopes).all()}
 
