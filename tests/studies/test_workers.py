@@ -1,7 +1,10 @@
 """Runs in processes of their own: the same results, and a lost process costs one run."""
 
 import os
+import select
 import signal
+import subprocess
+import sys
 
 import pytest
 import tiny_runs
@@ -47,6 +50,54 @@ def test_leaving_stops_what_runs(tiny_recipe, tmp_path):
         crew.next_ended(enough)
     assert not crew.workers[0].process.is_alive()
     assert len(run_store.metrics_of(tmp_path / "run")) >= 3
+
+
+MEASURES_FOR_EVER = """
+import multiprocessing
+import time
+from dataclasses import dataclass
+
+@dataclass
+class Case:  # imports nothing
+    path: str
+
+    def row(self):
+        return {}
+
+def hold(case):
+    with open(case.path, "w") as held:
+        print("begun", file=held, flush=True)
+        time.sleep(600)
+
+def measured(path, *_):
+    with open(path, "w"):
+        return memory.in_fresh_process(hold, Case(path))
+
+def serve(pipe):
+    global memory
+    from seedtune.analysis import memory
+    from seedtune.studies import workers
+    memory.Case, workers.perform = Case, measured
+    workers._serve(pipe)
+
+def study(path):
+    ours, theirs = multiprocessing.Pipe()
+    multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,)).start()
+    ours.send((path, None))
+    time.sleep(600)
+"""
+
+
+def test_what_measures_ends_where_the_study_is_ended(tmp_path):
+    """The worker, and the interpreter that it started in turn; both hold a named pipe open while they run."""
+    (tmp_path / "for_ever.py").write_text(MEASURES_FOR_EVER)
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-c", "import for_ever, sys; for_ever.study(sys.argv[1])", tmp_path / "pipe"]
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with subprocess.Popen(command, env=os.environ | paths) as study, open(tmp_path / "pipe") as held:
+        assert held.readline() == "begun\n"
+        study.terminate()
+        assert select.select([held], [], [], 60)[0] and not held.read()
 
 
 def failing_with(text: str):

@@ -9,6 +9,7 @@ measured.
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from ..errors import ModelError
 from ..experiment import peak_memory_bytes
 from ..models.objective import loss
 from ..models.random_models import loaded_base, random_model, save_base, shape
+from ..parent import end_with_standard_input
 from ..zo import noise
 from ..zo.noise import Distribution
 from .memory_cases import DTYPES, Case
@@ -131,7 +133,7 @@ def save_checkpoint(case: Case, folder: str) -> None:
 
 
 def in_fresh_process(function: Callable, case: Case, *arguments: Any) -> dict[str, Any]:
-    """What `function(case, *arguments)` gives in a new interpreter.
+    """What `function(case, *arguments)` gives in a new interpreter, which ends where this one does.
 
     Raises:
         ModelError: it failed there; says which case and repeats the last line.
@@ -140,8 +142,11 @@ def in_fresh_process(function: Callable, case: Case, *arguments: Any) -> dict[st
     call = f"{function.__name__}(Case(**{asdict(case)!r}), *{arguments!r})"
     home = function.__module__ if function.__module__ != "__main__" else sys.modules["__main__"].__spec__.name
     imports = f"from {home} import {function.__name__}; from {Case.__module__} import Case"
-    code = f"import json; {imports}; print(json.dumps({call}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    begin = f"from {end_with_standard_input.__module__} import end_with_standard_input; end_with_standard_input()"
+    code = f"{begin}; import json; {imports}; print(json.dumps({call}))"
+    theirs, ours = os.pipe()
+    with open(theirs), open(ours, "w"):
+        done = subprocess.run([sys.executable, "-c", code], stdin=theirs, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
         raise ModelError(f"{what}: {function.__name__} failed: {last}")

@@ -2,7 +2,7 @@
 
 A run's result does not depend on where it is carried out: its recipe says one thread, and all its randomness is keyed.
 A process that ends while it works (killed, out of memory) costs its run, and no other. Processes leave Ctrl-C to the
-one that started them, and end by themselves, after the round they are in, when that one is gone.
+one that started them, and end by themselves when that one is gone, however it ended.
 """
 
 import multiprocessing
@@ -17,6 +17,7 @@ from typing import Protocol, Self
 from .. import experiment, run_store
 from ..config import Machine, Recipe
 from ..errors import SeedtuneError
+from ..parent import end_after
 from . import measuring
 from .measuring import Asked
 
@@ -144,6 +145,7 @@ class Processes:
 def _serve(pipe: Connection) -> None:
     """A worker's life: runs as they come, until nobody sends or hears any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_after(multiprocessing.parent_process().join)
     try:
         while True:
             pipe.send(perform(*pipe.recv(), lambda *news: pipe.send(news)))
