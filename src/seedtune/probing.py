@@ -123,11 +123,15 @@ def _effective_rank(
     layers: Annotated[bool, typer.Option(help="the largest eigenvalue of each layer too")] = True,
     starts: Annotated[int, _count(2, "random starts for the trace of |H|")] = 4,
     steps: Annotated[int, _count(2, "Lanczos steps of each start", 1000)] = 20,
+    block_steps: Annotated[int, _count(0, "the same for each layer's trace of |H|; 0: not by layer", 1000)] = 0,
 ) -> Probe:
     """Trace, largest eigenvalues and ranks of the loss's Hessian, whole and by layer."""
     from .analysis.effective_rank import RankOptions, effective_rank
 
-    options = RankOptions(examples, directions, eigenvalues, _numbers("--scales", scales), layers, starts, steps)
+    if block_steps and not layers:
+        raise ConfigError(f"--block-steps {block_steps} is for layers, which --no-layers leaves out: give one of them")
+    mus = _numbers("--scales", scales)
+    options = RankOptions(examples, directions, eigenvalues, mus, layers, starts, steps, block_steps)
     return lambda experiment, tell: effective_rank(experiment, options, tell)
 
 

@@ -13,8 +13,9 @@ from seedtune.analysis.spectrum import Eigenvalue
 from seedtune.analysis.subject import batches_of, key_of, probed_loss, refuse_quantised
 from seedtune.errors import ConfigError
 from seedtune.space import digest
+from seedtune.zo import noise
 
-OPTIONS = RankOptions(examples=4, directions=24, eigenvalues=3, starts=4, steps=32)
+OPTIONS = RankOptions(examples=4, directions=24, eigenvalues=3, starts=4, steps=32, block_steps=24)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,23 @@ def test_what_is_found_is_that_of_the_whole_hessian(probed):
     assert abs(by_layer[1]["largest eigenvalue"]) == pytest.approx(inner, rel=1e-2)
 
 
+def test_the_trace_of_each_layers_absolute_hessian_is_found_from_below(probed):
+    """Against the same random signs' exact part of it, so that what the steps leave out is all there is."""
+    experiment, finding = probed
+    loss = probed_loss(experiment, batches_of(experiment, 4, 4, key_of(experiment.recipe, "examples")))
+    whole, first = whole_hessian(loss).numpy(), 0
+    keys = [key_of(experiment.recipe, "quadrature", direction=m) for m in range(4)]
+    for row in finding.tables["by layer"]:
+        last = first + row["parameters"]
+        values, vectors = np.linalg.eigh(whole[first:last, first:last])
+        signs = [noise.values(key, 0, len(values), noise.Distribution.RADEMACHER).double().numpy() for key in keys]
+        exact = float(np.mean([np.abs(values) @ (vectors.T @ z) ** 2 for z in signs]))
+        found, rank = (row[f"{name} of |H|, at least"] for name in ("trace", "effective rank"))
+        assert 0.97 * exact < found.value < 1.0001 * exact and found.contains(np.abs(values).sum())
+        assert rank.value == pytest.approx(found.value / np.abs(values).max(), rel=1e-2)
+        first = last
+
+
 def test_it_is_repeatable_and_moves_nothing(probed, tiny_recipe):
     experiment, finding = probed
     assert digest(experiment.site.replica.weights) == experiment.site.replica.digest
@@ -61,7 +79,7 @@ def test_its_cost_is_counted_and_json_holds_it_all(probed):
     _, finding = probed
     found = json.loads(json.dumps(finding.as_json(), allow_nan=False))
     assert found["cost"]["forwards"] == 3 * 49 and found["cost"]["gradients"] == 1
-    assert found["cost"]["hessian_products"] >= 24 + 9 + 4 * 32 + 32 + 32
+    assert found["cost"]["hessian_products"] >= 24 + 9 + 4 * 32 + 32 + 32 + 4 * 24
     assert found["values"]["trace"] == [finding.values["trace"].value, *found["values"]["trace"][1:]]
 
 

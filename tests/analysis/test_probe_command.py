@@ -42,6 +42,13 @@ def test_people_read_tables_with_intervals_and_notes(seedtune, recipe_file):
     assert any(line.startswith("note: intervals of traces") for line in lines)
 
 
+def test_the_rank_of_each_layers_absolute_hessian_is_asked_for(seedtune, recipe_file):
+    asked = ("probe", "effective-rank", recipe_file, *QUICK, "--block-steps", 3)
+    found = json.loads(seedtune(*asked, "--json").out)
+    assert all(row["effective rank of |H|, at least"][0] > 0 for row in found["tables"]["by layer"])
+    refused(seedtune(*asked, "--no-layers"), "is for layers, which --no-layers leaves out: give one of them")
+
+
 def test_a_run_is_probed_at_its_last_weights(seedtune, recipe_file):
     assert seedtune("run", recipe_file, "--out", "runs/done").code == 0
     digest = seedtune("inspect", "runs/done").out.split("state_digest")[1].split()[0]

@@ -33,7 +33,8 @@ ROUNDING = 1e-4
 class RankOptions:
     """examples: of F. directions: samples of the trace. eigenvalues: how many of the largest in magnitude. scales: mu
     of the second differences; none: `SCALES` times the recipe's. layers: whether each layer's norm is found too.
-    starts, steps: random ones, and their Lanczos iteration's, for tr|H|."""
+    starts, steps: random ones, and their Lanczos iteration's, for tr|H|. block_steps: those on each layer's block; 0:
+    tr|H| is not found by layer."""
 
     examples: int = 8
     directions: int = 16
@@ -42,6 +43,7 @@ class RankOptions:
     layers: bool = True
     starts: int = 4
     steps: int = 20
+    block_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ def effective_rank(experiment: Experiment, options: RankOptions, tell: Tell = in
     Forwards run in the recipe's dtype; derivatives in float32, at the same weights.
 
     Cost, in passes over the examples: 2 M + 1 forwards a scale; M Hessian products for the traces of H, at
-    most `starts` times `steps` for that of |H|, and for the eigenvalues of the whole and of each layer what
-    `top_eigenvalues` says. Memory: `hessian_of`, and `steps` float32 vectors of the tuned tensors' size.
+    most `starts` times `steps` for that of |H|, and times `block_steps` for that of each layer; and for the eigenvalues
+    of the whole and of each layer what `top_eigenvalues` says. Memory: `hessian_of`, and `steps` float32 vectors of the
+    tuned tensors' size.
 
     Raises:
         ConfigError: a quantised base. ModelError: no second derivatives, or a curvature that is not finite.
@@ -99,7 +102,7 @@ def effective_rank(experiment: Experiment, options: RankOptions, tell: Tell = in
         whole = curvature_of(samples, hessian, experiment.model.trainable, options.eigenvalues, start, tell)
         starts = [key_of(recipe, "quadrature", direction=m) for m in range(options.starts)]
         spectrum = spectrum_of(*operator_of(hessian, experiment.model.trainable), starts, options.steps, tell)
-        rows = _rows(hessian, samples, blocks, start, tell) if options.layers else []
+        rows = _rows(hessian, samples, blocks, start, starts, options, tell) if options.layers else []
     return _finding(experiment, probed, options, whole, spectrum, samples, differences, rows)
 
 
@@ -118,8 +121,9 @@ def curvature_of(
 
 
 def _rows(
-    hessian: Hessian, samples: TraceSamples, blocks: Mapping[str, Sequence[str]], key: int, tell: Tell
-) -> list[dict[str, Any]]:
+    hessian: Hessian, samples: TraceSamples, blocks: Mapping[str, Sequence[str]], key: int, starts: Sequence[int],
+    options: RankOptions, tell: Tell,
+) -> list[dict[str, Any]]:  # fmt: skip
     """A row a block: of the diagonal blocks of the Hessian, what couples them left out."""
     rows = []
     for number, (label, names) in enumerate(blocks.items()):
@@ -131,6 +135,10 @@ def _rows(
             "block": label, "parameters": size, "trace": trace, "largest eigenvalue": top.value,
             "residual": top.residual, "effective rank": trace.over(norm) if norm else None,
         })  # fmt: skip
+        if options.block_steps:
+            absolute = spectrum_of(times, size, starts, options.block_steps, tell).absolute
+            rank = absolute.over(norm) if norm else None
+            rows[-1] |= {"trace of |H|, at least": absolute, "effective rank of |H|, at least": rank}
     return rows
 
 

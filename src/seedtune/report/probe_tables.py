@@ -105,6 +105,8 @@ _CORRELATED = ("rank correlation with the distance of labels",)
 CHARTS = (
     Chart("effective-rank", ("by layer",), "block", (("trace", ""),), "Trace by layer", "layer"),
     Chart("effective-rank", ("by layer",), "block", (("effective rank", ""),), "Effective rank by layer", "layer"),
+    Chart("effective-rank", ("by layer",), "block", (("effective rank of |H|, at least", ""),),
+          "Effective rank of |H| by layer, at least", "layer"),
     Chart("effective-rank", ("by layer",), "block", (("largest eigenvalue", ""),), "Largest eigenvalue by layer",
           "layer", spread="residual"),
     Chart("perturbation-scale", (), y=(("error", ""), ("truncation", "7 3"), ("rounding", "2 3")),
