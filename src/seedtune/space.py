@@ -133,5 +133,5 @@ def model_digest(module: torch.nn.Module) -> bytes:
 
 def _tensor_digest(name: str, tensor: torch.Tensor) -> bytes:
     state = blake2b(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode(), digest_size=DIGEST_BYTES)
-    state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return state.digest()

@@ -7,6 +7,7 @@ whoever makes one for a model that is elsewhere sends it there (`Batch.to`).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch with all its tensors on `device`; those that are there are not copied."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return replace(self, **moved)
 
 
 def batch_of(encoded: EncodedSet, indices: Sequence[int] | np.ndarray) -> Batch:
@@ -84,7 +86,7 @@ def _text_batch(encoded: EncodedSet, chosen: list[Encoded]) -> Batch:
     return _scored_batch([(e.prompt, e.answer) for e in chosen], encoded, num_examples=len(chosen))
 
 
-def _scored_batch(pairs: list[tuple[np.ndarray, np.ndarray]], encoded: EncodedSet, **rest) -> Batch:
+def _scored_batch(pairs: list[tuple[np.ndarray, np.ndarray]], encoded: EncodedSet, **rest: Any) -> Batch:
     """Sequences prompt + answer with every answer token scored; without a prompt nothing predicts the first one."""
     pairs = [(prompt, answer) if len(prompt) else (answer[:1], answer[1:]) for prompt, answer in pairs]
     sequences = [np.concatenate((prompt, answer[:-1])) for prompt, answer in pairs]
@@ -100,11 +102,19 @@ def _labels(chosen: list[Encoded]) -> np.ndarray:
     return np.array([e.label for e in chosen], np.int64)
 
 
-def _batch(sequences: list[np.ndarray], encoded: EncodedSet, rows, columns, *, num_examples: int,
-           targets=None, candidates=None, labels=None) -> Batch:  # fmt: skip
+def _batch(
+    sequences: list[np.ndarray], encoded: EncodedSet, rows: np.ndarray, columns: np.ndarray, *, num_examples: int,
+    targets: np.ndarray | None = None, candidates: np.ndarray | None = None, labels: np.ndarray | None = None,
+) -> Batch:  # fmt: skip
     lengths = np.array([len(s) for s in sequences])
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.full(mask.shape, encoded.pad_token, np.int64)
     ids[mask] = np.concatenate(sequences)
-    given = (ids, mask.astype(np.int64), rows, columns, targets, candidates, labels)
-    return Batch(*(None if array is None else torch.from_numpy(array) for array in given), num_examples)
+    return Batch(
+        torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(rows),
+        torch.from_numpy(columns), _tensor(targets), _tensor(candidates), _tensor(labels), num_examples,
+    )  # fmt: skip
+
+
+def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array)

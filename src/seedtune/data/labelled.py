@@ -83,8 +83,9 @@ def _examples(where: str, rows: list[Row], benchmark: Benchmark, form: Form, gro
         row |= {ours: row[theirs] for ours, theirs in benchmark.aliases if theirs in row and ours not in row}
         check_texts(row, needed, place)
         label = _label_of(row, benchmark, place) if benchmark.labels else None
-        references = () if benchmark.labels else _references(row, place)
-        answer = f" {references[0]}\n" if references else form.answers[label] if form.answers else ""
+        references = _references(row, place) if label is None else ()
+        word = form.answers[label] if form.answers and label is not None else ""
+        answer = f" {references[0]}\n" if references else word
         yield Example(*fill(form.template, row, form.body), answer, label, row[group] if group else "", references)
 
 
@@ -123,7 +124,7 @@ def load_custom(config: TaskConfig, kind: ModelKind) -> Task:
         DataError: a setting that is missing, a column that does not exist, a label without an answer word.
     """
     _check_custom(config, kind)
-    path = Path(config.path)
+    path = Path(config.path or "")
     found = [(s, [r for p in paths for r in read_rows(p)]) for s, paths in split_files(path).items()]
     if config.test_path:
         rows = [row for split, rows in found for row in rows if split in ("train", "all")]
@@ -144,7 +145,7 @@ def _check_custom(config: TaskConfig, kind: ModelKind) -> None:
     for name in needed:
         if not getattr(config, name):
             raise DataError(f"a 'custom' task of kind {config.kind!r} for a {kind} model needs task.{name}: set it")
-    if (MASK_SLOT in config.template) != (kind == "masked"):
+    if (MASK_SLOT in (config.template or "")) != (kind == "masked"):
         raise DataError(
             f"task.template {config.template!r} must have {MASK_SLOT} for a masked model and only there, but "
             f"model.kind is {kind!r}"
@@ -154,13 +155,14 @@ def _check_custom(config: TaskConfig, kind: ModelKind) -> None:
 def _check_custom_columns(config: TaskConfig, where: str, rows: Sequence[Row]) -> None:
     if not rows:
         raise DataError(f"{where}: there are no rows")
-    check_columns(config.template, rows[0], where)
-    check_columns(config.answer or "", rows[0], where)
+    template, answer = config.template or "", config.answer or ""
+    check_columns(template, rows[0], where)
+    check_columns(answer, rows[0], where)
     settings = [(n, getattr(config, n)) for n in ("label_column", "group_column") if getattr(config, n)]
     for setting, column in settings:
         if column not in rows[0]:
             raise DataError(f"task.{setting} is {column!r}, but {where} has the columns {', '.join(rows[0])}")
-    used = [*columns_of(config.template), *columns_of(config.answer or ""), *(column for _, column in settings)]
+    used = [*columns_of(template), *columns_of(answer), *(column for _, column in settings)]
     for number, row in enumerate(rows, 1):
         check_texts(row, used, f"{where} row {number}")
 
@@ -169,7 +171,7 @@ def _custom_labels(config: TaskConfig, kind: ModelKind, rows: Sequence[Row]) -> 
     """The labels in the order of `answers`; for a classifier without answer words, as found, sorted."""
     if config.kind == "text":
         return ()
-    found = sorted({row[config.label_column] for row in rows})
+    found = sorted({row[config.label_column or ""] for row in rows})
     labels = tuple(config.answers) or tuple(found)
     unknown = [label for label in found if label not in labels]
     if unknown:
@@ -184,8 +186,8 @@ def _custom_labels(config: TaskConfig, kind: ModelKind, rows: Sequence[Row]) -> 
 
 def _custom_example(config: TaskConfig, row: Row, labels: tuple[str, ...], answers: tuple[str, ...]) -> Example:
     group = row[config.group_column] if config.group_column else ""
-    prompt = fill(config.template, row)
+    prompt = fill(config.template or "", row)
     if config.kind == "text":
-        return Example(*prompt, "".join(fill(config.answer, row)), None, group)
-    label = labels.index(row[config.label_column])
+        return Example(*prompt, "".join(fill(config.answer or "", row)), None, group)
+    label = labels.index(row[config.label_column or ""])
     return Example(*prompt, answers[label] if answers else "", label, group)

@@ -167,7 +167,7 @@ def _merged(groups: list[np.ndarray], num_clients: int) -> list[np.ndarray]:
 def _divided(groups: list[np.ndarray], num_clients: int, key: int) -> list[np.ndarray]:
     """One client a group, then one more for the group with the most examples a client, until all have some."""
     parts = [1] * len(groups)
-    heap = [(-len(group), i) for i, group in enumerate(groups)]
+    heap: list[tuple[float, int]] = [(-len(group), i) for i, group in enumerate(groups)]
     heapq.heapify(heap)
     for _ in range(num_clients - len(groups)):
         i = heap[0][1]

@@ -34,5 +34,5 @@ def train_and_test(splits: Mapping[str, tuple[Example, ...]]) -> TrainTest:
     order = ("train", "validation", "test", "all")
     found = [splits[name] for name in order if splits.get(name)]
     if len(found) < 2:
-        return split_by_hash(*found) if found else ((), ())
+        return split_by_hash(found[0]) if found else ((), ())
     return found[0], found[1]

@@ -141,7 +141,9 @@ def cut_into_blocks(text: str, size: int) -> list[str]:
     >>> cut_into_blocks("one two three", 8)
     ['one two', ' three']
     """
-    blocks, words, length = [], [], 0
+    blocks: list[str] = []
+    words: list[str] = []
+    length = 0
     for word in re.findall(r"\s*\S+", text):
         if words and length + len(word) > size:
             blocks.append("".join(words))

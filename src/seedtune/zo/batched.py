@@ -119,7 +119,7 @@ class _ByRows(TorchFunctionMode):
         for sides in self._sides:
             own = {id(value): self._own(value, sides) for value in tensors}
             for i in range(len(sides)):
-                own_args, own_kwargs = tree_map_only(torch.Tensor, lambda value, i=i: own[id(value)][i], (args, kwargs))  # noqa: B023
+                own_args, own_kwargs = tree_map_only(torch.Tensor, lambda value: own[id(value)][i], (args, kwargs))  # noqa: B023
                 results.append(func(*own_args, **own_kwargs))
         if not self._fits(results, rows):
             raise self._refused(func, rows)
@@ -141,10 +141,10 @@ class _ByRows(TorchFunctionMode):
         if id(value) in self._derived:
             return [self._derived[id(value)][q] for q in sides]
         if id(value) in self._moved:
-            if self._points[sides[0]] is None:
+            if (first := self._points[sides[0]]) is None:
                 return [self._theta(value, 0, len(value))]
             out = [torch.empty_like(value.data, memory_format=torch.contiguous_format) for _ in sides]
-            self._write(out, value, sides, 0)
+            self._write(out, value, first, 0)
             return out
         if not _has_rows(value):
             return [value] * len(sides)
@@ -155,15 +155,17 @@ class _ByRows(TorchFunctionMode):
         self.used.add(self._moved[id(parameter)].name)
         return parameter.data[first:last]
 
-    def _write(self, outs: Sequence[torch.Tensor], parameter: torch.Tensor, sides: _Sides, first: int) -> None:
-        """Rows from `first` on of theta + mu z of each of these points."""
-        spec, points = self._moved[id(parameter)], [self._points[q] for q in sides]
+    def _write(self, outs: Sequence[torch.Tensor], parameter: torch.Tensor, at: Perturbation, first: int) -> None:
+        """Rows from `first` on of theta + mu z at a point, and of theta - mu z where there is room for both."""
+        spec = self._moved[id(parameter)]
         self.used.add(spec.name)
         weights = parameter.data[first : first + len(outs[0])].reshape(-1)
         start = spec.start + first * (parameter.numel() // max(1, len(parameter)))
-        flat, at = [out.view(-1) for out in outs], points[0]
-        write = noise.perturb_both if len(sides) == 2 else noise.perturb
-        write(*flat, weights, at.key, start, at.mu, at.distribution)
+        one, *other = (out.view(-1) for out in outs)
+        if other:
+            noise.perturb_both(one, other[0], weights, at.key, start, at.mu, at.distribution)
+        else:
+            noise.perturb(one, weights, at.key, start, at.mu, at.distribution)
 
     def _refused(self, func: Callable, rows: Sequence[torch.Tensor]) -> ModelError:
         name = getattr(func, "__name__", str(func))
@@ -190,10 +192,10 @@ class _ByRows(TorchFunctionMode):
     def _in_one(self, rows, weight, biases) -> torch.Tensor:
         stack = self._chunks(weight, len(weight), len(self._points))
         for sides in self._sides:
-            if self._points[sides[0]] is None:
+            if (first := self._points[sides[0]]) is None:
                 stack[sides[0]] = self._theta(weight, 0, len(weight))
             else:
-                self._write([stack[q] for q in sides], weight, sides, 0)
+                self._write([stack[q] for q in sides], weight, first, 0)
         if biases is None:
             return torch.bmm(rows, stack.transpose(1, 2))
         return torch.baddbmm(torch.stack(biases).unsqueeze(1), rows, stack.transpose(1, 2))
@@ -215,10 +217,10 @@ class _ByRows(TorchFunctionMode):
 
     def _of_sides(self, weight: torch.Tensor, first: int, last: int, sides: _Sides) -> Sequence[torch.Tensor]:
         """Rows `first` to `last` of a weight at these points, in the scratch that the next ones overwrite."""
-        if self._points[sides[0]] is None:
+        if (point := self._points[sides[0]]) is None:
             return [self._theta(weight, first, last)]
         chunks = self._chunks(weight, last - first, len(sides))
-        self._write(list(chunks), weight, sides, first)
+        self._write(list(chunks), weight, point, first)
         return list(chunks)
 
     def _chunks(self, weight: torch.Tensor, num_rows: int, num: int) -> torch.Tensor:

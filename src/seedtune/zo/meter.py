@@ -52,8 +52,8 @@ def shape_of(batch: Batch) -> Shape:
     >>> shape_of(Batch(torch.zeros(2, 5), torch.ones(2, 5), two, two, None, torch.arange(3), two, 2))
     Shape(tokens=(2, 5), num_candidates=3, num_labels=2, num_scored=2)
     """
-    sizes = (None if given is None else len(given) for given in (batch.candidates, batch.labels))
-    return Shape(tuple(batch.input_ids.shape), *sizes, len(batch.rows))
+    num_candidates, num_labels = (None if given is None else len(given) for given in (batch.candidates, batch.labels))
+    return Shape(tuple(batch.input_ids.shape), num_candidates, num_labels, len(batch.rows))
 
 
 @dataclass
@@ -68,7 +68,9 @@ class _Costs:
         known, flops = self.found.get(length, (None, 0))
         if known == num_scored:
             return flops
-        return None if None in (known, self.of_position) else flops + self.of_position * (num_scored - known)
+        if known is None or self.of_position is None:
+            return None
+        return flops + self.of_position * (num_scored - known)
 
     def note(self, length: tuple[int, ...], num_scored: int, flops: int) -> None:
         known, others = self.found.setdefault(length, (num_scored, flops))

@@ -77,7 +77,7 @@ _Losses = tuple[Callable[[float], np.ndarray], Callable[[], Kept]]
 
 def _nested(blocks: Blocks[Kept], split: Split, keys: Sequence[int], distribution: Distribution) -> _Losses:
     def losses_at(mu: float) -> np.ndarray:
-        losses = []
+        losses: list[float] = []
         for start in range(0, len(keys), split.num_suffix):
             points = [Perturbation(key, mu, distribution) for key in keys[start : start + split.num_suffix]]
             kept = blocks.prefix(points[0])

@@ -67,7 +67,8 @@ def read(path: Path) -> Trajectory:
 
 def parse(data: bytes, source: str = "trajectory") -> Trajectory:
     """As `read`, from bytes; `source` names them in errors."""
-    payloads, chain, at = [], b"", 0
+    payloads: list[bytes] = []
+    chain, at = b"", 0
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "little")
         end = at + 4 + length + DIGEST_BYTES
@@ -151,8 +152,8 @@ def _check_header(header: Header) -> None:
 def _record(payload: bytes, source: str, number: int) -> RoundRecord:
     try:
         arrays = load_arrays(payload)
-        for name, kind in _ARRAYS.items():
-            if (arrays[name].dtype, arrays[name].ndim) != kind:
+        for name, (dtype, num_dimensions) in _ARRAYS.items():
+            if arrays[name].dtype != dtype or arrays[name].ndim != num_dimensions:
                 raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
         clients, scalars, factors, found = (arrays[name] for name in _ARRAYS)
         numbers = _metadata(payload)

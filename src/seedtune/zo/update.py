@@ -85,7 +85,9 @@ def _blocks(updates: Iterable[Update]) -> Iterator[list[Update]]:
 
 
 def _part(updates: list[Update]) -> _Part:
-    keys, coefficients, ends, rounding_keys = [], [], [], []
+    keys: list[int] = []
+    coefficients: list[float] = []
+    ends, rounding_keys = [], []
     for update in updates:
         kept = np.flatnonzero(~np.isnan(update.coefficients))
         if len(kept):

@@ -58,7 +58,7 @@ def kernel_for(tensor: torch.Tensor) -> ModuleType:
         raise ValueError(f"kernel {name!r}: {error}") from error
 
 
-def found() -> tuple[str, ...]:
+def found() -> tuple[Name, ...]:
     """The kernels for a CPU that this installation has."""
     try:
         _load("compiled")
