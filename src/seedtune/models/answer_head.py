@@ -21,6 +21,7 @@ import torch
 from torch.nn.functional import embedding, linear
 
 from ..errors import ModelError
+from .source import Network
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class AnswerHead(torch.nn.Linear):
         return logits if self.bias is None else logits + embedding(candidates, self.bias.unsqueeze(1)).transpose(1, 2)
 
 
-def install(module: torch.nn.Module) -> None:
+def install(module: Network) -> None:
     """Makes the output head of a causal or masked language model an `AnswerHead`, in place.
 
     Raises:

@@ -209,7 +209,7 @@ def _outermost(module: torch.nn.Module, path: str = "") -> Iterator[tuple[str, t
 
 def _sides(module: torch.nn.Module, path: str) -> tuple[torch.nn.Module, ...]:
     """The modules beside those on the way to the layers, each once."""
-    way = [module]
+    way: list[Any] = [module]
     for name in path.split("."):
         way.append(getattr(way[-1], name))
     beside = [child for parent in way[:-1] for child in parent.children() if child not in way]

@@ -12,6 +12,8 @@ that a head starts from (`seedtune.models.heads`).
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from .source import Network
+
 HEAD_FILE = "head.safetensors"
 """Where an export keeps the head, beside the encoder's folder: tensors `weight` [num_labels, width] and `bias`."""
 
@@ -23,7 +25,7 @@ class EncoderWithHead(torch.nn.Module):
     The head is float32 whatever the encoder's dtype: it is small, and all of it is tuned.
     """
 
-    def __init__(self, encoder: torch.nn.Module, num_labels: int):
+    def __init__(self, encoder: Network, num_labels: int):
         super().__init__()
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None

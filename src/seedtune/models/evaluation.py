@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from ..data.batches import eval_batches
 from ..data.encoding import EncodedSet
 from .load import Tuned
-from .objective import scores, token_loss_sum
+from .objective import labels_of, scores, token_loss_sum
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ def evaluate(model: Tuned, encoded: EncodedSet, batch_size: int = 64) -> Evaluat
     if encoded.examples[0].label is None:
         sums = [token_loss_sum(model, batch) for batch in batches]
         return Evaluation(sum(s for s, _ in sums) / sum(n for _, n in sums), None, len(encoded))
-    loss, confusion = 0.0, 0
+    loss, confusion = 0.0, torch.zeros((), dtype=torch.int64)
     for batch in batches:
-        values = scores(model, batch)
-        loss += cross_entropy(values, batch.labels, reduction="sum").item()
-        pairs = (batch.labels * values.shape[1] + values.argmax(1)).bincount(minlength=values.shape[1] ** 2)
-        confusion += pairs.view(values.shape[1], -1).cpu()
+        values, labels = scores(model, batch), labels_of(batch)
+        loss += cross_entropy(values, labels, reduction="sum").item()
+        pairs = (labels * values.shape[1] + values.argmax(1)).bincount(minlength=values.shape[1] ** 2)
+        confusion = confusion + pairs.view(values.shape[1], -1).cpu()
     accuracy = int(confusion.trace()) / len(encoded)
     return Evaluation(loss / len(encoded), accuracy, len(encoded), tuple(map(tuple, confusion.tolist())))

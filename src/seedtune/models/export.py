@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from ..errors import ModelError
 from .encoder import HEAD_FILE, EncoderWithHead
 from .load import Tuned
-from .source import quiet
+from .source import Network, quiet
 
 
 def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
@@ -71,16 +71,15 @@ def check_free(folder: Path) -> None:
 
 def _write(model: Tuned, folder: Path, merged: bool) -> None:
     module = copy.deepcopy(model.module) if merged else model.module
-    has_own_head = isinstance(module, EncoderWithHead)
-    network = module.encoder if has_own_head else module
+    network: Network = module.encoder if isinstance(module, EncoderWithHead) else module
     with quiet():
         if merged:
             network = network.merge_and_unload()
         if isinstance(network, PeftModel):
-            network.save_pretrained(folder, save_embedding_layers=False)
+            network.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             network.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
-    if has_own_head:
+    if isinstance(module, EncoderWithHead):
         head = {name: tensor.detach().cpu().contiguous() for name, tensor in module.head.state_dict().items()}
         save_file(head, folder / HEAD_FILE)

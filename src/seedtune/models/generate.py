@@ -55,7 +55,8 @@ def _continued(model: Tuned, prompts: list[list[int]], room: int) -> list[list[i
     ends = torch.tensor(sorted(_end_tokens(model)), dtype=torch.int64)
     fed = torch.tensor(prompts, device=model.device)
     rows = torch.arange(len(prompts), device=fed.device)
-    made, ended, cache = [], torch.zeros(len(prompts), dtype=torch.bool), None
+    made: list[torch.Tensor] = []
+    ended, cache = torch.zeros(len(prompts), dtype=torch.bool), None
     while len(made) < room and not ended.all():
         with answering_at(Selection(rows, torch.full_like(rows, fed.shape[1] - 1))):
             output = model.module(input_ids=fed, past_key_values=cache, use_cache=True)

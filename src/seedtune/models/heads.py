@@ -8,14 +8,16 @@ Only heads that `load` made are meant (`Tuned.fresh_head`): a checkpoint's own h
 random start (`load`), choosing descriptions or examples (`seedtune.data`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from ..data.batches import Batch
 from ..errors import ModelError
+from .encoder import EncoderWithHead
 from .load import Tuned
+from .objective import labels_of
 
 LOGIT_SCALE = 20.0
 """Logit of a text that equals a description: 1 / temperature of the loss that sentence encoders are trained with
@@ -39,7 +41,8 @@ def from_labels(model: Tuned, descriptions: Sequence[str]) -> HeadValues:
     Raises:
         ModelError: no fresh head, not one description a label, or an empty one.
     """
-    num_labels = len(_head(model).weight)
+    module = _with_head(model)
+    num_labels = len(module.head.weight)
     if len(descriptions) != num_labels:
         raise ModelError(
             f"model.label_descriptions: {len(descriptions)} texts for {num_labels} labels; give one a label, in the "
@@ -50,7 +53,7 @@ def from_labels(model: Tuned, descriptions: Sequence[str]) -> HeadValues:
     longest = min(DESCRIPTION_TOKENS, model.window or DESCRIPTION_TOKENS)
     options = dict(padding=True, padding_side="right", truncation=True, max_length=longest)
     tokens = model.tokenizer(list(descriptions), return_tensors="pt", **options).to(model.device)
-    embeddings = model.module.features(tokens["input_ids"], tokens["attention_mask"]).cpu()
+    embeddings = module.features(tokens["input_ids"], tokens["attention_mask"]).cpu()
     weight = LOGIT_SCALE / embeddings.norm(dim=1).mean() * normalize(embeddings)
     return {"weight": weight, "bias": torch.zeros_like(weight[:, 0])}
 
@@ -66,8 +69,9 @@ def from_probe(model: Tuned, batches: Iterable[Batch]) -> HeadValues:
     Raises:
         ModelError: no fresh head, or a label without any example.
     """
-    num_labels = len(_head(model).weight)
-    pairs = [(model.module.features(b.input_ids, b.attention_mask).cpu(), b.labels.cpu()) for b in batches]
+    module = _with_head(model)
+    num_labels = len(module.head.weight)
+    pairs = [(module.features(b.input_ids, b.attention_mask).cpu(), labels_of(b).cpu()) for b in batches]
     labels = torch.cat([labels for _, labels in pairs]) if pairs else torch.zeros(0, dtype=torch.int64)
     if missing := set(range(num_labels)) - set(labels.tolist()):
         raise ModelError(
@@ -86,7 +90,7 @@ def install(model: Tuned, values: HeadValues) -> None:
     Raises:
         ModelError: no fresh head, or values of another shape.
     """
-    head = _head(model)
+    head = _with_head(model).head
     for name, parameter in head.named_parameters():
         found = tuple(values[name].shape) if name in values else None
         if found != tuple(parameter.shape):
@@ -94,10 +98,10 @@ def install(model: Tuned, values: HeadValues) -> None:
         parameter.copy_(values[name])
 
 
-def _head(model: Tuned) -> torch.nn.Linear:
-    if not model.fresh_head:
+def _with_head(model: Tuned) -> EncoderWithHead:
+    if not model.fresh_head or not isinstance(model.module, EncoderWithHead):
         raise ModelError(f"model {model.base_id!r} has no fresh classification head to set: its own is kept as it is")
-    return model.module.head
+    return model.module
 
 
 def _ridge(features: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,16 +109,16 @@ def _ridge(features: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor) 
     centre, base = features.mean(0), targets.mean(0)
     left, singular, right = torch.linalg.svd(features - centre, full_matrices=False)
     fitted = left.T @ (targets - base)
-    best = None
-    for ridge in RIDGES:
-        shrink = singular**2 / (singular**2 + ridge * (singular**2).mean())
-        leverage = left**2 @ shrink + 1 / len(labels)
-        residual = (targets - base - left @ (shrink[:, None] * fitted)) / (1 - leverage)[:, None]
-        for scale in SCALES:
-            loss = cross_entropy(scale * (targets - residual), labels).item()
-            if best is None or loss < best[0]:
-                best = loss, shrink, scale
-    _, shrink, scale = best
+
+    def tried() -> Iterator[tuple[float, torch.Tensor, float]]:
+        for ridge in RIDGES:
+            shrink = singular**2 / (singular**2 + ridge * (singular**2).mean())
+            leverage = left**2 @ shrink + 1 / len(labels)
+            residual = (targets - base - left @ (shrink[:, None] * fitted)) / (1 - leverage)[:, None]
+            for scale in SCALES:
+                yield cross_entropy(scale * (targets - residual), labels).item(), shrink, scale
+
+    _, shrink, scale = min(tried(), key=lambda each: each[0])
     inverse = torch.where(singular > 0, shrink / singular.clamp_min(1e-300), 0)
     weight = scale * (right.T @ (inverse[:, None] * fitted)).T
     return weight, scale * base - weight @ centre

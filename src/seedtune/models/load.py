@@ -35,7 +35,7 @@ from ..sections import ModelConfig
 from . import answer_head, lora, quantised
 from .encoder import HEAD_FILE, EncoderWithHead
 from .lora import Gaussian
-from .source import Source, find, from_pretrained, read_config, read_tokenizer
+from .source import Network, Source, find, from_pretrained, read_config, read_tokenizer
 
 Kind = Literal["causal", "masked", "classifier"]
 _AUTO = {
@@ -140,7 +140,7 @@ def num_layers_of(config: ModelConfig) -> int | None:
     return getattr(read_config(find(config.name)), "num_hidden_layers", None)
 
 
-def _kind(asked: str, config: PretrainedConfig, source: Source) -> Kind:
+def _kind(asked: Kind | Literal["auto"], config: PretrainedConfig, source: Source) -> Kind:
     if asked != "auto":
         return asked
     names = config.architectures or ()
@@ -151,7 +151,7 @@ def _kind(asked: str, config: PretrainedConfig, source: Source) -> Kind:
     return "causal" if any(name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in names) else "classifier"
 
 
-def _pretrained(auto: type, source: Source, config: ModelConfig, kind: Kind) -> torch.nn.Module:
+def _pretrained(auto: type, source: Source, config: ModelConfig, kind: Kind) -> Network:
     """Loaded weights, all of them from the checkpoint: a tensor that transformers made up is an error."""
     options = {"dtype": getattr(torch, config.dtype), **quantised.loading_options(config, kind)}
     module, info = from_pretrained(auto, source, use_safetensors=True, output_loading_info=True, **options)
@@ -172,7 +172,7 @@ def _classifier(
     config: ModelConfig,
     task_choices: int | None,
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[torch.nn.Module, bool]:
+) -> tuple[Network, bool]:
     """(model, whether its head is fresh)."""
     if task_choices is None:
         raise ModelError(f"model {source.name!r} is a classifier but the task is text: choose a causal model for it")

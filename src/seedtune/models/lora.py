@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
 from ..sections import ModelConfig
+from .source import Network
 
 Gaussian = Callable[[str, tuple[int, ...]], torch.Tensor]
 """Draws a tensor's start: (canonical name, shape) to float32 standard normal values, always the same for a name."""
@@ -36,7 +37,7 @@ def attach(module: torch.nn.Module, config: ModelConfig, task_type: str | None) 
     adapter = LoraConfig(
         task_type=task_type,
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank, whole or not
         target_modules=_as_peft_writes(config.lora_targets),
         lora_dropout=0.0,
     )
@@ -66,7 +67,7 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name or ".modules_to_save." in name
 
 
-def linear_names(module: torch.nn.Module) -> list[str]:
+def linear_names(module: Network) -> list[str]:
     """Dotted names of the modules that LoRA can adapt here: linear layers, except the output head."""
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     kinds = (torch.nn.Linear, Conv1D)

@@ -41,7 +41,7 @@ def example_losses(model: Tuned, batch: Batch) -> torch.Tensor:
         ModelError: as `loss`.
     """
     if batch.targets is None:
-        return cross_entropy(scores(model, batch), batch.labels, reduction="none")
+        return cross_entropy(scores(model, batch), labels_of(batch), reduction="none")
     belongs = torch.arange(len(batch.input_ids), device=batch.rows.device)[:, None] == batch.rows[None, :]
     own = torch.where(belongs, _target_losses(model, batch), 0.0)  # no product, in which 0 times infinity spreads
     means = own.sum(1) / belongs.sum(1)
@@ -56,13 +56,23 @@ def scores(model: Tuned, batch: Batch) -> torch.Tensor:
     Raises:
         ModelError: the batch is of a text task, or holds multi-token answers for a masked LM.
     """
-    if batch.labels is None:
-        raise ModelError("scores of a text batch were asked for: only choice tasks have scores; use token_loss_sum")
+    labels_of(batch)
     if model.kind == "classifier":
         return model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
     if batch.candidates is not None:
         return answer_logits(model, batch)
     return _length_normalised(-_target_losses(model, batch), batch)
+
+
+def labels_of(batch: Batch) -> torch.Tensor:
+    """The label of each example, int64 [B].
+
+    Raises:
+        ModelError: the batch is of a text task.
+    """
+    if batch.labels is None:
+        raise ModelError("scores of a text batch were asked for: only choice tasks have scores; use token_loss_sum")
+    return batch.labels
 
 
 def answer_logits(model: Tuned, batch: Batch) -> torch.Tensor:

@@ -31,6 +31,9 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 from ..errors import ModelError
 from ..sections import ModelConfig
 
+PackedLayer = Any
+"""A linear layer of bitsandbytes, whose weight has scales; the library is imported only where it is used."""
+
 
 def check(config: ModelConfig, hf_config: PretrainedConfig) -> None:
     """
@@ -64,7 +67,7 @@ def loading_options(config: ModelConfig, kind: str) -> dict[str, Any]:
     if config.quantisation == "none":
         return {}
     heads = {"llm_int8_skip_modules": list(SEQ_CLS_HEAD_NAMES)} if kind == "classifier" else {}
-    bits = {
+    bits: dict[str, dict[str, Any]] = {
         "8bit": {"load_in_8bit": True},
         "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False},
     }
@@ -77,9 +80,9 @@ def decode_at_use(module: torch.nn.Module) -> None:
 
     Cost of a forward: the unpacked one's, one decoded weight at a time (the scratch), and the decoding.
     """
-    packed = [layer for layer in module.modules() if type(layer).__name__ in _DECODERS]
+    packed: list[PackedLayer] = [layer for layer in module.modules() if type(layer).__name__ in _DECODERS]
     for layer in packed:
-        layer.__class__ = _decoding(type(layer))
+        layer.__class__ = _decoding(type(layer))  # type: ignore[arg-type]  # classes are hashable
     if packed:
         _let_go_of_the_checkpoint(module, {id(layer.weight) for layer in packed})
 
@@ -102,7 +105,7 @@ def _decoding(kind: type[torch.nn.Linear]) -> type[torch.nn.Linear]:
     return type(f"Decoding{kind.__name__}", (kind,), {"forward": _forward, "decoded": _DECODERS[kind.__name__]})
 
 
-def _forward(layer: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:
+def _forward(layer: PackedLayer, input: torch.Tensor) -> torch.Tensor:
     bias = None if layer.bias is None else layer.bias.to(input.dtype)
     return _Product.apply(input, bias, partial(layer.decoded, input.dtype))
 
@@ -120,13 +123,13 @@ class _Product(torch.autograd.Function):
         return gradient @ ctx.decoded(), None, None
 
 
-def _decoded_8bit(layer: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+def _decoded_8bit(layer: PackedLayer, dtype: torch.dtype) -> torch.Tensor:
     """[out, in] of `dtype`: int8 values, each row times its largest magnitude / 127."""
     scales = (layer.weight.SCB / 127).unsqueeze(1)
     return layer.weight.data.to(dtype).mul_(scales)
 
 
-def _decoded_4bit(layer: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+def _decoded_4bit(layer: PackedLayer, dtype: torch.dtype) -> torch.Tensor:
     """[out, in] of `dtype`: NF4 levels times the largest magnitude of their block.
 
     Decoded with a block a row, as blocks lie in memory: bitsandbytes 0.50.2 starts a block anew in each row on CPUs

@@ -8,6 +8,7 @@ and over. The global random generator is not used. Such a model says nothing of 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -18,8 +19,9 @@ from ..sections import ModelConfig
 from . import answer_head, lora
 from .encoder import EncoderWithHead
 from .load import Tuned, load
-from .source import find, read_tokenizer
+from .source import Network, find, read_tokenizer
 
+_NO_TOKENIZER: Any = None  # whoever measures these gives them tokens
 _TILE = 2**20 + 7  # no multiple of a row's length: rows differ
 _LLAMA_3 = {
     "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -93,7 +95,7 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> torch.nn.Module:
     Raises:
         ModelError: transformers knows no causal language model of this config.
     """
-    hook = register_module_parameter_registration_hook(_without_storage)
+    hook = register_module_parameter_registration_hook(_without_storage)  # type: ignore[arg-type]  # torch's says None
     try:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
     except ValueError as error:
@@ -121,12 +123,13 @@ def random_model(config: PretrainedConfig, dtype: torch.dtype, adapter: ModelCon
     answer_head.install(module)
     module.eval().requires_grad_(False)
     names = tuple(name for name, _ in module.named_parameters() if not adapter or lora.is_adapter(name))
-    return Tuned(module, None, "causal", names, "random", adapter="lora" if adapter else "none")
+    return Tuned(module, _NO_TOKENIZER, "causal", names, "random", adapter="lora" if adapter else "none")
 
 
 def save_base(config: PretrainedConfig, folder: str) -> None:
     """A checkpoint of the causal model with random weights, in bfloat16, under the starter's tokenizer."""
-    random_model(config, torch.bfloat16).module.save_pretrained(folder)
+    module: Network = random_model(config, torch.bfloat16).module
+    module.save_pretrained(folder)
     read_tokenizer(find("starter")).save_pretrained(folder)
 
 
@@ -148,7 +151,7 @@ def random_classifier(config: PretrainedConfig, adapter: ModelConfig | None = No
     module.eval().requires_grad_(False)
     names = [name for name, _ in module.named_parameters()]
     tuned = [name for name in names if lora.is_adapter(name) or name.startswith("head.")] if adapter else names
-    return Tuned(module, None, "classifier", tuple(tuned), "random", adapter="lora" if adapter else "none")
+    return Tuned(module, _NO_TOKENIZER, "classifier", tuple(tuned), "random", adapter="lora" if adapter else "none")
 
 
 def _give_storage(module: torch.nn.Module, normal: "_Tiles") -> None:

@@ -22,6 +22,9 @@ from transformers.utils import logging
 from ..errors import ModelError
 from .starter import starter_folder
 
+Network = Any
+"""A model of transformers, or PEFT around one. Torch declares what a module may have besides as a tensor or a module,
+and theirs have methods and settings."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -83,7 +86,7 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def from_pretrained(auto: Any, source: Source, **options: Any) -> Any:
+def from_pretrained(auto: Any, source: Source, **options: Any) -> Network:
     """`auto.from_pretrained` of a source, quiet, without remote code, its failures as one line.
 
     Raises:

@@ -17,6 +17,7 @@ import platform
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from seedtune.data import stdlib
 
 VOCABULARY, WINDOW, FORM_TOKENS, NUM_CANDIDATES = 4096, 256, 72, 8
-CONFIG = dict(
+CONFIG: dict[str, Any] = dict(
     vocab_size=VOCABULARY, hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, rms_norm_eps=1e-5,
     bos_token_id=0, eos_token_id=0, pad_token_id=1,
@@ -230,7 +231,7 @@ def main() -> None:
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """The folder that `transformers` loads; weights as bfloat16, half the bytes, and `load` widens them."""
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
+    copy.deepcopy(model).bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
