@@ -5,6 +5,7 @@ Nothing is trained, written or printed here.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ def assemble(
         base=model.base_id, base_digest=model_digest(model.module).hex(), space=space.fingerprint, seed=seed,
         keys=recipe.federation.keys, distribution=Distribution(recipe.local.distribution),
         model=recipe.model.model_dump(exclude={"name"}), num_choices=len(task.label_names) or None, initial=initial,
-        key_pool=recipe.federation.key_pool, split=cut and split_of(recipe, cut, space),
+        key_pool=recipe.federation.key_pool, split=split_of(recipe, cut, space) if cut else None,
     )  # fmt: skip
     site = _site(recipe, machine, model, space, header, train, clients, cut)
     return Experiment(recipe, model, task, train, test, clients, heldout, header, site, secret)
@@ -188,7 +189,7 @@ def _site(
         return batch_of(train, clients[client][places]).to(model.device)
 
     plan, perturber = checked(recipe), Perturber(model.module, space, machine.scratch_bytes)
-    private = plan and PrivateSite(recipe, plan, chosen, lambda examples: example_losses(model, examples))
+    private = PrivateSite(recipe, plan, chosen, partial(example_losses, model)) if plan else None
     return Site(
         recipe, header, model.module, perturber, Replica(weights, digest(weights)), {}, batch, epoch,
         lambda examples: loss(model, examples), shape_of, lambda client: len(clients[client]), Meter(), cut,

@@ -143,7 +143,7 @@ def _counted(site: Site, batch: Any, keys: Sequence[int], spent: _Count) -> np.n
 
 
 def _says_something(gradients: np.ndarray) -> bool:
-    return bool(np.isfinite(gradients).all()) and np.count_nonzero(gradients) > len(gradients) / 2
+    return bool(np.isfinite(gradients).all() and np.count_nonzero(gradients) > len(gradients) / 2)
 
 
 def _disagreement(one: np.ndarray, other: np.ndarray) -> float:

@@ -34,6 +34,7 @@ from .fed.weight_average import WeightAverage
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
 from .models.placement import slowness
 from .privacy.ledger import ledger, without_cohort
+from .privacy.plan import Plan
 from .privacy.rules import resolved as with_noise
 from .privacy.secrets import new_secret, secret_of
 from .privacy.sum_plan import SumPlan
@@ -43,7 +44,7 @@ from .zo import kernels
 from .zo.catching_up import catching_up
 from .zo.trajectory import RoundRecord, Trajectory, path, since_last_snapshot
 
-PROTOCOLS = {"scalars": SeedScalar, "weights": WeightAverage}
+PROTOCOLS: dict[str, type[SeedScalar] | type[WeightAverage]] = {"scalars": SeedScalar, "weights": WeightAverage}
 
 Listener = Callable[[int, RoundResult | None, Evaluated | None], None]
 """Hears (rounds done, the round that ended or None before the first, the evaluation if there was one)."""
@@ -55,8 +56,9 @@ MakeEngine = Callable[[Experiment, RunStore, Say], RunEngine]
 
 def protocol_of(recipe: Recipe) -> ExchangeProtocol:
     """What a recipe's rounds exchange."""
-    if recipe.is_private and recipe.privacy.noise == "central":
-        return PrivateSum()
+    plan = Plan.of(recipe)
+    if plan is not None and plan.noise == "central":
+        return PrivateSum(plan)
     return PROTOCOLS[recipe.federation.upload]()
 
 
@@ -334,9 +336,10 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
 def _sent_each(rows: Sequence[Row]) -> dict[str, float | None]:
     """Bytes of one message in the mean: a reply that counted, up; an order to a client asked, down. None: no such."""
     sent = {"bytes_up": _total(rows, "replied"), "bytes_down": _total(rows, "cohort")}
+    totals = {name: _total(rows, name) for name in sent}
     return {
-        f"{name}_per_client_round": round(_total(rows, name) / count, 1) if count else None
-        for name, count in sent.items()
+        f"{name}_per_client_round": round(total / count, 1) if (count := sent[name]) and total is not None else None
+        for name, total in totals.items()
     }
 
 

@@ -75,8 +75,8 @@ def _pooled(evaluations: Iterable[Evaluation]) -> Evaluation:
     """The mean over clients, each as often as it has examples."""
     all_ = list(evaluations)
     sizes = [evaluation.num_examples for evaluation in all_]
-    accuracies = [evaluation.accuracy for evaluation in all_]
-    accuracy = None if None in accuracies else float(np.average(accuracies, weights=sizes))
+    accuracies = [evaluation.accuracy for evaluation in all_ if evaluation.accuracy is not None]
+    accuracy = float(np.average(accuracies, weights=sizes)) if len(accuracies) == len(all_) else None
     return Evaluation(float(np.average([e.loss for e in all_], weights=sizes)), accuracy, sum(sizes))
 
 

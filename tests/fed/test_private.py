@@ -1,7 +1,7 @@
 """A private client's reply tells nothing but one bounded vector; what the server releases has the accounted noise."""
 
 from dataclasses import replace
-from math import sqrt
+from math import isnan, sqrt
 
 import numpy as np
 import pytest
@@ -16,8 +16,12 @@ from seedtune.engines.in_process import InProcess
 from seedtune.errors import ConfigError, EngineError, MessageError
 from seedtune.fed.client import local_round
 from seedtune.fed.messages import Order, decode_reply, encode_order
+from seedtune.fed.participation import drops_out
 from seedtune.fed.private import SECRET
 from seedtune.fed.private_sum import PrivateSum
+from seedtune.fed.rounds import one_round
+from seedtune.fed.seed_scalar import SeedScalar
+from seedtune.privacy.plan import Plan
 from seedtune.recipe_text import merged
 from seedtune.space import copied, copy_into
 
@@ -34,6 +38,12 @@ MODES = {
     "example-poisson-rare": sampling_examples("poisson", federation={"batch_size": 1}),
     "example-local": sampling_examples("fixed-size", **LOCAL),
 }
+
+
+def central(recipe) -> PrivateSum:
+    plan = Plan.of(recipe)
+    assert plan
+    return PrivateSum(plan)
 
 
 def answered(recipe, data=examples, secret=KEY, memory=None, digest=None, round_=0, client=1) -> bytes:
@@ -138,7 +148,7 @@ def test_central_noise_is_of_the_accounted_size(recipe, denominator):
     replies = [usual_reply(client, scalars=np.array([[0.5, -0.25]], np.float32)) for client in range(4)]
     released = []
     for round_ in range(1_500):
-        released.append(PrivateSum().reduce(replace(start, round=round_), replies).scalars[0])
+        released.append(central(recipe).reduce(replace(start, round=round_), replies).scalars[0])
         copy_into(at.replica.weights, before)
     noise = np.array(released) - 4 * replies[0].scalars / denominator
     assert abs(noise.std() * denominator - 1) < 4 / sqrt(2 * noise.size)
@@ -146,9 +156,17 @@ def test_central_noise_is_of_the_accounted_size(recipe, denominator):
 
 
 def test_a_round_without_replies_is_released_like_any_other():
-    at = site(sampling_clients("poisson"))
-    record = PrivateSum().reduce(replace(server(at), secret=KEY), [])
+    at = site(recipe := sampling_clients("poisson"))
+    record = central(recipe).reduce(replace(server(at), secret=KEY), [])
     assert record.clients == () and np.abs(record.scalars).min() > 0
+
+
+def test_a_round_without_replies_has_no_size_of_scalars():
+    """Not None, which listeners such as event files could not write."""
+    at = site(recipe := private(**merged(LOCAL, {"federation": {"dropout_rate": 0.999}})))
+    assert all(drops_out(recipe, 0, client) for client in range(4))
+    _, result = one_round(server(at), SeedScalar(), InProcess(at))
+    assert result.record.clients == () and isnan(result.scalar_rms)
 
 
 def test_other_sums_have_other_noise_and_the_same_sum_the_same():
@@ -156,7 +174,7 @@ def test_other_sums_have_other_noise_and_the_same_sum_the_same():
     for second in (0.0, 0.5, 0.5):
         at = site(private())
         replies = [usual_reply(0, scalars=np.array([[0.0, second]], np.float32))]
-        drawn.append(PrivateSum().reduce(replace(server(at), secret=KEY), replies).scalars[0, 0, 0])
+        drawn.append(central(private()).reduce(replace(server(at), secret=KEY), replies).scalars[0, 0, 0])
     assert drawn[0] != drawn[1] == drawn[2]
 
 
@@ -172,9 +190,9 @@ def test_secret_samples_follow_from_the_secret():
 
 def test_a_client_beyond_the_bound_is_not_counted():
     with pytest.raises(MessageError, match=r"norm 1.11803, beyond privacy.clip = 1"):
-        PrivateSum().check(server(site(private())), usual_reply(0, scalars=np.array([[0.5, 1.0]], np.float32)))
+        central(private()).check(server(site(private())), usual_reply(0, scalars=np.array([[0.5, 1.0]], np.float32)))
     with pytest.raises(MessageError, match="norm nan"):
-        PrivateSum().check(server(site(private())), usual_reply(0, scalars=np.array([[0.5, np.nan]], np.float32)))
+        central(private()).check(server(site(private())), usual_reply(0, scalars=np.array([[0.5, np.nan]], np.float32)))
 
 
 def test_a_round_is_answered_on_one_state_only():

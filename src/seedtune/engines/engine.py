@@ -9,7 +9,8 @@ from ..fed.rounds import ExchangeProtocol, Server
 class RunEngine(Protocol):
     """An `Engine` (`fed.rounds`) that also knows who is there. name: as the summary says it."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def gather(self, server: Server) -> Server:
         """Before a round: waits until enough clients can be asked; gives back the server with where they stand."""

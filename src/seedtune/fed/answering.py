@@ -18,7 +18,8 @@ from .messages import ORDER, Order, decode_order, encode_reply
 from .secure_messages import BUNDLE
 from .wire import kind_of
 
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 Answer = tuple[int, bytes | Exception]
 Handler = Callable[[Iterable[tuple[int, bytes]]], Iterator[Answer]]

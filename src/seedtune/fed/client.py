@@ -16,6 +16,7 @@ import torch
 
 from ..config import Recipe
 from ..errors import EngineError
+from ..models.batched_forward import BatchedSuffix
 from ..models.blocks import Cut
 from ..space import Weights, copied, copy_into, digest
 from ..zo import noise, split
@@ -145,7 +146,9 @@ def reply_of(site: Site, order: Order, steps: Sequence[Step], packed: bytes = b"
 def _steps_of(site: Site) -> Callable[..., Iterator[Step]]:
     if site.recipe.local.order == "first":
         return _first_order_steps
-    return _example_step if site.private and site.private.plan.unit == "example" else _zeroth_order_steps
+    if site.private and site.private.plan.unit == "example":
+        return partial(_example_step, site.private)
+    return _zeroth_order_steps
 
 
 def root_mean_square(scalars: np.ndarray) -> float | None:
@@ -223,17 +226,17 @@ def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: b
                 measured = along(site, order, batch, weights, updates, start)
             elif move_last or step < num_steps - 1:
                 apply(space, weights, updates, site.header.distribution)
-            first = _prefix_flops(site, tally, measured.num_flops) if site.cut else 0
+            first = _prefix_flops(site.cut, tally, measured.num_flops) if site.cut else 0
             yield Step(
                 scalars, probe.loss, probe.num_forwards + measured.num_forwards, tally.flops + measured.num_flops,
                 first, measured.slopes,
             )  # fmt: skip
 
 
-def _prefix_flops(site: Site, tally: Tally, more: int) -> int:
+def _prefix_flops(cut: Cut, tally: Tally, more: int) -> int:
     """Operations of block 1: those tallied, and their share of `more` operations of the whole model."""
-    first, second = (tally.flops_of[name, site.cut.k] // tally.runs[name, site.cut.k] for name in ("prefix", "suffix"))
-    return tally.flops_of["prefix", site.cut.k] + more * first // (first + second)
+    first, second = (tally.flops_of[name, cut.k] // tally.runs[name, cut.k] for name in ("prefix", "suffix"))
+    return tally.flops_of["prefix", cut.k] + more * first // (first + second)
 
 
 def probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
@@ -243,17 +246,18 @@ def probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
     with site.perturber.one_batch() as prefix:
         tally = Tally(site.meter, site.shape(batch), prefix)
         batched, most = site.evaluations.batched, site.evaluations.most(site.shape(batch))
-        if site.cut is None:
+        if site.cut is None or site.header.split is None:
             losses_at = WholeLosses(site.perturber, whole, tally, batched, most)
             estimate = partial(ESTIMATORS[local.estimator], losses_at)
         else:
-            blocks = CutLosses(site.cut, site.perturber, whole, tally, batched, most)
+            suffix = batched if isinstance(batched, BatchedSuffix) else None
+            blocks = CutLosses(site.cut, site.perturber, whole, tally, suffix, most)
             estimate = partial(split.probe, blocks, site.header.split, site.recipe.split.difference == "central")
         probe = estimate(keys, site.recipe.mu, distribution)
     return probe, tally
 
 
-def _example_step(site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
+def _example_step(private: PrivateSite, site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
     """The one step of a client whose examples are protected each by itself: what they contribute, clipped and added up.
 
     It moves nothing, and says nothing else of the batch, not even its size.
@@ -261,13 +265,13 @@ def _example_step(site: Site, order: Order, weights: Weights, move_last: bool) -
     recipe, keys = site.recipe, step_keys(site, order, 0)
     key = noise.derive_key(site.header.seed, "batch", round=order.round, client=order.client)
     with named(order, 0):
-        batch, num_examples = site.private.batch(order, site.num_examples(order.client), key)
-        total = np.zeros(len(keys)) if batch is None else _sum_of(site, batch, num_examples, keys)
+        batch, num_examples = private.batch(order, site.num_examples(order.client), key)
+        total = np.zeros(len(keys)) if batch is None else _sum_of(private, site, batch, num_examples, keys)
     yield Step(total.astype(np.float32), float("nan"), num_together(recipe), 0)
 
 
-def _sum_of(site: Site, batch: Any, num_examples: int, keys: Sequence[int]) -> np.ndarray:
-    local, shape, whole = site.recipe.local, site.shape(batch), partial(site.private.losses, batch)
+def _sum_of(private: PrivateSite, site: Site, batch: Any, num_examples: int, keys: Sequence[int]) -> np.ndarray:
+    local, shape, whole = site.recipe.local, site.shape(batch), partial(private.losses, batch)
 
     def estimated(losses_at: LossesAt) -> Probe:
         return ESTIMATORS[local.estimator](losses_at, keys, site.recipe.mu, site.header.distribution)
@@ -275,7 +279,7 @@ def _sum_of(site: Site, batch: Any, num_examples: int, keys: Sequence[int]) -> n
     with site.perturber.one_batch() as prefix:
         tally, evaluations = Tally(site.meter, shape, prefix), site.evaluations
         losses_at = WholeLosses(site.perturber, whole, tally, evaluations.batched, evaluations.most(shape))
-        return sum_over_examples(site.private.plan, estimated, losses_at, num_examples, len(keys))
+        return sum_over_examples(private.plan, estimated, losses_at, num_examples, len(keys))
 
 
 def told(recipe: Recipe, scalars: np.ndarray) -> np.ndarray:
@@ -325,7 +329,7 @@ def batches(site: Site, order: Order) -> Iterator[tuple[int, Any]]:
     client, keyed = order.client, partial(noise.derive_key, site.header.seed, round=order.round, client=order.client)
     if federation.local_epochs:
         epochs = (site.epoch(client, keyed("epoch", step=epoch)) for epoch in range(federation.local_epochs))
-        drawn = chain.from_iterable(epochs)
+        drawn: Iterator[Any] = chain.from_iterable(epochs)
     else:
         drawn = (site.batch(client, keyed("batch", step=step)) for step in range(federation.local_steps))
     for step in count():

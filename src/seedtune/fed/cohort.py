@@ -49,6 +49,10 @@ class _Rider:
     error: Exception | None = None
 
     @property
+    def num_flops(self) -> int:
+        return self.tally.flops if self.tally else 0
+
+    @property
     def num_bytes(self) -> int:
         own = vars(self.batch) if hasattr(self.batch, "__dict__") else self.batch
         return self.found.num_bytes + sum(part.nbytes for part in tree_leaves(own) if isinstance(part, torch.Tensor))
@@ -127,7 +131,8 @@ class Cohort:
         """Whether a ride ends in the same bytes."""
         try:
             (rider,) = self._group(deque([order]))
-            return encode_reply(self._reply(rider)) == encode_reply(expected)
+            reply = self._reply(rider)
+            return isinstance(reply, Reply) and encode_reply(reply) == encode_reply(expected)
         except Exception:  # what `local_round` can do and a ride cannot
             return False
 
@@ -172,7 +177,7 @@ class Cohort:
         if rider.error:
             return rider.error
         probe = self._estimated(rider.order, lambda points: rider.losses)
-        step = Step(told(self.site.recipe, probe.scalars), probe.loss, probe.num_forwards, rider.tally.flops)
+        step = Step(told(self.site.recipe, probe.scalars), probe.loss, probe.num_forwards, rider.num_flops)
         return reply_of(self.site, rider.order, [step])
 
 
@@ -186,10 +191,10 @@ def _boarded(site: Site, order: Order, prefix: Prefix) -> _Rider:
 
 def _measure(site: Site, rider: _Rider, prefix: Prefix) -> None:
     """One more loss, unless there was an error."""
-    if rider.error is None:
+    if rider.error is None and (tally := rider.tally):
         prefix.turn_to(rider.found)
         with _noting(rider):
-            rider.losses.append(rider.tally.counted(WHOLE, lambda: float(site.loss(rider.batch))))
+            rider.losses.append(tally.counted(WHOLE, lambda: float(site.loss(rider.batch))))
 
 
 @contextmanager

@@ -99,7 +99,9 @@ def total_of(words: np.ndarray, num_clients: int, code: FixedPoint) -> Total:
         MessageError: words that are not the sum of so many clients' parts: some client lied about its masks.
     """
     counts, figures, body = np.split(words, [len(COUNTS), len(COUNTS) + len(FIGURES)])
-    total = Total(*counts.view(np.int64).tolist(), *code.decoded(figures).tolist(), code.decoded(body))
+    numbers = dict(zip(COUNTS, counts.view(np.int64).tolist(), strict=True))
+    numbers |= zip(FIGURES, code.decoded(figures).tolist(), strict=True)
+    total = Total(**numbers, body=code.decoded(body))
     if total.clients != num_clients or total.weight <= 0:
         raise MessageError(
             f"a sum of {num_clients} clients says that it is of {total.clients}: a client's masks or shares are not "

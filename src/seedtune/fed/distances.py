@@ -6,7 +6,8 @@ Delta_i is what client i's local steps added to the tuned tensors; the mean coun
 no weights and does not know what the distances are used for.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,11 @@ from ..zo.noise import Distribution
 
 Moves = tuple[Sequence[int], np.ndarray]
 """A client's update as scalars: keys [K], and how far it went along each direction, [K]; NaN where it did not."""
+
+
+class ManyWeights(Sized, Iterable[Weights], Protocol):
+    """Clients' weights, each made when its turn comes."""
+
 
 _CHUNK_VALUES = 2**18  # of all clients together: 2 MiB in float64, which a processor's cache holds
 _SMALLEST_CHUNK = 2**11  # coordinates: with fewer, calls take longer than the noise
@@ -51,7 +57,7 @@ def from_scalars(space: Space, updates: Sequence[Moves], distribution: Distribut
     return scale * _summed_norms(space, len(updates), rows)
 
 
-def from_weights(after: Collection[Weights]) -> np.ndarray:
+def from_weights(after: ManyWeights) -> np.ndarray:
     """s_i of each client, float64 [n], from the clients' weights after their local steps.
 
     The weights before them cancel: Delta_i - mean_j Delta_j = theta_i - mean_j theta_j.

@@ -15,7 +15,7 @@ points there are is said by `seedtune.zo.estimators` and `seedtune.zo.split`.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -189,6 +189,8 @@ def _tried(module: torch.nn.Module, cut: Cut | None, perturber: Perturber) -> Ba
         ModelError: two points at once, on three sequences of four tokens, give something else than one by one.
     """
     call, points = trial_call(module, 3), [Perturbation(key, _TRIAL_SCALE, Distribution.RADEMACHER) for key in (1, 2)]
+    batched: BatchedSuffix | BatchedWhole
+    run: Callable[[Any], list[Any]]
     if cut is None:
         batched, run = BatchedWhole(module), partial(evaluated_whole, perturber, call, points)
     else:

@@ -98,9 +98,9 @@ def encode_reply(reply: Reply) -> bytes:
     steps, directions = reply.scalars.shape
     scalars = reply.scalars.astype("<f4").tobytes() if reply.is_fixed_size else _pack_scalars(reply.scalars)
     counts = [reply.round, reply.client, reply.num_examples, reply.num_forwards]
-    first, flops = reply.num_prefix_flops, reply.num_flops
-    flops = [first, flops - first] if first else flops
-    more = [reply.num_skipped, flops, None if reply.scalar_rms is None else float(reply.scalar_rms)]
+    first = reply.num_prefix_flops
+    flops = [first, reply.num_flops - first] if first else reply.num_flops
+    more: list[Any] = [reply.num_skipped, flops, None if reply.scalar_rms is None else float(reply.scalar_rms)]
     more += [list(map(float, reply.slopes))] if reply.slopes else []
     return packed(REPLY, [*counts, float(reply.loss), steps, directions, scalars, reply.weights, *more])
 

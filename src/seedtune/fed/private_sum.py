@@ -19,6 +19,7 @@ from ..privacy.secrets import words
 from ..space import digest
 from ..zo.trajectory import RoundRecord, round_updates
 from ..zo.update import apply
+from .contribution import Total
 from .messages import Order, Reply
 from .rounds import Server
 from .seed_scalar import SeedScalar
@@ -28,6 +29,7 @@ from .seed_scalar import SeedScalar
 class PrivateSum:
     """The server's part. Its secret (`Server.secret`) gives the noise, so a resumed run adds the same."""
 
+    plan: Plan
     scalars: SeedScalar = field(default_factory=SeedScalar)
 
     def order(self, server: Server, client: int) -> Order:
@@ -39,7 +41,7 @@ class PrivateSum:
             MessageError: a client's contribution beyond the bound, or one that is not finite.
         """
         self.scalars.check(server, reply)
-        plan, norm = Plan.of(server.recipe), float(np.linalg.norm(reply.scalars.astype(np.float64)))
+        plan, norm = self.plan, float(np.linalg.norm(reply.scalars.astype(np.float64)))
         bound = plan.clip if plan.unit == "client" else np.inf
         if not norm <= bound or not np.isfinite(norm):
             raise MessageError(
@@ -47,7 +49,7 @@ class PrivateSum:
             )
 
     def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:
-        recipe, plan, header = server.recipe, Plan.of(server.recipe), server.header
+        recipe, plan, header = server.recipe, self.plan, server.header
         total, clients = np.zeros((recipe.federation.local_steps, recipe.num_scalars)), []
         for reply in replies:
             total += reply.scalars
@@ -60,6 +62,9 @@ class PrivateSum:
         apply(server.space, server.replica.weights, round_updates(header, record), header.distribution)
         server.replica.digest = digest(server.replica.weights)
         return replace(record, digest=server.replica.digest)
+
+    def reduce_sum(self, server: Server, clients: tuple[int, ...], total: Total) -> RoundRecord:
+        raise NotImplementedError("a private run has no secure sums")
 
     def distances(self, server: Server, replies: Sequence[Reply]) -> Mapping[int, float]:
         raise NotImplementedError("a private run has no policy that asks how far clients' updates lie apart")

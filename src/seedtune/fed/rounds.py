@@ -70,11 +70,11 @@ def one_round(
     result = replace(result, cohort=cohort, dropped=dropped)
     if server.plan:
         spent, rms = epsilon(server.plan, server.round + 1), root_mean_square(result.record.scalars)
-        result = replace(result, epsilon=spent, scalar_rms=rms)
+        result = replace(result, epsilon=spent, scalar_rms=float("nan") if rms is None else rms)
     ahead = after(server, result)
     result = replace(result, surge=ahead.guard.surge)
     if result.surge and server.recipe.run.on_surge == "backoff":
-        result = replace(result, record=_undone(server, result, put_back))
+        result = replace(result, record=_undone(server, result, result.surge.good_state, put_back))
         ahead = after(server, result)
     return ahead, replace(result, seconds=time.perf_counter() - started)
 
@@ -102,15 +102,14 @@ def after(server: Server, result: RoundResult) -> Server:
     return replace(server, round=record.round + 1, log=log, up_to_date=places, rates=rates, guard=guard)
 
 
-def _undone(server: Server, result: RoundResult, put_back: PutBack | None) -> RoundRecord:
-    """Puts the weights back to where the loss was best, and says so in place of the round's record.
+def _undone(server: Server, result: RoundResult, good: int, put_back: PutBack | None) -> RoundRecord:
+    """Puts the weights back to the state `good`, where the loss was best, and says so in place of the round's record.
 
     Raises:
         DigestMismatch: they are not the weights that were there then.
     """
     if put_back is None:
         raise ValueError("run_rounds needs put_back where run.on_surge is 'backoff'")
-    good = result.surge.good_state
     records = tuple(record for record in server.log if record.round < good)
     put_back(records)
     server.replica.digest = digest(server.replica.weights)

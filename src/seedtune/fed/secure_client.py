@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
 from hashlib import sha256
 from secrets import token_bytes
+from typing import Any
 
 from ..errors import MessageError
 from ..privacy.identities import Credentials, Identity, Trust
@@ -57,7 +58,7 @@ MOST_SESSIONS = 4
 MOST_KEPT = 2**20
 """Bytes of an answer that is kept to be given again."""
 
-_Step = Callable[["SecureClient", Part, object], tuple[Part, bytes]]
+_Step = Callable[["SecureClient", Part, Any], tuple[Part, bytes]]
 
 
 class SecureClient:
@@ -112,8 +113,9 @@ class SecureClient:
         """Deals shares to the clients of a roster, all of whom it knows by their cards."""
         own, most = self._own(), self._plan.code.num_parts
         check(len(asked.masks) <= most, f"a roster has at most the {most} clients of a cohort")
+        roster = self._credentials.roster if self._credentials else None
         for card in asked.cards:
-            Trust(self._credentials and self._credentials.roster, own.met).check(card)
+            Trust(roster, own.met).check(card)
             own = replace(own, cards={**own.cards, card.client: card})
         if strangers := set(asked.masks) - set(own.cards):
             raise MessageError(f"a roster has client {min(strangers)}, whose card client {self.client} was not shown")
@@ -183,7 +185,7 @@ class SecureClient:
         return f"secure-{self.client}-{session.hex() or 'own'}"
 
 
-_STEPS: Mapping[int, tuple[Callable[[bytes], object], _Step]] = {
+_STEPS: Mapping[int, tuple[Callable[[bytes], Any], _Step]] = {
     KEY_REQUEST: (decode_key_request, SecureClient._keys),
     ROSTER: (decode_roster, SecureClient._shares),
     MASKED_ORDER: (decode_masked_order, SecureClient._masked),

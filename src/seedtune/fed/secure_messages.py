@@ -12,6 +12,8 @@ ranges and nothing else: what a client believes is `secure_client`'s.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import UnionType
+from typing import Any
 
 import numpy as np
 
@@ -109,6 +111,10 @@ class Unmasked:
     session: bytes
     client: int
     shares: Mapping[int, bytes]
+
+
+Answer = Keys | Shares | MaskedReply | Unmasked
+"""What a client answers in a sum."""
 
 
 def encode_bundle(requests: Sequence[bytes]) -> bytes:
@@ -240,12 +246,12 @@ def decode_unmasked(data: bytes) -> Unmasked:
 def _error(text: str) -> Exception:
     """The error of that name where it is one of ours, so that it counts as what it is."""
     name, _, words = text.partition(": ")
-    kind = getattr(errors, name, None)
+    kind: Any = getattr(errors, name, None)
     is_ours = isinstance(kind, type) and issubclass(kind, SeedtuneError)
     return kind(words) if is_ours else EngineError(text)
 
 
-def _card(fields: object) -> Card:
+def _card(fields: Any) -> Card:
     check(isinstance(fields, list) and len(fields) == 4, "a card has four fields")
     client, *sized = fields
     sizes = (KEY_BYTES, IDENTITY_BYTES, SIGNATURE_BYTES)
@@ -259,13 +265,13 @@ def _columns(by_client: Mapping[int, bytes]) -> list[bytes]:
     return [np.array(clients, "<i4").tobytes(), b"".join(by_client[client] for client in clients)]
 
 
-def _by_client(clients: object, data: object, size: int) -> dict[int, bytes]:
+def _by_client(clients: object, data: Any, size: int) -> dict[int, bytes]:
     named = _clients(clients)
     check(_is_bytes(data, size * len(named)), f"each client named has {size} bytes")
     return {client: data[i * size : (i + 1) * size] for i, client in enumerate(named)}
 
 
-def _clients(raw: object) -> tuple[int, ...]:
+def _clients(raw: Any) -> tuple[int, ...]:
     check(isinstance(raw, bytes) and len(raw) % 4 == 0, "clients are 4-byte numbers")
     clients = tuple(np.frombuffer(raw, "<i4").tolist())
     check(list(clients) == sorted(set(clients)) and min(clients, default=0) >= 0, "clients are sorted counts")
@@ -276,7 +282,7 @@ def _check_session(session: object) -> None:
     check(_is_bytes(session, SESSION_BYTES), f"a session has {SESSION_BYTES} bytes")
 
 
-def _check_few(parts: object, kind: type) -> None:
+def _check_few(parts: object, kind: type | UnionType) -> None:
     few = isinstance(parts, list) and len(parts) <= MOST_IN_BUNDLE and all(isinstance(part, kind) for part in parts)
     check(few, f"a bundle has at most {MOST_IN_BUNDLE} messages")
 

@@ -26,6 +26,7 @@ from .messages import encode_order
 from .participation import asked_in
 from .secure_mail import Mail, Requests
 from .secure_messages import (
+    Answer,
     KeyRequest,
     MaskedOrder,
     RosterMessage,
@@ -60,7 +61,12 @@ class _Sum:
     def of(cls, round_: int, clients: tuple[int, ...]) -> "_Sum":
         return cls(token_bytes(SESSION_BYTES), round_, clients)
 
-    def check_answer(self, answer: object, client: int) -> None:
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The clients of its roster; none before there is one."""
+        return self.roster.clients if self.roster else ()
+
+    def check_answer(self, answer: Answer, client: int) -> None:
         check(
             (answer.session, answer.client) == (self.session, client),
             "an answer is for the sum and by the client asked",
@@ -150,21 +156,21 @@ class SecureRound:
     def _roster(self, of: _Sum, client: int) -> bytes:
         """The same bytes until it is answered, since an engine may ask for it again."""
         shown = self._shown.get(client, {})
-        cards = tuple(self._cards[c] for c in of.roster.clients if c != client and shown.get(c) != self._cards[c])
+        cards = tuple(self._cards[c] for c in of.members if c != client and shown.get(c) != self._cards[c])
         return encode_roster(RosterMessage(of.session, of.masks, cards))
 
     def _take_shares(self, of: _Sum, client: int, answer: bytes | Exception) -> None:
         try:
             shares = decode_shares(_given(answer))
             of.check_answer(shares, client)
-            others = set(of.roster.clients) - {client}
+            others = set(of.members) - {client}
             check(set(shares.sealed) == others, "a client deals shares to all others of a roster")
         except Exception as error:
             of.failed[client] = error
             self._shown[client] = {}  # it may not have read them
         else:
             of.sealed[client] = shares.sealed
-            self._shown[client] = self._shown.get(client, {}) | {c: self._cards[c] for c in of.roster.clients}
+            self._shown[client] = self._shown.get(client, {}) | {c: self._cards[c] for c in of.members}
 
     def _collected(
         self, server: Server, protocol: ExchangeProtocol, mail: Mail, now: _Sum, coming: _Sum | None
@@ -173,7 +179,7 @@ class SecureRound:
         total, survivors = np.zeros(num_words(server.recipe, server.space), WORD), []
         orders = {client: partial(_masked_order, server, protocol, now, client) for client in now.sealed}
         for is_next, client, answer in mail.exchange(orders, self._key_requests(coming)):
-            if is_next:
+            if is_next and coming:
                 self._take_keys(coming, client, answer)
                 continue
             try:
@@ -194,7 +200,7 @@ class SecureRound:
         revealed, request = {}, encode_unmask_request(UnmaskRequest(now.session, survivors))
         requests = dict.fromkeys(survivors, lambda: request)
         for is_next, client, answer in mail.exchange(requests, self._rosters(coming)):
-            if is_next:
+            if is_next and coming:
                 self._take_shares(coming, client, answer)
                 continue
             try:
