@@ -88,7 +88,7 @@ def server(
 
     folder = folder.absolute()
     keys = keys and keys.absolute()
-    config = {"device": device, "patience": patience, "resend": resend, "finish": finish}
+    config: dict[str, str | float] = {"device": device, "patience": patience, "resend": resend, "finish": finish}
     made = serving.Server(folder, _bundle(), keys, _nodes(keys, nodes), port, config)
     serving.check(made)
     if shown:

@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -59,7 +60,7 @@ def make_server_keys(folder: Path, hosts: Sequence[str]) -> list[Path]:
     made = [] if has_authority else _make_authority(folder)
     private.check(folder / CA_KEY)
     authority = _certificate(folder / CA_CERTIFICATE)
-    signer = load_pem_private_key((folder / CA_KEY).read_bytes(), None)
+    signer: Any = load_pem_private_key((folder / CA_KEY).read_bytes(), None)
     key = _new_key()
     certificate = (
         _builder("seedtune server", key, authority.subject, SERVER_DAYS)

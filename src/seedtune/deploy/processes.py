@@ -129,30 +129,30 @@ _ERRORS = re.compile(r"(error:|\[code: \d+\]|[\w.]+(Error|Mismatch|NotFinite)\b)
 
 def stop_all(children: Iterable[Child]) -> None:
     """Ends processes and all that they started: asks, waits `GRACE` seconds at most, kills."""
-    children = [child for child in children if child.process]
-    for child in children:
-        _signal(child, signal.SIGTERM)
+    running = [child.process for child in children if child.process]
+    for process in running:
+        _signal(process, signal.SIGTERM)
     end = time.monotonic() + GRACE
-    while time.monotonic() < end and any(_is_alive(child) for child in children):
+    while time.monotonic() < end and any(map(_is_alive, running)):
         time.sleep(0.05)
-    for child in children:
-        _signal(child, signal.SIGKILL)
-        child.process.wait()
+    for process in running:
+        _signal(process, signal.SIGKILL)
+        process.wait()
 
 
-def _signal(child: Child, number: int) -> None:
+def _signal(process: subprocess.Popen, number: int) -> None:
     """To the whole group, which may outlive its leader."""
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.process.pid, number)
+        os.killpg(process.pid, number)
 
 
-def _is_alive(child: Child) -> bool:
+def _is_alive(process: subprocess.Popen) -> bool:
     """Whether anything of the group still runs; on Linux, what has ended and was not collected does not count."""
-    child.process.poll()
+    process.poll()
     if Path("/proc/self/stat").exists():
-        return num_running(child) > 0
+        return _num_in_group(process.pid) > 0
     try:
-        os.killpg(child.process.pid, 0)
+        os.killpg(process.pid, 0)
     except (ProcessLookupError, PermissionError):
         return False
     return True
@@ -169,9 +169,11 @@ def _group(process: Path) -> int | None:
 
 def num_running(child: Child) -> int:
     """How many processes of the group run, the one that ties it included (Linux)."""
-    if child.process is None:
-        return 0
-    return sum(_group(path) == child.process.pid for path in Path("/proc").glob("[0-9]*"))
+    return _num_in_group(child.process.pid) if child.process else 0
+
+
+def _num_in_group(leader: int) -> int:
+    return sum(_group(path) == leader for path in Path("/proc").glob("[0-9]*"))
 
 
 @contextmanager

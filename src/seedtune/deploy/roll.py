@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from ..errors import DeployError
 from ..run_folder import replace_text
@@ -18,6 +19,14 @@ from .processes import Say
 
 EVERY = 2.0
 """Seconds between two looks into the folder."""
+
+
+class _Entry(TypedDict):
+    """A node that was registered. node: its number, None where that is lost."""
+
+    name: str
+    node: str | None
+    is_out: bool
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Roll:
         if self.folder is None or time.monotonic() < self.due:
             return Changes()
         self.due = time.monotonic() + EVERY
-        wanted = self._wanted()
+        wanted = self._wanted(self.folder)
         for key in wanted.keys() & self.registered.keys():
             if self.registered[key]["is_out"]:
                 self._refuse(wanted[key], f"{wanted[key]}: was taken away once: its node needs a new key to come back")
@@ -78,21 +87,21 @@ class Roll:
     def _unregister(self, key: str) -> None:
         entry = self.registered[key]
         if entry["node"] is None:
-            self._refuse(self.folder / entry["name"], f"node {entry['name']} cannot be taken out: its number is lost")
+            self._refuse(Path(entry["name"]), f"node {entry['name']} cannot be taken out: its number is lost")
             return
         try:
             self.control.unregister(entry["node"])
         except DeployError as error:
-            self._refuse(self.folder / entry["name"], str(error))
+            self._refuse(Path(entry["name"]), str(error))
             return
         entry["is_out"] = True
         self._keep()
         self.say(f"node {entry['name']} may take part no longer")
 
-    def _wanted(self) -> dict[str, Path]:
+    def _wanted(self, folder: Path) -> dict[str, Path]:
         """The keys in the folder; what is no key is said once and left out."""
         found = {}
-        for path in sorted(self.folder.glob("*.pub")):
+        for path in sorted(folder.glob("*.pub")):
             try:
                 found[keys.public_key(path)] = path
             except DeployError as error:
@@ -104,7 +113,7 @@ class Roll:
             self.refused[path] = reason
             self.say(f"WARNING: {reason}")
 
-    def _read(self) -> dict[str, dict[str, str | bool | None]]:
+    def _read(self) -> dict[str, _Entry]:
         try:
             return json.loads(self.kept.read_text())
         except (OSError, ValueError):

@@ -124,9 +124,9 @@ def serve(server: Server, say: Say) -> dict[str, Any]:
         is_new = not server.place.database.exists()
         if is_new:
             server.place.nodes.unlink(missing_ok=True)  # of an earlier SuperLink, which is gone
-        children = [Child(command) for command in commands(server)]
+        superlink, superexec = children = [Child(command) for command in commands(server)]
         with ended_together(children):
-            return _Supervision(server, say, *children, is_new).until_ended()
+            return _Supervision(server, say, superlink, superexec, is_new).until_ended()
 
 
 @dataclass

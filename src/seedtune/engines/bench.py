@@ -71,7 +71,9 @@ class Benches:
     """The bench of the last run that this process was asked for."""
 
     def __init__(self, make: Make = assemble):
-        self._make, self._key, self._bench = make, None, None
+        self._make = make
+        self._key: tuple[bytes, str, Options] | None = None
+        self._bench: Bench | None = None
 
     def bench(self, hello: Hello, options: Options) -> Bench:
         """
@@ -79,7 +81,7 @@ class Benches:
             SeedtuneError: a recipe, model, data or client that cannot be used here.
         """
         key = hello.run, hello.recipe, replace(options, clients=options.clients if options.data else None)
-        if self._key != key:
+        if self._bench is None or self._key != key:
             self._key = self._bench = None  # the old model first: two need not fit
             self._bench, self._key = Bench(hello, options, self._make), key
         return self._bench

@@ -12,8 +12,9 @@ Not here: how a message is sent again (`flower_post`), what a node does (`node`)
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -134,12 +135,12 @@ class FlowerGrid:
         server = replace(server, up_to_date={**server.up_to_date, **self._places(server)})
         post, expected, found = Post(self._grid, self._waiting.resend, clock=self._clock), server.replica.digest, {}
         for node in [node for node in self._guests if node in self._online]:
-            post.send(node, lambda node=node: self._last_parcel(server, protocol, node))
+            post.send(node, partial(self._last_parcel, server, protocol, node))
         for node, outcome in self._answers_of(post, self._clock() + self._waiting.finish, lambda: True):
             label = self._guests[node].label
             try:
-                found[label] = decode_finished(_only(outcome))
-                self._num_bytes["finish"] += len(outcome.messages[0])
+                found[label] = decode_finished(answer := _only(outcome))
+                self._num_bytes["finish"] += len(answer)
             except SeedtuneError as error:
                 self._say(f"{label} did not come to the end of the run: {error}")
         for node in post.underway:
@@ -160,7 +161,7 @@ class FlowerGrid:
         limit = self._recipe.federation.deadline_seconds
         post = Post(self._grid, self._waiting.resend, limit and max(60.0, limit), self._clock)
         for node, clients in of_node.items():
-            post.send(node, lambda c=clients: Parcel(self._run, tuple(c), tuple(messages[client] for client in c)))
+            post.send(node, partial(self._parcel, messages, clients))
         num_answered = 0
 
         def enough() -> bool:
@@ -233,8 +234,8 @@ class FlowerGrid:
                 self._greetings.send(node, lambda: Parcel(self._run, (NODE,), (self._hello_bytes,)))
         for node, outcome in self._greetings.arrived():
             try:
-                standing = decode_standing(_only(outcome))
-                self._num_bytes["hello"] += len(outcome.messages[0])
+                standing = decode_standing(answer := _only(outcome))
+                self._num_bytes["hello"] += len(answer)
                 self._admit(node, standing)
             except SeedtuneError as error:
                 if self._refused.get(node, ("",))[0] != str(error):
@@ -270,6 +271,9 @@ class FlowerGrid:
         places = {client: place.get(at, AHEAD) if at else 0 for client, at in self._told.items()}
         self._told.clear()
         return places
+
+    def _parcel(self, messages: Mapping[int, bytes], clients: Sequence[int]) -> Parcel:
+        return Parcel(self._run, tuple(clients), tuple(messages[client] for client in clients))
 
     def _last_parcel(self, server: Server, protocol: ExchangeProtocol, node: int) -> Parcel:
         """To one of the node's clients, one that has missed least: its replica is all its clients'."""
@@ -321,7 +325,7 @@ def _each(outcome: Outcome, count: int) -> Iterator[bytes | Exception]:
 def _error(text: str) -> SeedtuneError:
     """An error of a node as one of ours: of its own class where that is one."""
     name, _, reason = text.partition(": ")
-    kind = getattr(errors, name, None)
+    kind: Any = getattr(errors, name, None)
     is_ours = isinstance(kind, type) and issubclass(kind, SeedtuneError)
     return kind(reason) if is_ours else EngineError(text)
 

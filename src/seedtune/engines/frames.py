@@ -4,7 +4,7 @@ Whoever only hands them on, such as Flower's client process, needs neither torch
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,10 @@ def parcel_of(plain: Mapping[str, Any]) -> Parcel:
     Raises:
         MessageError: not the fields of a parcel.
     """
-    run, clients, messages = (plain.get(name) for name in ("run", "clients", "messages"))
-    whole = isinstance(run, str) and _all(clients, int) and _all(messages, bytes) and len(clients) == len(messages)
-    if not whole or len(set(clients)) < len(clients):
+    found: Iterator[Any] = (plain.get(name) for name in ("run", "clients", "messages"))
+    run, clients, messages = found
+    typed = isinstance(run, str) and _all(clients, int) and _all(messages, bytes)
+    if not typed or not len(set(clients)) == len(clients) == len(messages):
         raise MessageError("a parcel has a run, and a message for each client that it names")
     return Parcel(run, tuple(clients), tuple(messages))
 
@@ -61,7 +62,8 @@ def answered_of(plain: Mapping[str, Any], num_messages: int) -> Answered:
     Raises:
         MessageError: not an answer, or the text of an error, for each of so many messages.
     """
-    messages, errors = plain.get("messages"), plain.get("errors")
+    found: Iterator[Any] = (plain.get(name) for name in ("messages", "errors"))
+    messages, errors = found
     whole = _all(messages, bytes) and _all(errors, str) and len(messages) == len(errors) == num_messages
     if not whole:
         raise MessageError(f"a node's answer has {num_messages} messages and as many texts of errors")

@@ -9,8 +9,9 @@ Guarantee: a message that comes twice is answered by the same bytes and computed
 here opens a socket.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -39,16 +40,18 @@ class Node:
 
     def __init__(self, state: NodeState, options: Options, benches: Benches):
         self.state, self.options, self.benches = state, options, benches
+        self._status: dict[str, Any] = {}
+        self._num_read = 0
         self._forget()
 
     def answers(self, parcel: Parcel) -> Answered:
         """What every message of a parcel is answered; an error of one, whatever it is, stops no other."""
         with kernels.using(self.options.machine.kernel), self._status_kept():
             if parcel.clients == (NODE,):
-                found = [attempted(self._answer_itself, parcel)]
+                found: list[bytes | Exception] = [attempted(self._answer_itself, parcel)]
             else:
-                found = attempted(self._of_clients, parcel)
-                found = [found] * len(parcel.clients) if isinstance(found, Exception) else found
+                of_each = attempted(self._of_clients, parcel)
+                found = [of_each] * len(parcel.clients) if isinstance(of_each, Exception) else of_each
         return Answered(
             tuple(b"" if isinstance(answer, Exception) else answer for answer in found),
             tuple(_told(answer) if isinstance(answer, Exception) else "" for answer in found),
@@ -108,9 +111,9 @@ class Node:
         found: dict[int, bytes | Exception] = {}
         for client, data in asked.items():
             kept = self.state.reply(client, data)
-            error = None if kept else attempted(lambda data, c=client: self._prepare(bench, c, data), data)
-            if kept or error:
-                found[client] = kept or error
+            error = None if kept else attempted(partial(self._prepare, bench, client), data)
+            if answer := kept or error:
+                found[client] = answer
         wanted = {client: data for client, data in asked.items() if client not in found}
         for client, answer in bench.answering.answers(wanted):
             found[client] = answer
@@ -142,14 +145,14 @@ class Node:
     def _status_kept(self) -> Iterator[None]:
         """The status as it is on disk, where another process of a simulation may have changed it, and back to it."""
         before = self.state.status()
-        self._status: dict[str, Any] = dict(before)
+        self._status = dict(before)
         try:
             yield
         finally:
             if self._status != before:
                 self.state.set_status(self._status)
 
-    def _or_from_the_base(self, bench: Bench, act) -> None:
+    def _or_from_the_base(self, bench: Bench, act: Callable[[], None]) -> None:
         """Acts; where records or weights turn out not to be what they said, forgets them and stands at the base."""
         try:
             act()
@@ -217,7 +220,8 @@ class Node:
             self._chain.link(start, [record])
 
     def _forget(self) -> None:
-        self._chain, self._num_read = Chain(set()), 0
+        self._chain = Chain(set())
+        self._num_read = 0
 
     def _stood(self, client: int) -> bytes:
         """The digest that a client last stood at, empty for the base."""

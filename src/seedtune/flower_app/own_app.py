@@ -81,7 +81,7 @@ def main() -> None:
         print(f"error: this Flower has no {PULL} as version 1.41 has: install flwr==1.41.*", file=sys.stderr)
         sys.exit(2)
     setattr(internal, PULL, guarded(pull, build_fab_from_disk(bundle()), _log, RunNotRunningException))
-    sys.exit(flower_supernode())
+    flower_supernode()
 
 
 def _unpacked(content: bytes) -> dict[str, bytes]:

@@ -52,7 +52,7 @@ def go_on(grid: Grid, config: Mapping[str, Any], say: Say) -> dict[str, Any]:
     summary = run_store.summary_of(folder)
     if summary is not None:
         return summary
-    seconds = {name: float(config[name]) for name in ("patience", "resend", "finish") if name in config}
+    seconds: dict[str, Any] = {name: float(config[name]) for name in ("patience", "resend", "finish") if name in config}
     machine = Machine(**{name: config[name] for name in ("device", "kernel") if name in config})
     engine = over(grid, replace(Waiting(), **seconds), "flower")
     return experiment.resume(folder, machine, _lines(say), say, engine)

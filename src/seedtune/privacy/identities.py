@@ -164,9 +164,9 @@ def _signed(client: int, agreement: bytes) -> bytes:
     return _LABEL + client.to_bytes(8, "little") + agreement
 
 
-def _point(public: ec.EllipticCurvePublicKey) -> bytes:
-    if public.curve.name != _CURVE.name:
-        raise ValueError("another curve than P-384")
+def _point(public: object) -> bytes:
+    if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name != _CURVE.name:
+        raise ValueError("another key than one on P-384")
     return public.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
 
 

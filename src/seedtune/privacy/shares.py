@@ -20,7 +20,7 @@ _FIELD = 1 << 128 | 0b10000111  # x^128 + x^7 + x^2 + x + 1, as the library has 
 
 def split(secret: bytes, threshold: int, num_shares: int) -> list[bytes]:
     """The shares of places 0 to n - 1. Cost: some t n microseconds; 130 ms for 67 of 100."""
-    return [share for _, share in Shamir.split(threshold, num_shares, secret)]
+    return [share for _, share in Shamir.split(threshold, num_shares, secret, ssss=False)]
 
 
 def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
