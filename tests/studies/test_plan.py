@@ -62,6 +62,13 @@ def test_a_learning_rate_of_another_model_is_noted(request_of, tiny_model):
     assert planned(replace(request, study=own, settings=bare)).notes == ()
 
 
+@pytest.mark.parametrize("name", ["loss-surge", "zo-family"])
+def test_a_rate_that_is_measured_has_no_multiples(name):
+    told = f"study {name}: tries multiples of local.learning_rate: give it a number, not 'auto'"
+    with pytest.raises(ConfigError, match=told):
+        planned(Request(study_of(name), settings={"local": {"learning_rate": "auto"}}))
+
+
 def test_a_method_is_laid_under_a_case(request_of):
     cases = Case("fedavg", method="fedavg"), Case("fedzo", {"federation": {"weighting": "equal"}}, method="fedzo")
     first, second = planned(request_of(varied(*cases))).cases

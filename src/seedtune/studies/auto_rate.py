@@ -14,12 +14,12 @@ from .study import Case, Study, View
 GRID = tuple(float(f"{10 ** (exponent / 2):.3g}") for exponent in range(-3, 4))
 """From a thirtieth to thirty times the rate in the middle."""
 
-TUNED = {
+TUNED: dict[str, tuple[Any, ...]] = {
     "all": ({"model": {"adapter": "none", "trainable": ()}}, 1e-3, 2e-4),
     "LoRA": ({"model": {"adapter": "lora", "trainable": ()}}, 2e-2, 5e-3),
 }
 """What is tuned, and the middle of the grid for two-point and for split estimates."""
-ESTIMATORS = {
+ESTIMATORS: dict[str, dict[str, Any]] = {
     "two-point": {"local": {"estimator": "two-point", "num_directions": 8}},
     "split": {"local": {"estimator": "split"}},
 }

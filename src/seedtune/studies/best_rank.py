@@ -11,6 +11,7 @@ from ..analysis.estimates import Estimate, estimate
 from ..report import figure
 from .findings import amount, seeds
 from .measured import Measured, Result
+from .measuring import sure
 from .study import Axis, Case, Measure, Study
 
 RANKS = (1, 4, 16, 64)
@@ -37,12 +38,12 @@ def by_subject(measured: Measured) -> dict[str, list[Result]]:
 
 
 def best_of(results: Sequence[Result]) -> Result:
-    return min(results, key=lambda one: one.loss.mean)
+    return min(results, key=lambda one: sure(one.loss).mean)
 
 
 def above(one: Result, best: Result) -> Estimate:
     """By how much a case's loss lies above another's, seed by seed: both have the same data and partition."""
-    return estimate([mine.loss - its.loss for mine, its in zip(one.runs, best.runs, strict=True)])
+    return sure(estimate([mine.loss - its.loss for mine, its in zip(one.runs, best.runs, strict=True)]))
 
 
 def as_good(results: Sequence[Result]) -> list[Result]:
@@ -65,7 +66,7 @@ def _told(subject: str, results: Sequence[Result], measured: Measured) -> str:
     edge = ", the largest or smallest tried" if best in (results[0], results[-1]) else ""
     return (
         f"{subject}: stable rank {amount(rank, 1) if rank else 'unknown'} of the whole Hessian, best LoRA rank "
-        f"{best.x:g}{edge} (test loss {amount(best.loss)}{unsure})"
+        f"{best.x:g}{edge} (test loss {amount(sure(best.loss))}{unsure})"
     )
 
 
@@ -123,7 +124,7 @@ def losses_panel(measured: Measured) -> figure.Panel:
         banded = found[0].half_width is not None
         lines.append(
             figure.Line(
-                subject, [one.x * BESIDE**place for one in results], columns[0], *(columns[1:] if banded else ())
+                subject, [sure(one.x) * BESIDE**place for one in results], columns[0], *(columns[1:] if banded else ())
             )
         )
     ticks = [(rank, str(rank)) for rank in RANKS]
@@ -142,8 +143,8 @@ def ranks_panel(measured: Measured) -> figure.Panel:
 def _points(measured: Measured) -> Iterator[figure.Line]:
     for subject, results in by_subject(measured).items():
         if rank := hessian(subject, measured):
-            good = [one.x for one in as_good(results)]
-            yield figure.Line(subject, [rank.mean], [best_of(results).x], [min(good)], [max(good)])
+            good = [sure(one.x) for one in as_good(results)]
+            yield figure.Line(subject, [rank.mean], [sure(best_of(results).x)], [min(good)], [max(good)])
 
 
 def _case(rank: int) -> Case:

@@ -5,7 +5,9 @@ tr(H)/|H|, in which curvature of both signs cancels; the stable rank is a lower 
 does. Seeds have other examples, other partitions and other random starts: bands over seeds are about all of these.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from ..analysis.estimates import DIGITS, Estimate, estimate
 from ..report import figure
@@ -17,6 +19,7 @@ R = 200
 """The bound on the effective rank that FedMeZO's reviewers ask about."""
 START, TUNED, WHOLE = "start", "tuned", "whole"
 ABSOLUTE = ("absolute trace / norm, at least", "the same, half the steps")
+Place = TypeVar("Place")
 EDGES = ("before the layers", "behind the layers")
 
 
@@ -79,7 +82,7 @@ def layers_panel(name: str) -> Draw:
         cases = list(dict.fromkeys(one.case for one in measured.taken))
         parts = {part for case in cases for part in parts_of(measured, case)} - {WHOLE}
         order = [EDGES[0], *sorted(parts - set(EDGES), key=lambda part: (len(part), part)), EDGES[1]]
-        lines = [_line(case, order, lambda part, case=case: measured.over_seeds(case, name, "stable rank", part))
+        lines = [_line(case, order, partial(measured.over_seeds, case, name, "stable rank"))
                  for case in cases]  # fmt: skip
         ticks = [(place, _short(part)) for place, part in enumerate(order)]
         return figure.Panel(
@@ -93,7 +96,7 @@ def _short(part: str) -> str:
     return part.removesuffix(" the layers").removeprefix("layer ")
 
 
-def _line(label: str, order: list[str], of: Callable[[str], Estimate | None]) -> figure.Line:
+def _line(label: str, order: Sequence[Place], of: Callable[[Place], Estimate | None]) -> figure.Line:
     """The blocks that there are; a band that reaches 0 ends at half the mean on a logarithmic axis."""
     found = [(place, one) for place, part in enumerate(order) if (one := of(part))]
     places, ones = [place for place, _ in found], [one for _, one in found]

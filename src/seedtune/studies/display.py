@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from .findings import amount
 from .measured import Measured, Result, Run, Taken
-from .measuring import Kept, Reading
+from .measuring import Kept, Reading, sure
 from .outcomes import Outcome, left
 from .plan import Plan
 from .runner import Listener, News
@@ -36,7 +36,8 @@ class _Bar:
     """Runs that have ended, and shares of those that are running."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
-        self._console, self._bar, self._shares = console, bar, {}
+        self._console, self._bar = console, bar
+        self._shares: dict[str, float] = {}
         self._task = bar.add_task("runs", total=None, state="")
 
     def __call__(self, news: News) -> None:
@@ -54,7 +55,7 @@ def _print_news(console: Console, news: News) -> None:
     if news.job is None and news.num_done:
         console.print(f"{news.num_done} of {news.num_runs} runs are there already", soft_wrap=True)
     elif news.job and news.has_ended:
-        told = f"failed: {news.error}" if news.error else _told(news.run)
+        told = _told(news.run) if news.run else f"failed: {news.error}"
         console.print(f"{news.num_done}/{news.num_runs}  {news.job.name}  {told}", soft_wrap=True)
 
 
@@ -108,7 +109,7 @@ def table(measured: Measured) -> Table:
 
 def _cells(result: Result) -> tuple[str, ...]:
     accuracy = result.final("accuracy")
-    costs = (result.total(name).mean for name in ("forwards", "bytes_up"))
+    costs = (sure(result.total(name)).mean for name in ("forwards", "bytes_up"))
     rounds = sorted({run.rounds for run in result.runs})
     return (
         result.label, f"{result.rate:g}", amount(result.loss) if result.loss else "diverged",

@@ -10,6 +10,7 @@ from statistics import mean, median
 
 from ..analysis.estimates import DIGITS, Estimate, estimate, verdict
 from .measured import Measured, Result, common_loss
+from .measuring import sure
 from .study import Finding
 
 UPLOADS = ("scalars", "weights")
@@ -32,11 +33,11 @@ def trend_of(results: Sequence[Result], symbol: str) -> str:
     if len(known) == 1:
         return f"only {named(known[0])} can be judged"
     low, high = min(known, key=_mean), max(known, key=_mean)
-    word = verdict(low.loss, high.loss)
+    word = verdict(sure(low.loss), sure(high.loss))
     if word in ("within the band", "equal"):
         beyond = " beyond the band" if "band" in word else ""
         return f"{symbol} makes no difference{beyond}, from {named(low)} to {named(high)}"
-    ordered = sorted(known, key=lambda result: result.x)
+    ordered = sorted(known, key=_place)
     means = [_mean(result) for result in ordered]
     if means == sorted(means, reverse=True):
         return f"the test loss falls as {symbol} grows, from {named(ordered[0])} to {named(ordered[-1])}"
@@ -63,7 +64,7 @@ def against(reference: str) -> Finding:
 def _grouped(base: Estimate, others: Sequence[Result]) -> dict[str, list[Result]]:
     groups: dict[str, list[Result]] = {}
     for word in ("lower", "within the band", "equal", "higher"):
-        members = [result for result in others if verdict(result.loss, base) == word]
+        members = [result for result in others if verdict(sure(result.loss), base) == word]
         groups |= {word: sorted(members, key=_mean)} if members else {}
     return groups
 
@@ -88,11 +89,13 @@ def _pair(one: Result, other: Result) -> str:
 def _cost(one: Result, other: Result) -> str:
     """FLOPs of both to the lowest loss that all their runs came to."""
     level = common_loss((one, other))
-    costs = [None if level is None else result.to_reach(level, "flops") for result in (one, other)]
-    if not all(cost and cost.mean for cost in costs):
+    if level is None:
         return ""
-    factor = f"{costs[0].mean / costs[1].mean:.2g} x the FLOPs"
-    unsure = ", within the band" if verdict(*costs) == "within the band" else ""
+    mine, its = one.to_reach(level, "flops"), other.to_reach(level, "flops")
+    if not (mine and mine.mean and its and its.mean):
+        return ""
+    factor = f"{mine.mean / its.mean:.2g} x the FLOPs"
+    unsure = ", within the band" if verdict(mine, its) == "within the band" else ""
     return f"; to a test loss of {level:.3f}, which all their runs reach, {one.label} takes {factor}{unsure}"
 
 
@@ -123,9 +126,8 @@ def _factor(one: Result, other: Result) -> tuple[Estimate, float] | None:
     the same data: the mean of the ratios and its band. None where a run never came below its start."""
     level = max(run.lowest_loss for run in (*one.runs, *other.runs))
     spent = [[run.spent(level, "flops") for run in runs] for runs in zip(one.runs, other.runs, strict=True)]
-    if not all(map(all, spent)):
-        return None
-    return estimate([own / others for own, others in spent]), level
+    ratios = [own / others for own, others in spent if own and others]
+    return (sure(estimate(ratios)), level) if len(ratios) == len(spent) else None
 
 
 def _times(factor: tuple[Estimate, float] | None) -> str:
@@ -160,7 +162,11 @@ def _diverged(results: Sequence[Result]) -> str:
 
 
 def _mean(result: Result) -> float:
-    return result.loss.mean
+    return sure(result.loss).mean
+
+
+def _place(result: Result) -> float:
+    return sure(result.x)
 
 
 def surges(measured: Measured) -> str:
@@ -176,8 +182,9 @@ def surges(measured: Measured) -> str:
 def _calm(result: Result) -> str:
     """A case without a surge, and whether it ended above where it began all the same."""
     start = estimate([run.rows[0]["loss"] for run in result.runs])
-    rose = result.loss and start and verdict(result.loss, start) == "higher"
-    return f"{result.label} (yet it ended at {amount(result.loss)}, above its start)" if rose else result.label
+    if result.loss and start and verdict(result.loss, start) == "higher":
+        return f"{result.label} (yet it ended at {amount(result.loss)}, above its start)"
+    return result.label
 
 
 def _surge(result: Result) -> str:
@@ -188,7 +195,7 @@ def _surge(result: Result) -> str:
 
 def _order(surged: Sequence[Result]) -> str:
     """Whether larger rates surge earlier, by the median round of each."""
-    rounds = [median(result.surge_rounds) for result in sorted(surged, key=lambda result: result.x)]
+    rounds = [median(result.surge_rounds) for result in sorted(surged, key=_place)]
     if len(rounds) < 2:
         return ""
     if rounds == sorted(rounds, reverse=True) and rounds[0] > rounds[-1]:
@@ -206,7 +213,7 @@ def ranks(measured: Measured) -> str:
 
 def _sent(results: Sequence[Result]) -> str:
     """The bytes of the lowest and of the highest rank."""
-    low, high = (result.total("bytes_up") for result in (results[0], results[-1]))
+    low, high = (sure(result.total("bytes_up")) for result in (results[0], results[-1]))
     if low.mean == high.mean:
         return f"{low.mean:,.0f} bytes whatever the rank"
     return f"{low.mean:,.0f} ({results[0].label}) to {high.mean:,.0f} bytes ({results[-1].label})"

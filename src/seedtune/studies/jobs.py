@@ -35,7 +35,7 @@ class Job:
     @property
     def asked(self) -> Asked | None:
         one = self.measure
-        return one and Asked(one.what, one.at, one.options, None if one.at == "apart" else self.recipe)
+        return Asked(one.what, one.at, one.options, None if one.at == "apart" else self.recipe) if one else None
 
     @property
     def key(self) -> str:
@@ -86,7 +86,7 @@ def results_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> list[
     if not all(job.key in ended for job in tried):
         return []
     rate = chosen_rate(plan, tried, ended)
-    chosen = [job for job in tried if job.recipe.local.learning_rate == rate]
+    chosen = [job for job in tried if job.recipe.first_rate == rate]
     return [*chosen, *(job for job in jobs if job.role == "result")]
 
 
@@ -157,7 +157,7 @@ def _beyond(plan: Plan, tried: list[Job], ended: Mapping[str, Run]) -> float | N
     """The next rate of a grid whose best lies at an edge; None where it does not, or is not known yet."""
     if not all(key(job.recipe) in ended for job in tried):
         return None
-    rates, best = [job.recipe.local.learning_rate for job in tried], chosen_rate(plan, tried, ended)
+    rates, best = [job.recipe.first_rate for job in tried], chosen_rate(plan, tried, ended)
     for edge, inner in ((rates[0], rates[1]), (rates[-1], rates[-2])):
         if best == edge:
             return multiple(edge, edge / inner)
@@ -167,7 +167,7 @@ def _beyond(plan: Plan, tried: list[Job], ended: Mapping[str, Run]) -> float | N
 def chosen_rate(plan: Plan, tried: list[Job], ended: Mapping[str, Run]) -> float:
     """The rate of the run with the lowest loss; divergence counts as worst, and of equals the first wins."""
     by = plan.study.judged_by
-    return min(tried, key=lambda job: ended[key(job.recipe)].judged(by)).recipe.local.learning_rate
+    return min(tried, key=lambda job: ended[key(job.recipe)].judged(by)).recipe.first_rate
 
 
 def _others(case: PlannedCase, recipe: Recipe, rate: float) -> Iterator[Job]:

@@ -4,7 +4,7 @@ Nothing here reads a folder (`folders`) or puts a finding into words (`findings`
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,8 +143,7 @@ class Result:
             return self.loss
         if name in COUNTED:
             return self.total(name)
-        values = [run.rows[-1].get(name) for run in self.runs]
-        return None if None in values else estimate(values)
+        return _over([run.rows[-1].get(name) for run in self.runs])
 
     @property
     def num_diverged(self) -> int:
@@ -167,9 +166,7 @@ class Result:
     def to_reach(self, loss: float, counted: str) -> Estimate | None:
         """What it took to come to `loss` for the first time; None where a seed never came there."""
         rows = [run.reached(loss) for run in self.runs]
-        if None in rows:
-            return None
-        return estimate([run.until(row, counted) for run, row in zip(self.runs, rows, strict=True)])
+        return _over([run.until(row, counted) if row else None for run, row in zip(self.runs, rows, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -203,8 +200,13 @@ class Measured:
 
     def over_seeds(self, case: str, name: str, quantity: str, part: str = "") -> Estimate | None:
         """The mean over seeds of one number that was measured; None where a seed has none."""
-        values = [one.value(quantity, part) for one in self.taken if (one.case, one.name) == (case, name)]
-        return None if None in values else estimate(values)
+        return _over([one.value(quantity, part) for one in self.taken if (one.case, one.name) == (case, name)])
+
+
+def _over(values: Sequence[float | None]) -> Estimate | None:
+    """The mean over seeds; None where one of them has no value."""
+    known = [value for value in values if value is not None]
+    return estimate(known) if len(known) == len(values) else None
 
 
 def common_loss(results: Iterable[Result]) -> float | None:

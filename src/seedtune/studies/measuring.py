@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import Machine, Recipe
 from ..errors import ConfigError, RunStoreError
 from ..recipe_text import build
 from ..run_folder import replace_text, writing
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def block_ranks(asked: Asked, run: Path | None) -> Iterator[Reading]:
     from ..analysis.subject import subject_of
     from ..assembly import assemble
 
-    experiment = subject_of(str(run), None, {}, Machine()) if run else assemble(asked.recipe, Machine())
+    experiment = subject_of(str(run), None, {}, Machine()) if run else assemble(sure(asked.recipe), Machine())
     for part, values in block_ranks(experiment, BlockOptions(**asked.options)).items():
         yield from (_reading(part, name, value) for name, value in values.items())
 
@@ -80,7 +82,8 @@ def rate_signals(asked: Asked, run: Path | None) -> Iterator[Reading]:
     from .. import run_store
     from ..analysis.rate_signals import rate_signals
 
-    found = rate_signals(run_store.recipe_of(run), run_store.metrics_of(run))
+    folder = sure(run)
+    found = rate_signals(run_store.recipe_of(folder), run_store.metrics_of(folder))
     yield _reading("", "rate and distance", found.rate)
     yield _reading("", "loss and distance", found.loss)
     for client, values in enumerate(zip(found.distance, found.mean_loss, found.mean_signal, strict=True)):
@@ -124,6 +127,17 @@ def take(asked: Asked, run: Path | None, file: Path) -> None:
     with writing(file.parent, "make room, then give the same command again"):
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_text(file, json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+
+def sure(value: Value | None) -> Value:
+    """What is there wherever it is asked for: the loss of a case that has not diverged, a place where there is an axis.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value is None:
+        raise ValueError("a study asked for what it has not measured")
+    return value
 
 
 def _asked(found: Mapping[str, Any]) -> Asked:

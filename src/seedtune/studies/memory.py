@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from ..analysis.estimates import Fitted, line_through
 from ..report import figure
 from .measured import Measured
+from .measuring import sure
 from .study import Case, Draw, Measure, Study
 
 METHODS = ("inference", "two-point", "SGD", "AdamW")
@@ -26,7 +27,7 @@ def peaks_of(measured: Measured, dtype: str) -> dict[str, list[tuple[float, floa
     found: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
     for one in measured.taken:
         if one.case.endswith(f", {dtype}") and (peak := one.value("peak")) is not None:
-            found[one.name].append((one.value("parameters"), peak))
+            found[one.name].append((sure(one.value("parameters")), peak))
     return {method: sorted(points) for method, points in found.items()}
 
 

@@ -23,6 +23,7 @@ from ..report import figure
 from ..run_folder import replace_text, writing
 from .folders import OUTCOMES, flat
 from .measured import COUNTED, Measured, Result, Run, common_loss
+from .measuring import sure
 from .plan import Plan
 from .study import Study, View
 
@@ -212,12 +213,13 @@ def _line(label: str, points: Iterable[tuple[float, Any]]) -> figure.Line:
 
 def _over_axis(measured: Measured, view: View) -> figure.Panel:
     """Final values over the study's axis, a line a series."""
-    axis = measured.study.axis
+    axis = sure(measured.study.axis)
     series = dict.fromkeys(result.series for result in measured.results)
     lines = [
-        _line(name, [(one.x, one.final(view.y)) for one in measured.results if one.series == name]) for name in series
+        _line(name, [(sure(one.x), one.final(view.y)) for one in measured.results if one.series == name])
+        for name in series
     ]
-    ticks = [(x, f"{x:g}") for x in sorted({result.x for result in measured.results})]
+    ticks = [(x, f"{x:g}") for x in sorted({sure(result.x) for result in measured.results})]
     return figure.Panel(axis.label, _at_the_end(measured, view.y), lines, axis.log, view.log_y, ticks)
 
 

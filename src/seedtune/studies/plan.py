@@ -117,7 +117,7 @@ def _subject(path: Path) -> dict[str, Any]:
         ConfigError: a file that cannot be read, that names neither model nor task, or that no recipe takes.
     """
     values = read_toml(path)
-    own = {section: values[section] for section in ("model", "task") if section in values}
+    own: dict[str, Any] = {section: values[section] for section in ("model", "task") if section in values}
     if not own:
         raise ConfigError(f"--also {path}: names neither a model nor a task: give it a section [model] or [task]")
     build(own, f"--also {path}")
@@ -183,16 +183,23 @@ def _planned_case(study: Study, case: Case, base: Recipe, seeds: tuple[int, ...]
         values = merged(merged(values, method), {"run": {"method": case.method}})
     values = merged(values, case.over)
     for name, factor in case.times.items():
-        values = merged(values, nested(name, multiple(setting(base, name), factor)))
+        values = merged(values, nested(name, _multiple_of(study, base, name, factor)))
     recipe = build(merged(values, ONE_THREAD), f"study {study.name}, case {case.label!r}")
     x = setting(recipe, study.axis.setting) if study.axis else None
-    rates = tuple(multiple(recipe.local.learning_rate, factor) for factor in case.rates)
+    rates = tuple(_multiple_of(study, recipe, "local.learning_rate", factor) for factor in case.rates)
     label = ", ".join(part for part in (subject, case.label.format(x="" if x is None else f"{x:g}")) if part)
     own_seeds = seeds[: case.most_seeds]
     return PlannedCase(
         label, case.series, None if x is None else float(x), recipe, rates, case.most_rates, own_seeds, subject,
         case.measures, case.trained,
     )  # fmt: skip
+
+
+def _multiple_of(study: Study, recipe: Recipe, name: str, factor: float) -> float:
+    value = setting(recipe, name)
+    if isinstance(value, str):
+        raise ConfigError(f"study {study.name}: tries multiples of {name}: give it a number, not {value!r}")
+    return multiple(value, factor)
 
 
 def multiple(value: float, factor: float) -> float:
@@ -245,7 +252,7 @@ def _possible(cases: list[PlannedCase]) -> tuple[tuple[PlannedCase, ...], dict[s
 
 def _is_behind(study: Study, case: PlannedCase) -> bool:
     """Whether a case of a sweep over the layers is of a layer that the model does not have."""
-    return bool(study.axis) and study.axis.setting == "split.cut" and _uncuttable(case.recipe) is not None
+    return study.axis is not None and study.axis.setting == "split.cut" and _uncuttable(case.recipe) is not None
 
 
 def _uncuttable(recipe: Recipe) -> str | None:

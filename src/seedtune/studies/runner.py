@@ -6,7 +6,7 @@ when all of it is done.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def carry_out(plan: Plan, folder: Path, num_jobs: int | None, listen: Listener) 
         with crew_of(_size_of_crew(state, num_jobs)) as crew:
             _run_all(state, crew, listen)
         _check_failed(state)
-        return outcomes.write(plan, folder, measured(plan, state.ended))
+        return outcomes.write(plan, folder, measured(plan, state.runs, state.measurements))
 
 
 @dataclass
@@ -81,12 +81,22 @@ class _State:
     places: dict[str, Path]
     ended: dict[str, Run | Kept]
     running: dict[Path, Job] = field(default_factory=dict)
-    failed: dict[str, tuple[Job, str]] = field(default_factory=dict)
+    failed: dict[str, tuple[Job, str | None]] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """Those that have ended."""
+        return {at: one for at, one in self.ended.items() if isinstance(one, Run)}
+
+    @property
+    def measurements(self) -> dict[str, Kept]:
+        """Those that are done."""
+        return {at: one for at, one in self.ended.items() if isinstance(one, Kept)}
 
     def startable(self) -> list[Job]:
         """The jobs that are wanted and neither ended, failed nor running, one for each key."""
         known = {*self.ended, *self.failed, *(job.key for job in self.running.values())}
-        jobs = {job.key: job for job in reversed(wanted(self.plan, self.ended))}
+        jobs = {job.key: job for job in reversed(wanted(self.plan, self.runs))}
         return [job for at, job in reversed(jobs.items()) if at not in known]
 
     def place(self, job: Job) -> Path:
@@ -107,10 +117,10 @@ class _State:
         return job.asked, self.places[key(job.recipe)] if job.asked.at == "end" else None
 
     def num_done(self) -> int:
-        return sum(job.key in self.ended for job in wanted(self.plan, self.ended))
+        return sum(job.key in self.ended for job in wanted(self.plan, self.runs))
 
     def num_expected(self) -> int:
-        return num_expected(self.plan, self.ended)
+        return num_expected(self.plan, self.runs)
 
 
 def _found(plan: Plan, folder: Path) -> _State:
@@ -163,7 +173,7 @@ def _check_failed(state: _State) -> None:
         )
 
 
-def measured(plan: Plan, ended: dict[str, Run | Kept]) -> Measured:
+def measured(plan: Plan, ended: Mapping[str, Run], kept: Mapping[str, Kept]) -> Measured:
     """All runs and measurements of a plan, case by case."""
     jobs = wanted(plan, ended)
     results = []
@@ -173,7 +183,7 @@ def measured(plan: Plan, ended: dict[str, Run | Kept]) -> Measured:
             grid = tuple(ended[job.key] for job in jobs if job.case is case and job.role == "rate")
             results.append(Result(case.label, case.series, case.x, runs, grid, plan.study.judged_by, case.subject))
     taken = tuple(
-        Taken(job.case.label, job.case.subject, job.measure.name, job.recipe.run.seed, ended[job.key])
+        Taken(job.case.label, job.case.subject, job.measure.name, job.recipe.run.seed, kept[job.key])
         for job in jobs if job.measure
     )  # fmt: skip
     return Measured(plan.study, tuple(results), len(plan.seeds), taken)

@@ -13,6 +13,7 @@ from ..report import figure
 from .fedmezo import STRATEGIES
 from .findings import seeds
 from .measured import Measured, Result, Run
+from .measuring import sure
 from .study import Axis, Case, Draw, Measure, Study
 
 ALPHAS = (0.1, 10.0)
@@ -43,10 +44,10 @@ QUALITIES = {"final test loss": lambda run: run.loss, "mean test loss": mean_los
 def difference(measured: Measured, policy: str, alpha: float, quality: str) -> Estimate | None:
     """A policy's less that of `fixed`, seed by seed, whose partition, batches and directions are the same. None where
     one of the two diverged, or was left out."""
-    of, both = QUALITIES[quality], [_at(measured, one, alpha) for one in (policy, REFERENCE)]
-    if None in both:
+    of, mine, its = QUALITIES[quality], _at(measured, policy, alpha), _at(measured, REFERENCE, alpha)
+    if mine is None or its is None:
         return None
-    return estimate([of(mine) - of(its) for mine, its in zip(*(one.runs for one in both), strict=True)])
+    return estimate([of(one) - of(other) for one, other in zip(mine.runs, its.runs, strict=True)])
 
 
 def _at(measured: Measured, policy: str, alpha: float) -> Result | None:
@@ -61,7 +62,7 @@ def finding(measured: Measured) -> str:
 
 
 def _alphas(measured: Measured) -> list[float]:
-    return sorted({one.x for one in measured.results})
+    return sorted({sure(one.x) for one in measured.results})
 
 
 def _changes(measured: Measured, alphas: Sequence[float], quality: str) -> str:
@@ -76,7 +77,7 @@ def _changes(measured: Measured, alphas: Sequence[float], quality: str) -> str:
               for (policy, alpha), one in found.items() if one.low > 0 or one.high < 0]  # fmt: skip
     if beyond:
         return f"{quality}, {len(beyond)} of {len(found)} differences lie beyond their band ({', '.join(beyond)})"
-    widest = max(one.half_width for one in found.values())
+    widest = max(sure(one.half_width) for one in found.values())
     return f"{quality}, none of {len(found)} differences lies beyond its band (at most ± {widest:.4f})"
 
 
@@ -110,8 +111,10 @@ def _clients(measured: Measured, policy: str, quantity: str) -> Iterator[tuple[f
     for one in measured.taken:
         if one.case.startswith(f"{policy},"):
             parts = dict.fromkeys(each.part for each in one.kept.readings if each.part)
-            pairs = ((one.value(quantity, part), one.value("distance", part)) for part in parts)
-            yield from (pair for pair in pairs if None not in pair)
+            for part in parts:
+                signal, distance = one.value(quantity, part), one.value("distance", part)
+                if signal is not None and distance is not None:
+                    yield signal, distance
 
 
 def paired_panel(quality: str) -> Draw:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from .. import experiment, run_store
 from ..config import Machine, Recipe
 from ..errors import SeedtuneError
 from ..parent import end_after
 from . import measuring
-from .measuring import Asked
+from .measuring import Asked, sure
 
 Hear = Callable[[Path, int], None]
 """Hears (a run's folder, rounds done) as rounds end."""
@@ -121,7 +121,7 @@ class Processes:
         return worker
 
     def next_ended(self, hear: Hear) -> Ended:
-        by_pipe = {worker.pipe: worker for worker in self.workers if worker.folder}
+        by_pipe: dict[Any, _Worker] = {worker.pipe: worker for worker in self.workers if worker.folder}
         while True:
             for pipe in wait(list(by_pipe)):
                 told = self._told(by_pipe[pipe])
@@ -136,7 +136,7 @@ class Processes:
             worker.process.join()
             self.workers.remove(worker)
             worker.pipe.close()
-            return Ended(worker.folder, f"its process ended with exit code {worker.process.exitcode}")
+            return Ended(sure(worker.folder), f"its process ended with exit code {worker.process.exitcode}")
         if isinstance(told, Ended):
             worker.folder = None
         return told
@@ -148,7 +148,8 @@ def _serve(pipe: Connection) -> None:
     end_after(multiprocessing.parent_process().join)
     try:
         while True:
-            pipe.send(perform(*pipe.recv(), lambda *news: pipe.send(news)))
+            folder, task = pipe.recv()
+            pipe.send(perform(folder, task, lambda *news: pipe.send(news)))
     except (EOFError, ConnectionError):
         return
 
