@@ -67,10 +67,11 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("click", "typer"):
             raise
+        told: Any = error  # typer may bring a click of its own, so there is no class to name
         if type(error).__name__ == "NoArgsIsHelpError":
-            err.print(error.format_message())
+            err.print(told.format_message())
             sys.exit(2)
-        _fail(error.format_message())
+        _fail(told.format_message())
 
 
 def _fail(reason: str) -> NoReturn:

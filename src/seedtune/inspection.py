@@ -200,19 +200,21 @@ def to_target(
 
 def _one_target(accuracy: float | None, loss: float | None) -> tuple[str, float]:
     """The measure and its value."""
-    if (accuracy is None) == (loss is None):
-        found = "neither was" if accuracy is None else "both were"
-        raise ConfigError(f"a target is one of --to-accuracy and --to-loss, and {found} given: give one")
-    if accuracy is not None and not 0 < accuracy <= 1:
-        raise ConfigError(f"--to-accuracy {accuracy:g}: must be more than 0 and at most 1, such as 0.8")
-    if loss is not None and not 0 < loss < math.inf:
-        raise ConfigError(f"--to-loss {loss:g}: must be a finite number above 0, such as 0.5")
-    return ("loss", loss) if accuracy is None else ("accuracy", accuracy)
+    if accuracy is not None and loss is None:
+        if not 0 < accuracy <= 1:
+            raise ConfigError(f"--to-accuracy {accuracy:g}: must be more than 0 and at most 1, such as 0.8")
+        return "accuracy", accuracy
+    if loss is not None and accuracy is None:
+        if not 0 < loss < math.inf:
+            raise ConfigError(f"--to-loss {loss:g}: must be a finite number above 0, such as 0.5")
+        return "loss", loss
+    found = "neither was" if accuracy is None else "both were"
+    raise ConfigError(f"a target is one of --to-accuracy and --to-loss, and {found} given: give one")
 
 
 def _total(rows: Sequence[Mapping[str, Any]], name: str) -> int | None:
     """The sum over rounds, None where one of them does not say."""
-    values = [row.get(name) for row in rows if row["rounds"]]
+    values: list[Any] = [row.get(name) for row in rows if row["rounds"]]
     return None if None in values else sum(values)
 
 
@@ -228,7 +230,7 @@ def health() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _is_known(kernel: str, distribution: Distribution) -> bool:
+def _is_known(kernel: kernels.Name, distribution: Distribution) -> bool:
     with kernels.using(kernel):
         values = noise.values(noise.derive_key(0, "doctor"), 2**40 + 77, 4096, distribution)
     return blake2b(values.numpy().tobytes(), digest_size=16).hexdigest() == KNOWN_NOISE[distribution]

@@ -54,7 +54,7 @@ def _command(name: str) -> Callable[[Callable[..., Probe]], Callable[..., Probe]
             _probe(probe, **given)
 
         options = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in (*own.values(), *shared)]
-        command.__signature__ = Signature(options)
+        command.__signature__ = Signature(options)  # type: ignore[attr-defined]  # where `inspect` looks first
         app.command(name, help=chosen.__doc__)(command)
         return chosen
 

@@ -37,7 +37,7 @@ def _explained(error: ValidationError) -> str:
         return f"{where} = {first['input']!r}: {_number_or_auto(*first['loc'][:2])}"
     if first["type"] == "extra_forbidden":
         *sections, key = [str(part) for part in first["loc"]]
-        fields = Recipe.model_fields[sections[0]].annotation.model_fields if sections else Recipe.model_fields
+        fields = fields_of(sections[0]) if sections else Recipe.model_fields
         return unknown("key" if sections else "section", key, fields) + (f" (in [{sections[0]}])" if sections else "")
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
@@ -47,9 +47,15 @@ def _explained(error: ValidationError) -> str:
 
 def _number_or_auto(section: str, key: str) -> str:
     """What a setting takes, in place of two errors: the one bound that is broken, and that it is not the word."""
-    number, _ = get_args(Recipe.model_fields[section].annotation.model_fields[key].annotation)
+    number, _ = get_args(fields_of(section)[key].annotation)
     above, most = FieldInfo.from_annotation(number).metadata
     return f"give a number greater than {above.gt:g} and at most {most.le:g}, or 'auto'"
+
+
+def fields_of(section: str) -> Mapping[str, FieldInfo]:
+    """The settings of a section of recipes, by name."""
+    kind: Any = Recipe.model_fields[section].annotation
+    return kind.model_fields
 
 
 NUMBER = "constrained-float"
@@ -118,8 +124,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        nested = isinstance(below, Mapping) and isinstance(value, Mapping) and key != "answers"
-        result[key] = merged(below, value) if nested else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and key != "answers":
+            value = merged(below, value)
+        result[key] = value
     return result
 
 

@@ -64,7 +64,7 @@ class _PlainLines:
     def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluated | None) -> None:
         self._sent += _bytes_of(result)
         is_resumed = result is None and evaluation is None
-        is_news = is_resumed or evaluation is not None or bool(result.failed) or bool(result.surge)
+        is_news = is_resumed or evaluation is not None or bool(result and (result.failed or result.surge))
         if is_news or num_rounds % max(1, self._total // PLAIN_LINES) == 0:
             text = "resumed" if is_resumed else _joined(
                 _training(result), quality(evaluation) if evaluation else "", f"sent {amount(self._sent)}",

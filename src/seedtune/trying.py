@@ -73,7 +73,7 @@ def _written(experiment: Experiment) -> dict[str, float]:
         return {}
     prompts = [encoded.prompt.tolist() for encoded in experiment.test.examples]
     tokens = generate(experiment.model, prompts, ANSWER_TOKENS)
-    answers = [experiment.model.tokenizer.decode(ids).split("\n")[0] for ids in tokens]
+    answers = [str(experiment.model.tokenizer.decode(ids)).split("\n")[0] for ids in tokens]
     scored = [(answer, example.references) for answer, example in zip(answers, examples, strict=True)]
     return {
         "token_f1": float(np.mean([metrics.token_f1(*pair) for pair in scored])),

@@ -51,7 +51,7 @@ def block_ranks(experiment: Experiment, options: BlockOptions, tell: Tell = in_s
     model.module.float()
     blocks = {WHOLE: model.trainable} | (blocks_of(model.module, model.trainable) if options.block_steps else {})
     keys = [key_of(recipe, "quadrature", direction=m) for m in range(options.starts)]
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     with hessian_of(probed) as hessian:
         for label, names in blocks.items():
             times, size = operator_of(hessian, names)

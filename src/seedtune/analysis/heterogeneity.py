@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..assembly import Experiment
 from ..data.examples import Task
@@ -198,7 +199,8 @@ def _descend(
     shares = np.concatenate([weights, weights]) / 2
     mean: Tensors = {}
     for name in gradients[0]:
-        mean[name] = sum(float(share) * each[name] for share, each in zip(shares, gradients, strict=True))
+        terms = (float(share) * each[name] for share, each in zip(shares, gradients, strict=True))
+        mean[name] = sum(terms, torch.zeros(()))
     value = float(sum(share * each.at([None])[0] for share, each in zip(shares, losses, strict=True)))
     step = 0.25 * value / max(dot(mean, mean), 1e-30)
     for name, tensor in experiment.site.replica.weights.items():

@@ -36,7 +36,7 @@ from .one_step import RATE, Work, forward, text_batch, two_point_step, work
 def built(case: Case) -> Work:
     config = shape(case.model, case.num_layers)
     adapter = case.adapter()
-    model = loaded_base(adapter) if case.folder else random_model(config, DTYPES[case.dtype], adapter)
+    model = loaded_base(adapter) if adapter and case.folder else random_model(config, DTYPES[case.dtype], adapter)
     batch = text_batch(config.get_text_config().vocab_size, case.num_tokens, case.num_scored)
     model.module.to(case.device)
     for parameter in model.parameters().values():
@@ -140,7 +140,8 @@ def in_fresh_process(function: Callable, case: Case, *arguments: Any) -> dict[st
     """
     what = ", ".join(map(str, case.row().values()))
     call = f"{function.__name__}(Case(**{asdict(case)!r}), *{arguments!r})"
-    home = function.__module__ if function.__module__ != "__main__" else sys.modules["__main__"].__spec__.name
+    main: Any = sys.modules["__main__"]
+    home = function.__module__ if function.__module__ != "__main__" else main.__spec__.name
     imports = f"from {home} import {function.__name__}; from {Case.__module__} import Case"
     begin = f"from {end_with_standard_input.__module__} import end_with_standard_input; end_with_standard_input()"
     code = f"{begin}; import json; {imports}; print(json.dumps({call}))"

@@ -73,7 +73,7 @@ class Size:
 def size_of(case: Case) -> Size:
     config = shape(case.model, case.num_layers)
     module = skeleton(config, DTYPES[case.dtype])
-    linear = {name: module.get_submodule(name).weight for name in lora.linear_names(module)}
+    linear: dict[str, Any] = {name: module.get_submodule(name).weight for name in lora.linear_names(module)}
     adapted = [w for name, w in linear.items() if case.tuned == "lora" and name.rpartition(".")[2] in case.targets]
     text = config.get_text_config()
     return Size(

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..assembly import Experiment, initial_values, install_initial
 from ..errors import ModelError
-from ..models.load import load
+from ..models.load import Tuned, load
 from ..space import bound_weights, copy_into, space_of
 from ..zo.estimators import MAY_BE_INFINITE
 from ..zo.noise import Distribution
@@ -85,7 +85,7 @@ def perturbation_scale(experiment: Experiment, options: ScaleOptions, tell: Tell
     return Finding("perturbation-scale", about(experiment) | chosen, values, tables, plain(vars(cost)), notes)
 
 
-def _in_dtype(experiment: Experiment, dtype: str):
+def _in_dtype(experiment: Experiment, dtype: str) -> tuple[Tuned, Perturber]:
     """(the model in `dtype` at the experiment's weights, rounded to nearest; its perturber)."""
     recipe = experiment.recipe
     config = recipe.model.model_copy(update={"dtype": dtype})
@@ -106,7 +106,7 @@ def differences(
         RuntimeError: an operator that the dtype lacks.
     """
     signed = [side for mu in scales for side in (mu, -mu)]
-    widths = 2 * np.float32(scales).astype(np.float64)
+    widths = 2 * np.asarray(scales, np.float32).astype(np.float64)
     in_dtype, exact, doubled = [], [], []
     for m, key in enumerate(keys):
         tell(f"projected gradients in {name}", m, len(keys))

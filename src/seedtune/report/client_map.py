@@ -28,7 +28,11 @@ def maps(run: Run, num_runs: int) -> dict[str, Any]:
     A map that the run has no numbers for is left out, and so are rates that are the same for all clients. Cost: two
     passes over clients and rounds, and a hash each for rates.
     """
-    found = {"losses": list(run.by_client("losses")), "heldout": list(_heldout(run)), "rates": list(own_rates(run))}
+    found: dict[str, list[Row]] = {
+        "losses": list(run.by_client("losses")),
+        "heldout": list(_heldout(run)),
+        "rates": list(own_rates(run)),
+    }
     return {name: grid(rows, MOST_CELLS // num_runs) for name, rows in found.items() if rows}
 
 

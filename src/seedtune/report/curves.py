@@ -27,8 +27,8 @@ def curves(run: Run, num_runs: int) -> dict[str, Any]:
     None in place of an x that some round does not say, or of a y that no round has. Cost: a few passes over the rows.
     """
     most = max(FEWEST_POINTS, MOST_POINTS * RUNS_AT_FULL_DETAIL // max(num_runs, RUNS_AT_FULL_DETAIL))
-    y = {name: run.column(name) for name in MEASURES}
-    kept = kept_rows([y[name] for name in KEPT_BY], len(run.rows), most)
+    columns = {name: run.column(name) for name in MEASURES}
+    kept = kept_rows([columns[name] for name in KEPT_BY], len(run.rows), most)
     up, down = run.totals("bytes_up"), run.totals("bytes_down")
     seconds = run.column("elapsed_seconds")
     x = {
@@ -36,8 +36,8 @@ def curves(run: Run, num_runs: int) -> dict[str, Any]:
         "flops": run.totals("flops"), "bytes": None if up is None or down is None else up + down,
         "seconds": None if np.isnan(seconds).any() else seconds,
     }  # fmt: skip
-    second = y["learning_rate"] * run.column("rate_ratio")
-    y |= {"bytes_up": up, "bytes_down": down, "learning_rate_2": second}
+    second = columns["learning_rate"] * run.column("rate_ratio")
+    y = {**columns, "bytes_up": up, "bytes_down": down, "learning_rate_2": second}
     return {
         "x": {name: _plain(values, kept) for name, values in x.items()},
         "y": {name: _plain(values, kept) for name, values in y.items()},

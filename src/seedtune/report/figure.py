@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 from ..errors import ConfigError
 
@@ -26,7 +27,7 @@ SPAN_OF_A_LOG_AXIS = 10.0
 """Values of one sign that span a larger factor are shown on a logarithmic axis."""
 WRITTEN_OUT = 1e4
 MOST_MARKERS, LETTERS_OF_A_PANEL = 12, 34
-_SETTINGS = {"svg.hashsalt": "seedtune", "svg.fonttype": "path", "font.size": 10, "axes.titlesize": 10}
+_SETTINGS: Any = {"svg.hashsalt": "seedtune", "svg.fonttype": "path", "font.size": 10, "axes.titlesize": 10}
 
 
 @dataclass(frozen=True)

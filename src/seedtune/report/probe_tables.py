@@ -99,8 +99,8 @@ class Chart:
     spread: str = ""
 
 
-_SCALED = {"x": "mu", "x_label": "μ", "is_log_x": True, "is_log_y": True}
-_ALPHA = {"x": "alpha", "x_label": "alpha", "is_log_x": True}
+_SCALED: dict[str, Any] = {"x": "mu", "x_label": "μ", "is_log_x": True, "is_log_y": True}
+_ALPHA: dict[str, Any] = {"x": "alpha", "x_label": "alpha", "is_log_x": True}
 _CORRELATED = ("rank correlation with the distance of labels",)
 CHARTS = (
     Chart("effective-rank", ("by layer",), "block", (("trace", ""),), "Trace by layer", "layer"),
@@ -151,7 +151,7 @@ def _lines(chart: Chart, found: Finding, table: str, categories: list[str] | Non
 
 def _points(
     chart: Chart, rows: Sequence[Any], column: str, categories: list[str] | None
-) -> Iterator[tuple[float, float, float | None, float | None]]:
+) -> Iterator[tuple[float, float | None, float | None, float | None]]:
     """(x, y and its bounds) of the rows that have both, each x once."""
     seen = set()
     for row in rows:
@@ -164,7 +164,8 @@ def _points(
             continue
         seen.add(at)
         bounds = y.bounds or _spread(y.value, row.get(chart.spread) if chart.spread else None) or (None, None)
-        yield at, rounded(y.value, DIGITS), *(None if end is None else rounded(end, DIGITS) for end in bounds)
+        low, high = (None if end is None else rounded(end, DIGITS) for end in bounds)
+        yield at, rounded(y.value, DIGITS), low, high
 
 
 def _spread(value: float, spread: Cell | None) -> tuple[float, float] | None:

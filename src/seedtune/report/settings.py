@@ -12,7 +12,7 @@ from typing import Any
 from .. import presets
 from ..config import Recipe
 from ..errors import ConfigError
-from ..recipe_text import assignment
+from ..recipe_text import assignment, fields_of
 from .reading import MOST_LETTERS
 
 
@@ -40,13 +40,13 @@ def settings(recipes: Sequence[Recipe]) -> list[Setting]:
 
 
 def _keys() -> Iterator[tuple[str, str]]:
-    for section, field in Recipe.model_fields.items():
-        for key in field.annotation.model_fields:
+    for section in Recipe.model_fields:
+        for key in fields_of(section):
             yield section, key
 
 
 def _setting(recipes: Sequence[Recipe], section: str, key: str) -> Setting:
-    field = Recipe.model_fields[section].annotation.model_fields[key]
+    field = fields_of(section)[key]
     values = [getattr(getattr(recipe, section), key) for recipe in recipes]
     return Setting(
         section, key, field.description or "", _shown(field.default), tuple(map(_shown, values)),
