@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz deploy-test deploy-demo bench
+.PHONY: demo test types fuzz deploy-test deploy-demo bench
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,10 @@ test: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+# Types, as pyproject.toml asks; a minute and a half the first time, so not among the tests.
+types: .venv/installed-dev
+	$(BIN)/mypy
 
 # What decodes bytes and text, on a hundred times the generated input that the tests try.
 fuzz: .venv/installed-dev
