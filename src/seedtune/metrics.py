@@ -98,7 +98,7 @@ def result_of(record: RoundRecord, row: Row) -> RoundResult:
     )  # fmt: skip
 
 
-def told_of(row: Row) -> Told:
+def told_of(row: Mapping[str, Any]) -> Told:
     """What the round before `row` says of the next rates."""
     signals = {int(client): signal for client, signal in row["signals"].items()}
     slopes = {int(client): tuple(slopes) for client, slopes in row.get("slopes", {}).items()}

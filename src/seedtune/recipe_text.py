@@ -34,7 +34,7 @@ def _explained(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"][:2])
     if first["loc"][2:] == (NUMBER,):
-        return f"{where} = {first['input']!r}: {_number_or_auto(*first['loc'][:2])}"
+        return f"{where} = {first['input']!r}: {_number_or_auto(*map(str, first['loc'][:2]))}"
     if first["type"] == "extra_forbidden":
         *sections, key = [str(part) for part in first["loc"]]
         fields = fields_of(sections[0]) if sections else Recipe.model_fields

@@ -50,7 +50,7 @@ class NextRates:
             return NextRates(self.personal.after(told.signals), auto, round_ + 1, kept)
         return NextRates(kept[told.back_to], auto, told.back_to, kept)
 
-    def keeping(self, states: Collection[int]) -> "NextRates":
+    def keeping(self, states: Collection[int | None]) -> "NextRates":
         """Without what no surge leads back to any more."""
         return replace(self, kept={state: rates for state, rates in self.kept.items() if state in states})
 
