@@ -145,7 +145,7 @@ class Processes:
 def _serve(pipe: Connection) -> None:
     """A worker's life: runs as they come, until nobody sends or hears any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_after(multiprocessing.parent_process().join)
+    end_after(sure(multiprocessing.parent_process()).join)
     try:
         while True:
             folder, task = pipe.recv()
