@@ -18,13 +18,19 @@ def test_federated_lora_steps_lower_held_out_loss(shared_data: Path, tmp_path: P
                 "adapter": "lora",
                 "label_descriptions": ["a terrible, boring and bad movie", "a great, moving and wonderful movie"],
             },
-            "task": {"name": "sst2", "path": str(shared_data / "tasks" / "sst2"), "max_train": 2000, "max_tokens": 40},
+            "task": {
+                "name": "sst2",
+                "path": str(shared_data / "tasks" / "sst2"),
+                "max_train": 2000,
+                "max_eval": 300,
+                "max_tokens": 32,
+            },
             "partition": {"num_clients": 4},
-            "federation": {"num_rounds": 75, "batch_size": 16},
-            "local": {"learning_rate": 1e-2, "schedule": "linear"},
-            "run": {"eval_every": 75},
+            "federation": {"num_rounds": 24, "batch_size": 16},
+            "local": {"learning_rate": 2e-2, "schedule": "linear"},
+            "run": {"eval_every": 24},
         }
     )
     summary = run(recipe, Machine(), tmp_path / "run", lambda *_: None)
-    assert summary["forwards"] == 75 * 4 * 2
-    assert summary["loss"] < summary["zero_shot_loss"] - 0.003  # 0.559 to 0.552 where this was written
+    assert summary["forwards"] == 24 * 4 * 2
+    assert summary["loss"] < summary["zero_shot_loss"] - 0.003  # 0.550 to 0.545 where this was written
