@@ -136,7 +136,7 @@ def test_a_clients_round_is_repeatable_to_the_bit(split_recipe, reading):
 
 @every_reading
 def test_runs_of_it_learn(split_recipe, tmp_path, reading):
-    federation = {"num_rounds": 8, "local_steps": 2}
+    federation = {"num_rounds": 8}
     settings = split_recipe(READINGS[reading], federation=federation, local={"learning_rate": 5e-3})
     summary = run(settings, MACHINE, tmp_path / "run", NOTHING)
     assert summary["loss"] < summary["zero_shot_loss"] - 0.1
