@@ -106,7 +106,7 @@ def test_a_start_that_is_known_is_not_evaluated_again():
 
 def test_a_reply_brings_slopes_where_they_are_due_and_counts_their_forwards():
     at = site(recipe(**AUTO))
-    due, not_due = local_round(at, order(at)), local_round(at, order(at, round_=6))
+    due, not_due = local_round(at, order(at)), local_round(at, order(at, round_=7))
     assert len(due.slopes) == 3 and due.num_forwards == 8 + 5 and due.num_flops > not_due.num_flops
     assert not_due.slopes == () and not_due.num_forwards == 8
     assert decode_reply(encode_reply(due)).slopes == due.slopes

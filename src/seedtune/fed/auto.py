@@ -17,11 +17,11 @@ the default of a half stays away from there, since all three are estimates and c
 Of one estimate, a and b are the means over the clients that answer; where `federation.aggregation` is to withstand
 some that lie, the median or the trimmed mean, so that no few of them can drive a rate.
 
-A rate doubles from one estimate to the next at most, and does not grow at all while no curvature is seen; it falls by a
+A rate grows by half from one estimate to the next at most, and not at all while no curvature is seen; it falls by a
 factor of ten at most. Each block of a split model has its own; r is that of the whole step. Estimates are made in each
-of the first five rounds, in which a model leaves its start, and then every `auto.every` rounds, or so often that they
-take about a tenth of the forward passes; they are recorded with the round, so that a resumed run goes on as it would
-have.
+of the first five rounds, in which a model leaves its start, and then at distances that grow by one round up to
+`auto.every`, or to what takes about a tenth of the forward passes; they are recorded with the round, so that a resumed
+run goes on as it would have.
 
 Stochastic line searches rest on the same quantities (Vaswani et al. 2019, arXiv 1905.09997); that a step is judged on
 other examples too, and the pooling, are ours.
@@ -39,7 +39,7 @@ from . import aggregation
 Slopes = Mapping[int, tuple[float, ...]]
 """By client, two numbers a block and one of the whole step."""
 
-FIRST_ROUNDS, KEPT, MOST_GROWTH, MOST_FALL = 5, 5, 2.0, 10.0
+FIRST_ROUNDS, KEPT, MOST_GROWTH, MOST_FALL = 5, 5, 1.5, 10.0
 FORWARDS_SHARE = 0.1
 _PRIOR, _PRIOR_WEIGHT, _LEAST_SHARE = 0.25, 5, 0.02
 _CAUTION = 0.5  # in the first rate: much of what bends a step shows only on the way
@@ -51,12 +51,16 @@ def is_due(recipe: Recipe, round_: int) -> bool:
     """Whether clients measure their steps in a round.
 
     >>> recipe = Recipe.model_validate({"local": {"learning_rate": "auto", "num_directions": 8}})
-    >>> [round_ for round_ in range(20) if is_due(recipe, round_)]
-    [0, 1, 2, 3, 4, 8, 12, 16]
+    >>> [round_ for round_ in range(30) if is_due(recipe, round_)]
+    [0, 1, 2, 3, 4, 6, 9, 13, 17, 21, 25, 29]
     """
     if not recipe.is_rate_auto:
         return False
-    return round_ < FIRST_ROUNDS or (round_ - FIRST_ROUNDS + 1) % (recipe.auto.every or _cadence(recipe)) == 0
+    due, distance, most = FIRST_ROUNDS - 1, 1, recipe.auto.every or _cadence(recipe)
+    while due < round_ and distance < most:
+        distance += 1
+        due += distance
+    return round_ < FIRST_ROUNDS or (round_ >= due and (round_ - due) % most == 0)
 
 
 def _cadence(recipe: Recipe) -> int:
