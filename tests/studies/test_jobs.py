@@ -34,6 +34,13 @@ def test_without_a_grid_all_runs_are_known_at_once(request_of):
     assert {job.role for job in every} == {"result"}
 
 
+def test_a_rate_that_is_measured_is_so_on_every_seed(request_of):
+    study = replace(STUDY, cases=(Case("a", {"local": {"learning_rate": "auto"}}), Case("b")), axis=None)
+    plan = planned(request_of(study, num_seeds=3))
+    every = wanted(plan, ended(wanted(plan, {})))
+    assert [job.recipe.local.learning_rate for job in every[:3]] == ["auto"] * 3 and len(every) == 6
+
+
 def test_a_grid_is_run_on_the_first_seed_and_the_best_on_the_others(request_of):
     study = replace(STUDY, cases=(Case("a", rates=(0.3, 1.0, 3.0)), Case("b")), axis=None)
     plan = planned(request_of(study, num_seeds=2, local={"learning_rate": 0.1}))

@@ -19,6 +19,7 @@ from .study import Measure
 
 Role = Literal["cost", "rate", "result", "measure"]
 """Why a run is made: to measure what a round costs, to try a learning rate, or as a result. "measure": no run."""
+Rate = float | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def results_of(plan: Plan, case: PlannedCase, ended: Mapping[str, Run]) -> list[
     if not all(job.key in ended for job in tried):
         return []
     rate = chosen_rate(plan, tried, ended)
-    chosen = [job for job in tried if job.recipe.first_rate == rate]
+    chosen = [job for job in tried if job.recipe.local.learning_rate == rate]
     return [*chosen, *(job for job in jobs if job.role == "result")]
 
 
@@ -164,13 +165,13 @@ def _beyond(plan: Plan, tried: list[Job], ended: Mapping[str, Run]) -> float | N
     return None
 
 
-def chosen_rate(plan: Plan, tried: list[Job], ended: Mapping[str, Run]) -> float:
+def chosen_rate(plan: Plan, tried: list[Job], ended: Mapping[str, Run]) -> Rate:
     """The rate of the run with the lowest loss; divergence counts as worst, and of equals the first wins."""
     by = plan.study.judged_by
-    return min(tried, key=lambda job: ended[key(job.recipe)].judged(by)).recipe.first_rate
+    return min(tried, key=lambda job: ended[key(job.recipe)].judged(by)).recipe.local.learning_rate
 
 
-def _others(case: PlannedCase, recipe: Recipe, rate: float) -> Iterator[Job]:
+def _others(case: PlannedCase, recipe: Recipe, rate: Rate) -> Iterator[Job]:
     for seed in case.seeds[1:]:
         yield _result(case, _changed(recipe, {"local": {"learning_rate": rate}, "run": {"seed": seed}}))
 
