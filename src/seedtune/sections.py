@@ -191,7 +191,7 @@ class AutoConfig(Section):
         ge=0,
         le=1_000_000,
         description="rounds between two estimates of the rates in the long run; 0: so many that estimates take about a "
-        "tenth of the forward passes",
+        "tenth of the forward passes, four at least",
     )
     per_client: bool = Field(False, description="whether each client's own estimates scale its rate")
     learning_rate: float = Field(0.0, ge=0, le=1e6, description="of the first round; 0: measured before it")

@@ -8,7 +8,7 @@ import torch
 from small_federation import protocol, recipe, server, site
 
 from seedtune.fed.answering import Answering
-from seedtune.fed.auto import FIRST_ROUNDS, KEPT, MOST_FALL, MOST_GROWTH, AutoRates, is_due
+from seedtune.fed.auto import FIRST_ROUNDS, KEPT, LEAST_DISTANCE, MOST_FALL, MOST_GROWTH, AutoRates, is_due
 from seedtune.fed.client import local_round
 from seedtune.fed.messages import Order
 from seedtune.fed.rounds import run_rounds
@@ -110,11 +110,11 @@ def test_estimates_are_due_in_the_first_rounds_and_then_at_a_cadence():
     [
         ({"num_directions": 8}, 1, 4),
         ({"num_directions": 1}, 1, 25),
-        ({"num_directions": 1}, 10, 3),
+        ({"num_directions": 1}, 5, 5),
         ({"num_directions": 8, "estimator": "one-sided"}, 1, 5),
         ({"estimator": "split"}, 1, 35),
-        ({"estimator": "split"}, 12, 3),
-        ({"num_directions": 500}, 10, 1),
+        ({"estimator": "split"}, 7, 5),
+        ({"num_directions": 500}, 10, LEAST_DISTANCE),
     ],
 )
 def test_estimates_take_about_a_tenth_of_the_forwards(local, local_steps, every):

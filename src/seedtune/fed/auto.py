@@ -20,8 +20,8 @@ some that lie, the median or the trimmed mean, so that no few of them can drive 
 A rate grows by half from one estimate to the next at most, and not at all while no curvature is seen; it falls by a
 factor of ten at most. Each block of a split model has its own; r is that of the whole step. Estimates are made in each
 of the first five rounds, in which a model leaves its start, and then at distances that grow by one round up to
-`auto.every`, or to what takes about a tenth of the forward passes; they are recorded with the round, so that a resumed
-run goes on as it would have.
+`auto.every`, or to four and to what takes about a tenth of the forward passes; they are recorded with the round, so
+that a resumed run goes on as it would have.
 
 Stochastic line searches rest on the same quantities (Vaswani et al. 2019, arXiv 1905.09997); that a step is judged on
 other examples too, and the pooling, are ours.
@@ -40,7 +40,7 @@ Slopes = Mapping[int, tuple[float, ...]]
 """By client, two numbers a block and one of the whole step."""
 
 FIRST_ROUNDS, KEPT, MOST_GROWTH, MOST_FALL = 5, 5, 1.5, 10.0
-FORWARDS_SHARE = 0.1
+FORWARDS_SHARE, LEAST_DISTANCE = 0.1, 4
 _PRIOR, _PRIOR_WEIGHT, _LEAST_SHARE = 0.25, 5, 0.02
 _CAUTION = 0.5  # in the first rate: much of what bends a step shows only on the way
 _RATES, _SMALLEST, _LARGEST = (1e-30, 1e6), 1e-30, 1e30  # what clients tell may be anything
@@ -64,11 +64,12 @@ def is_due(recipe: Recipe, round_: int) -> bool:
 
 
 def _cadence(recipe: Recipe) -> int:
-    """Rounds between two estimates which together take about `FORWARDS_SHARE` of all forward passes."""
+    """Rounds between two estimates which together take about `FORWARDS_SHARE` of all forward passes, and not too many
+    of the rounds: where clients share directions, those that estimate are not evaluated together."""
     num_blocks, has_start = 2 if recipe.is_split else 1, recipe.is_one_sided
     of_estimate = 2 * num_blocks + 2 + (0 if has_start else 1)
     of_step = recipe.num_scalars + 1 if has_start else 2 * recipe.num_scalars
-    return ceil(of_estimate / (FORWARDS_SHARE * of_step * recipe.federation.local_steps))
+    return max(LEAST_DISTANCE, ceil(of_estimate / (FORWARDS_SHARE * of_step * recipe.federation.local_steps)))
 
 
 def found_at_start(recipe: Recipe) -> str:
