@@ -100,7 +100,7 @@ class AutoRates:
 
     rates: one a block. kept: the last estimates, float64 [estimates, 2, blocks], gains and bends as parts of their
     step's whole gain, so that each counts alike. shares: the sum of r over all `num_estimates` and what it starts with.
-    own: by client, its last estimates, as `kept`.
+    own: by client, its last estimates, as `kept`, where clients are to have rates of their own.
     """
 
     recipe: Recipe
@@ -132,7 +132,7 @@ class AutoRates:
     def factor(self, client: int) -> float:
         """A client's own rate as a multiple of the others': 1 unless `auto.per_client`, or while little is known."""
         mine = self.own.get(client)
-        if mine is None or not self.recipe.auto.per_client or len(mine) < KEPT:
+        if mine is None or len(mine) < KEPT:
             return 1.0
         ours, theirs = _kappas(self.kept), _kappas(mine)
         known = (ours > 0) & (theirs > 0)
@@ -145,9 +145,11 @@ class AutoRates:
         heard = {client: numbers for client, numbers in sorted(slopes.items()) if self._says_something(numbers)}
         if not heard:
             return self
-        *of_all, fresh = _one_of(self.recipe, np.array([*heard.values()]))
+        told = np.clip(np.nan_to_num(np.array([*heard.values()])), -_LARGEST, _LARGEST)
+        *of_all, fresh = _one_of(self.recipe, told)
         estimate, gain = self._estimate(of_all)
-        own = {client: _and(self.own.get(client), self._estimate(numbers[:-1])[0]) for client, numbers in heard.items()}
+        alone = zip(heard, told, strict=True) if self.recipe.auto.per_client else ()
+        own = {client: _and(self.own.get(client), self._estimate(numbers[:-1])[0]) for client, numbers in alone}
         share = min(max(fresh / gain, -1.0), 1.0) if gain > 0 else 0.0
         ahead = replace(
             self, kept=_and(self.kept, estimate), shares=self.shares + share, num_estimates=self.num_estimates + 1,
@@ -158,9 +160,9 @@ class AutoRates:
     def _says_something(self, numbers: Sequence[float]) -> bool:
         return len(numbers) == 2 * len(self.rates) + 1 and any(numbers)
 
-    def _estimate(self, numbers: Sequence[float]) -> tuple[np.ndarray, float]:
+    def _estimate(self, numbers: Sequence[float] | np.ndarray) -> tuple[np.ndarray, float]:
         """([2, blocks] of gain and bend, as parts of the whole step's gain; that gain, per unit of block 1's rate)."""
-        each = np.clip(np.nan_to_num(np.reshape(numbers, (-1, 2)).T), -_LARGEST, _LARGEST)
+        each = np.reshape(numbers, (-1, 2)).T
         gain = float(each[0] @ np.array(self.rates) / self.rate)
         with np.errstate(over="ignore"):
             return np.clip(each / max(abs(gain), _SMALLEST), -_LARGEST, _LARGEST), gain
@@ -176,14 +178,14 @@ class AutoRates:
 
 def _one_of(recipe: Recipe, told: np.ndarray) -> list[float]:
     """What stands for all clients, of [clients, numbers]."""
-    bounded = np.clip(np.nan_to_num(told), -_LARGEST, _LARGEST)[:, None]
+    stacked = told[:, None]
     match recipe.federation.aggregation:
         case "mean":
-            one = bounded.mean(0)
+            one = stacked.mean(0)
         case "trimmed-mean":
-            one = aggregation.trimmed_mean(bounded, recipe.federation.trimmed_fraction)
+            one = aggregation.trimmed_mean(stacked, recipe.federation.trimmed_fraction)
         case "median" | "sign-vote":
-            one = aggregation.median(bounded)
+            one = aggregation.median(stacked)
     return one[0].tolist()
 
 
