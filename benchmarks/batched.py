@@ -60,11 +60,10 @@ class Steps:
         self._count += 1
         bound, most = self.work, evaluations.most(shape_of(self.work.batch))
         keys = [derive_key(0, "direction", round=self._count, direction=p) for p in range(self._num)]
-        with bound.perturber.one_batch() as prefix:
-            tally = Tally(self._meter, shape_of(bound.batch), prefix)
-            whole = partial(loss, bound.model, bound.batch)
-            losses_at = WholeLosses(bound.perturber, whole, tally, evaluations.batched, most)
-            probe = two_point(losses_at, keys, MU, Distribution.RADEMACHER)
+        tally = Tally(self._meter, shape_of(bound.batch))
+        whole = partial(loss, bound.model, bound.batch)
+        losses_at = WholeLosses(bound.perturber, whole, tally, evaluations.batched, most)
+        probe = two_point(losses_at, keys, MU, Distribution.RADEMACHER)
         update = Update(tuple(keys), -RATE / self._num * probe.scalars, derive_key(0, "rounding"))
         apply(bound.space, bound.weights, [update], Distribution.RADEMACHER)
         return probe.scalars

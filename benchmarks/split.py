@@ -69,10 +69,9 @@ class Steps:
         self._count += 1
         bound, most = self.work, evaluations.most(shape_of(self.work.batch))
         keys = [derive_key(0, "direction", round=self._count, direction=p) for p in range(self._split.num_scalars)]
-        with bound.perturber.one_batch() as prefix:
-            tally = Tally(self._meter, shape_of(bound.batch), prefix)
-            blocks = CutLosses(self.cut, bound.perturber, self._whole, tally, evaluations.batched, most)
-            probe = split.probe(blocks, self._split, True, keys, MU, Distribution.RADEMACHER)
+        tally = Tally(self._meter, shape_of(bound.batch))
+        blocks = CutLosses(self.cut, bound.perturber, self._whole, tally, evaluations.batched, most)
+        probe = split.probe(blocks, self._split, True, keys, MU, Distribution.RADEMACHER)
         self._move(keys, probe.scalars)
 
     def move(self) -> None:

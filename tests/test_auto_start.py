@@ -157,8 +157,8 @@ def test_a_run_stopped_before_its_first_round_measures_anew_and_ends_the_same(re
     assert resume(tmp_path / "stopped", MACHINE, NOTHING)["state_digest"] == whole["state_digest"]
 
 
-def test_frozen_layers_run_once_a_batch(recipe, tmp_path):
-    """An estimate takes two forwards of the whole model, and three of what is behind the frozen layers."""
+def test_an_estimate_pays_frozen_layers_of_new_examples_alone(recipe, tmp_path):
+    """An estimate takes five forwards of what is behind the frozen layers, and examples that are kept already."""
     last = {"model": {"trainable": ["model.norm.weight"]}, "federation": {"num_rounds": 1}}
     rates = {"auto": {"learning_rate": 1e-2}, "local": {"learning_rate": "auto"}}, {"local": {"learning_rate": 1e-2}}
     measured, plain = (run(recipe(**last, **rate), MACHINE, tmp_path / "run", NOTHING, True) for rate in rates)
@@ -166,7 +166,7 @@ def test_frozen_layers_run_once_a_batch(recipe, tmp_path):
     whole = run(everything, MACHINE, tmp_path / "run", NOTHING, True)["flops"] / 4
     extra = (measured["flops"] - plain["flops"]) / 2
     assert (measured["forwards"], plain["forwards"]) == (2 * (2 + 5), 2 * 2)
-    assert 1.5 * whole < extra < 3 * whole, "five without"
+    assert 0 < extra < whole, "five without"
 
 
 AUTO = {"local": {"learning_rate": "auto"}}

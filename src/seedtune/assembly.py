@@ -6,6 +6,7 @@ Nothing is trained, written or printed here.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from .fed.client import Replica, Site
 from .fed.evaluations import evaluations_of
 from .fed.private import PrivateSite
 from .fed.split_steps import split_of
+from .keeping import expect_examples, keep_activations
 from .models import heads
 from .models.blocks import Cut, cut_before, default_cut
 from .models.evaluation import Evaluation, evaluate
@@ -33,7 +35,8 @@ from .sections import ModelConfig
 from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
 from .zo import noise
 from .zo.catching_up import CatchingUp, catching_up
-from .zo.meter import Meter, shape_of
+from .zo.kept_activations import KeptActivations
+from .zo.meter import Meter, new_frozen_flops, shape_of
 from .zo.noise import Distribution
 from .zo.perturb import Perturber
 from .zo.trajectory import Header, RoundRecord, Trajectory, check_base, follow, path, replay, since_last_snapshot
@@ -57,6 +60,7 @@ class Experiment:
     header: Header
     site: Site
     secret: bytes = field(default=b"", repr=False)
+    kept: KeptActivations | None = None
 
     @property
     def space(self) -> Space:
@@ -65,13 +69,19 @@ class Experiment:
     def evaluate(self) -> Evaluation:
         """On the test examples, at the server's weights."""
         bind(self.model.module, self.site.replica.weights)
-        return evaluate(self.model, self.test)
+        return evaluate(self.model, self.test, prepare=self.prepare)
 
     def evaluate_clients(self) -> dict[int, Evaluation]:
         """Each client's held-out examples, at the server's weights; clients without any are left out."""
         bind(self.model.module, self.site.replica.weights)
         kept = {client: own for client, own in enumerate(self.heldout) if len(own)}
-        return {client: evaluate(self.model, self.train.subset(own)) for client, own in kept.items()}
+        return {
+            client: evaluate(self.model, self.train.subset(own), prepare=self.prepare) for client, own in kept.items()
+        }
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Return the batch on the model's device, with the outputs of frozen layers where these are kept."""
+        return prepared(self.model, self.kept, batch)
 
 
 def assemble(
@@ -80,6 +90,7 @@ def assemble(
     initial: Mapping[str, torch.Tensor] | None = None,
     own: Sequence[int] | None = None,
     secret: bytes = b"",
+    scratch: Path | None = None,
 ) -> Experiment:
     """Loads the model and the task, deals the examples to clients, prepares one site for all of them.
 
@@ -87,7 +98,8 @@ def assemble(
 
     `initial` is the start of a fresh head as a trajectory recorded it; by default the recipe's is computed. `own`: the
     clients that all examples of the task belong to, dealt alike, where a node has its own file; by default the recipe
-    deals them. `secret`: what the server of a private run draws its noise from.
+    deals them. `secret`: what the server of a private run draws its noise from. `scratch`: the folder on whose disk
+    kept activations may spill; by default the system's for temporary files.
 
     Cost: the model once, and one copy of the tuned tensors. Reads files; writes none.
 
@@ -107,14 +119,18 @@ def assemble(
         initial = _head_start(recipe, model, task, train.subset(indices_of(clients)))
     install_initial(model, initial)
     space, cut = space_of(model.module, model.trainable), _cut(recipe, model.module)
+    meter = Meter()
+    kept = keep_activations(model, machine, meter, scratch)
     header = Header(
         base=model.base_id, base_digest=model_digest(model.module).hex(), space=space.fingerprint, seed=seed,
         keys=recipe.federation.keys, distribution=Distribution(recipe.local.distribution),
         model=recipe.model.model_dump(exclude={"name"}), num_choices=len(task.label_names) or None, initial=initial,
         key_pool=recipe.federation.key_pool, split=split_of(recipe, cut, space) if cut else None,
     )  # fmt: skip
-    site = _site(recipe, machine, model, space, header, train, clients, cut)
-    return Experiment(recipe, model, task, train, test, clients, heldout, header, site, secret)
+    site = _site(recipe, machine, model, space, header, train, clients, cut, meter, kept)
+    if kept:
+        expect_examples(kept, recipe, train.subset(indices_of(clients)), test)
+    return Experiment(recipe, model, task, train, test, clients, heldout, header, site, secret, kept)
 
 
 def _dealt(
@@ -172,28 +188,37 @@ def _head_start(recipe: Recipe, model: Tuned, task: Task, train: EncodedSet) -> 
     return {f"head.{name}": tensor for name, tensor in values.items()}
 
 
+def prepared(model: Tuned, kept: KeptActivations | None, batch: Batch) -> Batch:
+    """Return the batch on the model's device, with the outputs of frozen layers where these are kept."""
+    batch = batch.to(model.device)
+    return kept(batch) if kept else batch
+
+
 def _site(
-    recipe, machine: Machine, model: Tuned, space: Space, header: Header, train: EncodedSet, clients, cut: Cut | None
-) -> Site:
+    recipe, machine: Machine, model: Tuned, space: Space, header: Header, train: EncodedSet, clients, cut: Cut | None,
+    meter: Meter, kept: KeptActivations | None,
+) -> Site:  # fmt: skip
     weights, size = bound_weights(model.module, space), recipe.federation.batch_size
+    ready = partial(prepared, model, kept)
 
     def batch(client: int, key: int) -> Batch:
         own = clients[client]
-        return batch_of(train, own[client_batch_indices(key, len(own), size)]).to(model.device)
+        return ready(batch_of(train, own[client_batch_indices(key, len(own), size)]))
 
     def epoch(client: int, key: int) -> Iterator[Batch]:
         own = clients[client][keyed_permutation(key, len(clients[client]))]
-        return (batch_of(train, own[first : first + size]).to(model.device) for first in range(0, len(own), size))
+        return (ready(batch_of(train, own[first : first + size])) for first in range(0, len(own), size))
 
     def chosen(client: int, places: np.ndarray) -> Batch:
-        return batch_of(train, clients[client][places]).to(model.device)
+        return ready(batch_of(train, clients[client][places]))
 
     plan, perturber = checked(recipe), Perturber(model.module, space, machine.scratch_bytes)
     private = PrivateSite(recipe, plan, chosen, partial(example_losses, model)) if plan else None
     return Site(
         recipe, header, model.module, perturber, Replica(weights, digest(weights)), {}, batch, epoch,
-        lambda examples: loss(model, examples), shape_of, lambda client: len(clients[client]), Meter(), cut,
-        evaluations_of(recipe, model.module, cut, perturber), private=private,
+        lambda examples: loss(model, examples), shape_of, lambda client: len(clients[client]), meter, cut,
+        new_frozen_flops, evaluations_of(recipe, model.module, cut, perturber, kept.cut if kept else None),
+        private=private,
     )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def _batches(experiment: Experiment) -> list[Any]:
         return [site.batch(client, keyed(client=client)) for client in clients]
     test, size = experiment.test, recipe.federation.batch_size
     drawn = (client_batch_indices(keyed(client=client), len(test), size) for client in range(MOST_BATCHES))
-    return [batch_of(test, chosen).to(experiment.model.device) for chosen in drawn]
+    return [experiment.prepare(batch_of(test, chosen)) for chosen in drawn]
 
 
 def _scale(site: Site, batches: Sequence[Any], spent: _Count) -> float:
@@ -155,8 +155,8 @@ def _rates(experiment: Experiment, batches: Sequence[Any], spent: _Count) -> lis
     site = experiment.site
     keys = [noise.derive_key(site.header.seed, "auto rate", direction=p) for p in range(site.recipe.num_scalars)]
     steps = [_step(site, _counted(site, batch, keys, spent), keys) for batch in batches]
-    with working_copy(site, moves=True) as weights, site.perturber.one_batch() as prefix:
-        losses = [Losses(site, batch, prefix) for batch in batches]
+    with working_copy(site, moves=True) as weights:
+        losses = [Losses(site, batch) for batch in batches]
         start = [loss() for loss in losses]
         blocks = zip(*steps, strict=True)
         kappas = [_kappa(site, losses, updates, weights, start) for updates in blocks]

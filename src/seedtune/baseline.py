@@ -27,9 +27,9 @@ def backpropagation(experiment: Experiment) -> Evaluation:
     everyone = indices_of(experiment.clients)
     one = replace(
         site, recipe=_baseline_recipe(recipe), num_examples=lambda client: len(everyone),
-        batch=lambda client, key: batch_of(
+        batch=lambda client, key: experiment.prepare(batch_of(
             experiment.train, everyone[client_batch_indices(key, len(everyone), recipe.federation.batch_size)]
-        ).to(experiment.model.device),
+        )),
     )  # fmt: skip
     try:
         reply = local_round(one, Order(0, 0, site.replica.digest, recipe.baseline.learning_rate))

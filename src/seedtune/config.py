@@ -220,3 +220,7 @@ class Machine(Section):
     kernel: Literal["auto", "compiled", "torch"] = "auto"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description="of the model and the batches")
     scratch_bytes: int = Field(2**22, ge=2**12, description="largest piece of perturbed weights; a pair takes two")
+    keep_activations: Literal["auto", "memory", "none"] = Field(
+        "auto", description="outputs of frozen layers: in memory and then on disk, in memory alone, or computed anew"
+    )
+    activation_memory: int = Field(2**30, ge=0, description="bytes of kept outputs in memory")

@@ -117,7 +117,7 @@ def run(
     exchange_of(recipe)  # what it refuses is refused before anything is loaded
     claimed = run_store.create(folder, replace_run, run_store.log_bytes(recipe))
     with kernels.using(machine.kernel), claimed as store:
-        experiment, spent = _told(assemble(recipe, machine, None, None, secret), say)
+        experiment, spent = _told(assemble(recipe, machine, None, None, secret, folder), say)
         check_room(folder, _snapshot_bytes(experiment))
         start = _begin(experiment, spent, store, listen)
         return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
@@ -142,11 +142,11 @@ def resume(
             check_data_is_here(recipe)
         if store.recover() is None:
             secret = new_secret() if recipe.is_private else b""
-            experiment, spent = _told(assemble(recipe, machine, None, None, secret), say)
+            experiment, spent = _told(assemble(recipe, machine, None, None, secret, folder), say)
             start = _begin(experiment, spent, store, listen)
             return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
         trajectory, secret = run_store.trajectory_of(folder), secret_of(folder) if recipe.is_private else b""
-        experiment, _ = _told(assemble(recipe, machine, trajectory.header.initial, None, secret), say)
+        experiment, _ = _told(assemble(recipe, machine, trajectory.header.initial, None, secret, folder), say)
         start = _continue(experiment, trajectory, store, listen)
         return _rounds(experiment, start, trajectory.records, store, listen, engine(experiment, store, say))
 

@@ -12,11 +12,11 @@ from torch.nn.functional import mse_loss
 from seedtune.engines.in_process import InProcess
 from seedtune.errors import EngineError, ModelError
 from seedtune.fed import cohort
-from seedtune.fed.client import Replica, local_round
+from seedtune.fed.client import local_round
 from seedtune.fed.evaluations import Evaluations
 from seedtune.fed.messages import decode_order, decode_reply, encode_order, encode_reply
 from seedtune.fed.rounds import run_rounds
-from seedtune.space import bound_weights, digest, space_of
+from seedtune.space import bound_weights, space_of
 from seedtune.zo import noise
 from seedtune.zo.materialised import at_copy
 from seedtune.zo.noise import Distribution
@@ -122,33 +122,19 @@ def test_nothing_is_copied_where_tuned_tensors_are_large(made, monkeypatch):
     assert set(made.values()) == {4} and not engine.site.working
 
 
-class Counted(torch.nn.Module):
-    """A frozen layer that counts its calls."""
+def test_the_first_to_ask_for_frozen_layers_pays_for_them():
+    """Riding or alone, with the operations of each batch's frozen layers in its client's reply."""
+    asked: list[int] = []
 
-    def __init__(self):
-        super().__init__()
-        self.num_calls = 0
+    def once(batch) -> int:
+        asked.append(1)
+        return 1000 if len(asked) == 1 else 0
 
-    def forward(self, value):
-        self.num_calls += 1
-        return value.tanh()
-
-
-def test_frozen_layers_are_computed_once_a_client():
-    at = site(shared())
-    model = torch.nn.Sequential(torch.nn.ModuleList([Counted(), Counted()]), at.module)
-    model.forward = lambda rows: model[1](model[0][1](model[0][0](rows)))
-    space = space_of(model, ("1.weight", "1.bias"))
-    weights = bound_weights(model, space)
-    at = dataclasses.replace(
-        at, module=model, perturber=Perturber(model, space), replica=Replica(weights, digest(weights)), working={},
-        loss=lambda batch: mse_loss(model(batch[0]), batch[1]),
-    )  # fmt: skip
-    engine = InProcess(at)
-    assert dict(engine.exchange(orders_of(at))) == dict(OneByOne(at).exchange(orders_of(at)))
-    model[0][0].num_calls = 0
-    dict(engine.exchange(orders_of(at)))
-    assert model[0][0].num_calls == 4
+    at = dataclasses.replace(site(shared()), frozen_flops=once)
+    replies = [decode_reply(reply) for reply in dict(InProcess(at).exchange(orders_of(at))).values()]
+    plain = [decode_reply(r) for r in dict(InProcess(site(shared())).exchange(orders_of(at))).values()]
+    assert [found.num_flops - known.num_flops for found, known in zip(replies, plain, strict=True)] == [1000, 0, 0, 0]
+    assert [len(asked), *(found.loss for found in replies)] == [5, *(known.loss for known in plain)], "one twice"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyError, MemoryError])

@@ -17,7 +17,6 @@ from seedtune.zo.estimators import one_by_one, one_sided, two_point
 from seedtune.zo.meter import WHOLE, Meter, Shape, Tally, _formulas, counted_parts, shape_of
 from seedtune.zo.noise import Distribution
 from seedtune.zo.perturb import Perturbation, Perturber
-from seedtune.zo.reuse import Prefix
 
 SEQUENCES = [[5, 6, 7, 8, 9, 4, 3], [10, 11, 4], [9, 6, 13, 12]]
 LABELS = dict(rows=[0, 1, 2], columns=[6, 2, 3], candidates=[7, 8, 30, 1], labels=[0, 1, 3])
@@ -248,7 +247,7 @@ class Stack(torch.nn.Module):
 
 
 @pytest.mark.parametrize("estimate, num_forwards", [(two_point, 6), (one_sided, 4)])
-def test_a_step_pays_its_frozen_prefix_once(estimate, num_forwards) -> None:
+def test_a_step_pays_its_frozen_layers_once(estimate, num_forwards) -> None:
     module, value, meter = Stack(), gaussian("value", (5, 6)), Meter()
     perturber = Perturber(module, space_of(module, ["layers.1.weight"]))
 
@@ -257,28 +256,28 @@ def test_a_step_pays_its_frozen_prefix_once(estimate, num_forwards) -> None:
             return float(module(value).square().sum())
 
     plain = estimate(one_by_one(loss_at), [1, 2, 3], 0.1, Distribution.RADEMACHER)
-    for _ in range(2):
-        with perturber.one_batch() as prefix:
-            tally = Tally(meter, Shape((5, 6), None, None, 5), prefix)
-            probe = estimate(one_by_one(tally.metered(loss_at)), [1, 2, 3], 0.1, Distribution.RADEMACHER)
+    for frozen in (0, 7):
+        tally = Tally(meter, Shape((5, 6), None, None, 5), frozen)
+        probe = estimate(one_by_one(tally.metered(loss_at)), [1, 2, 3], 0.1, Distribution.RADEMACHER)
         assert (probe.scalars == plain.scalars).all()
         assert tally.runs == {WHOLE: num_forwards} and probe.num_forwards == num_forwards
-        assert tally.flops == tally.flops_of[WHOLE] == (1 + num_forwards) * 2 * 5 * 6 * 6
+        assert (
+            tally.flops_of[WHOLE] == 2 * num_forwards * 2 * 5 * 6 * 6 and tally.flops == tally.flops_of[WHOLE] + frozen
+        )
 
 
-@pytest.mark.parametrize("tuned_layer, watched", [(0, [True, False, False]), (1, [True, True, False])])
-def test_a_step_is_watched_once_and_once_more_where_a_prefix_is_reused(tuned_layer, watched) -> None:
-    module, value = Stack().requires_grad_(False), gaussian("value", (5, 6))
-    perturber = Perturber(module, space_of(module, [f"layers.{tuned_layer}.weight"]))
-    call = Watched(lambda: float(module(value).sum()))
-    with perturber.one_batch() as prefix:
-        tally = Tally(Meter(), Shape((5, 6), None, None, 5), prefix)
-        found = [tally.metered(lambda point: call())(None) and call.is_counted for _ in range(3)]
-    assert found == watched and tally.flops == (6 if tuned_layer == 0 else 4) * 2 * 5 * 6 * 6
+def test_a_step_is_watched_once_for_each_number_of_frozen_layers() -> None:
+    module, value, meter = Stack().requires_grad_(False), gaussian("value", (5, 6)), Meter()
+    call, found = Watched(lambda: float(module(value).sum())), []
+    for num_frozen in (0, 0, 1, 1, 0):
+        tally = Tally(meter, Shape((5, 6), None, None, 5, num_frozen))
+        found.append(tally.metered(lambda point: call())(None) and call.is_counted)
+        assert tally.flops == 2 * 2 * 5 * 6 * 6
+    assert found == [True, False, True, False, False]
 
 
 def test_a_step_tells_its_parts_apart() -> None:
-    tally = Tally(Meter(), Shape((5, 6), None, None, 5), Prefix())
+    tally = Tally(Meter(), Shape((5, 6), None, None, 5))
     for part, size in (("prefix", 2), ("suffix", 3), ("suffix", 3)):
         assert tally.counted(part, product(size)) == size
     assert tally.runs == {"prefix": 1, "suffix": 2} and tally.flops == 24 * (2 + 3 + 3)

@@ -1,6 +1,5 @@
 """The two blocks of a cut model at points of their own: a prefix and a suffix give what a moved copy gives whole."""
 
-from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -148,67 +147,3 @@ def test_no_tensor_to_move_is_theta_itself(points):
     with perturber_of(module).at(*points):
         found = output(module)
     assert torch.equal(found, expected) and not found.requires_grad
-
-
-# Beside the frozen layers' reuse
-
-
-def computed(module: torch.nn.Module) -> list[int]:
-    """How often each layer computes, from now on."""
-    layers = next(child for child in module.modules() if isinstance(child, torch.nn.ModuleList))
-    counts = [0] * len(layers)
-
-    def counting(index, forward):
-        def counting_forward(*args, **kwargs):
-            counts[index] += 1
-            return forward(*args, **kwargs)
-
-        return counting_forward
-
-    for index, layer in enumerate(layers):
-        layer.forward = counting(index, layer.forward)
-    return counts
-
-
-def nested(perturber: Perturber, cut: Cut, is_reused: bool) -> list[torch.Tensor]:
-    """Two prefixes with two suffixes each, then the whole model once."""
-    found, call = [], partial(output, cut.module)
-    with perturber.one_batch() if is_reused else nullcontext():
-        for mu in (0.05, -0.05):
-            with perturber.at(point(3, mu, cut.block1)):
-                activations = cut.prefix(call)
-            for key in (4, 5):
-                with perturber.at(point(3, mu, cut.shared), point(key, mu, cut.block2)):
-                    found.append(cut.suffix(call, activations))
-        with perturber.at(point(6, 0.05)):
-            found.append(call())
-    return found
-
-
-@pytest.mark.parametrize(
-    ("layers", "calls"),
-    [([0, 1, 2, 3], [3, 3, 5, 5]), ([1, 2, 3], [1, 3, 5, 5]), ([2, 3], [1, 1, 5, 5]), ([3], [1, 1, 5, 5])],
-)
-def test_frozen_layers_before_the_cut_are_computed_once_for_all_prefixes(layers, calls):
-    module = adapted_at(layers)
-    perturber, cut = perturber_of(module), cut_before(module, K)
-    expected = nested(perturber, cut, is_reused=False)
-    counts = computed(module)
-    found = nested(perturber, cut, is_reused=True)
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    assert counts == calls
-
-
-def test_suffixes_of_several_prefixes_made_before_the_batch_share_nothing():
-    """No tuned tensor runs between the cut and the frozen layer 2, yet its output differs from prefix to prefix."""
-    module = adapted_at([0, 3])
-    perturber, cut, call = perturber_of(module), cut_before(module, K), partial(output, module)
-    made = []
-    for mu in (0.05, -0.05):
-        with perturber.at(point(3, mu, cut.block1)):
-            made.append(cut.prefix(call))
-    expected = [cut.suffix(call, activations) for activations in made]
-    with perturber.one_batch():
-        found = [cut.suffix(call, activations) for activations in made]
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    assert not torch.equal(*found)

@@ -65,8 +65,7 @@ def two_point_step(work: Work, count: int, distribution: Distribution) -> Probe:
             return float(without_graph(loss(work.model, work.batch)))
 
     key = derive_key(0, "direction", round=count)
-    with work.perturber.one_batch():
-        probe = two_point(one_by_one(loss_at), [key], MU, distribution)
+    probe = two_point(one_by_one(loss_at), [key], MU, distribution)
     update = Update((key,), -RATE * probe.scalars, derive_key(0, "rounding", round=count))
     apply(work.space, work.weights, [update], distribution)
     return probe

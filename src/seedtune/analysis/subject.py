@@ -97,9 +97,8 @@ def batches_of(experiment: Experiment, num_examples: int, size: int, key: int) -
 
 
 def in_batches(experiment: Experiment, indices: np.ndarray, size: int) -> tuple[Batch, ...]:
-    device = experiment.model.device
     parts = (indices[first : first + size] for first in range(0, len(indices), size))
-    return tuple(batch_of(experiment.train, part).to(device) for part in parts)
+    return tuple(experiment.prepare(batch_of(experiment.train, part)) for part in parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +121,7 @@ class ProbedLoss:
     def at(self, points: Sequence[Point]) -> np.ndarray:
         """F(theta + mu z) at each point (None: theta), float64 [n], by forwards in the model's dtype.
 
-        Cost: a forward a point and batch, layers before the first tuned tensor once a batch.
+        Cost: a forward a point and batch, behind the frozen layers where batches bring their outputs.
         """
         values = np.zeros(len(points))
         for batch in self.batches:
@@ -132,10 +131,9 @@ class ProbedLoss:
 
     def _losses(self, batch: Batch, points: Sequence[Point]) -> list[float]:
         losses = []
-        with self.perturber.one_batch():
-            for point in points:
-                with self.perturber.at(point):
-                    losses.append(self.objective(self.model, batch))
+        for point in points:
+            with self.perturber.at(point):
+                losses.append(self.objective(self.model, batch))
         return torch.stack(losses).tolist()
 
     def total(self) -> torch.Tensor:

@@ -5,7 +5,7 @@ tensor. Which examples make a batch is decided elsewhere (`keyed.client_batch_in
 whoever makes one for a model that is elsewhere sends it there (`Batch.to`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,23 @@ import numpy as np
 import torch
 
 from .encoding import Encoded, EncodedSet
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenOutputs:
+    """Outputs of a model's frozen layers for one batch, handed to its forward in place of computing them.
+
+    values: [S, T, d] in the model's dtype, zeros at padding. num_layers: how many layers they stand for.
+    num_flops: floating-point operations that an evaluation would spend on these layers.
+    num_new_flops: operations spent on them when the batch was made.
+    note_use: is called with `num_flops` by each evaluation that is spared the layers.
+    """
+
+    values: torch.Tensor
+    num_layers: int
+    num_flops: int
+    num_new_flops: int
+    note_use: Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,7 @@ class Batch:
 
     `columns[i]` is the position in sequence `rows[i]` whose logits predict `targets[i]` (causal models: the position
     before the token; masked models: the mask; classifiers: position 0, to be ignored by models that pool).
+    `frozen`: what the model's frozen layers give for it, where that is known (`seedtune.zo.kept_activations`).
     """
 
     input_ids: torch.Tensor  # [S, T], right-padded
@@ -38,6 +56,7 @@ class Batch:
     candidates: torch.Tensor | None  # [C]
     labels: torch.Tensor | None  # [B]
     num_examples: int
+    frozen: FrozenOutputs | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with all its tensors on `device`; those that are there are not copied."""

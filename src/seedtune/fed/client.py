@@ -22,13 +22,13 @@ from ..space import Weights, copied, copy_into, digest
 from ..zo import noise, split
 from ..zo.estimators import ESTIMATORS, LossesAt, Probe
 from ..zo.expansion import updates_of
-from ..zo.meter import BACKPROPAGATION_FORWARDS, WHOLE, Meter, Shape, Tally
+from ..zo.meter import BACKPROPAGATION_FORWARDS, FROZEN, WHOLE, Meter, Shape, Tally
 from ..zo.perturb import Perturber
 from ..zo.trajectory import Header, RoundRecord, check_digest, direction_key, round_updates
 from ..zo.update import apply
 from .auto import is_due
 from .byzantine import falsified, falsified_slopes, liars
-from .evaluations import ONE_BY_ONE, Evaluations, num_together
+from .evaluations import ONE_BY_ONE, BatchedWhole, Evaluations, num_together
 from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
 from .private import PrivateSite, discreet, sum_over_examples
 from .slopes import Measured, along
@@ -56,6 +56,7 @@ class Site:
     epoch(client, key): all its training examples in batches, in an order that `key` chooses.
     loss(batch): mean loss of the bound model, a float32 scalar; builds a graph exactly if gradients are enabled.
     shape(batch): what its forward's cost depends on.
+    frozen_flops(batch): operations that frozen layers took when it was made.
     num_examples(client): its training examples.
     cut: of the model in two blocks, where steps are split (`Header.split`).
     evaluations: which of a step's share a forward.
@@ -78,6 +79,7 @@ class Site:
     num_examples: Callable[[int], int]
     meter: Meter
     cut: Cut | None = None
+    frozen_flops: Callable[[Any], int] = lambda batch: 0
     evaluations: Evaluations = ONE_BY_ONE
     arrive: Callable[[Order], None] | None = None
     private: PrivateSite | None = None
@@ -236,25 +238,23 @@ def _zeroth_order_steps(site: Site, order: Order, weights: Weights, move_last: b
 def _prefix_flops(cut: Cut, tally: Tally, more: int) -> int:
     """Operations of block 1: those tallied, and their share of `more` operations of the whole model."""
     first, second = (tally.flops_of[name, cut.k] // tally.runs[name, cut.k] for name in ("prefix", "suffix"))
-    return tally.flops_of["prefix", cut.k] + more * first // (first + second)
+    return tally.flops_of[FROZEN] + tally.flops_of["prefix", cut.k] + more * first // (first + second)
 
 
 def probed(site: Site, batch: Any, keys: Sequence[int]) -> tuple[Probe, Tally]:
     """The projected gradients of one batch, and what they took."""
     local, distribution, whole = site.recipe.local, site.header.distribution, partial(site.loss, batch)
-
-    with site.perturber.one_batch() as prefix:
-        tally = Tally(site.meter, site.shape(batch), prefix)
-        batched, most = site.evaluations.batched, site.evaluations.most(site.shape(batch))
-        if site.cut is None or site.header.split is None:
-            losses_at = WholeLosses(site.perturber, whole, tally, batched, most)
-            estimate = partial(ESTIMATORS[local.estimator], losses_at)
-        else:
-            suffix = batched if isinstance(batched, BatchedSuffix) else None
-            blocks = CutLosses(site.cut, site.perturber, whole, tally, suffix, most)
-            estimate = partial(split.probe, blocks, site.header.split, site.recipe.split.difference == "central")
-        probe = estimate(keys, site.recipe.mu, distribution)
-    return probe, tally
+    tally = Tally(site.meter, site.shape(batch), site.frozen_flops(batch))
+    batched, most = site.evaluations.batched, site.evaluations.most(site.shape(batch))
+    if site.cut is None or site.header.split is None:
+        points = batched if isinstance(batched, BatchedWhole) else None
+        losses_at = WholeLosses(site.perturber, whole, tally, points, most)
+        estimate = partial(ESTIMATORS[local.estimator], losses_at)
+    else:
+        suffix = batched if isinstance(batched, BatchedSuffix) else None
+        blocks = CutLosses(site.cut, site.perturber, whole, tally, suffix, most)
+        estimate = partial(split.probe, blocks, site.header.split, site.recipe.split.difference == "central")
+    return estimate(keys, site.recipe.mu, distribution), tally
 
 
 def _example_step(private: PrivateSite, site: Site, order: Order, weights: Weights, move_last: bool) -> Iterator[Step]:
@@ -276,10 +276,9 @@ def _sum_of(private: PrivateSite, site: Site, batch: Any, num_examples: int, key
     def estimated(losses_at: LossesAt) -> Probe:
         return ESTIMATORS[local.estimator](losses_at, keys, site.recipe.mu, site.header.distribution)
 
-    with site.perturber.one_batch() as prefix:
-        tally, evaluations = Tally(site.meter, shape, prefix), site.evaluations
-        losses_at = WholeLosses(site.perturber, whole, tally, evaluations.batched, evaluations.most(shape))
-        return sum_over_examples(private.plan, estimated, losses_at, num_examples, len(keys))
+    batched = site.evaluations.batched if isinstance(site.evaluations.batched, BatchedWhole) else None
+    losses_at = WholeLosses(site.perturber, whole, Tally(site.meter, shape), batched, site.evaluations.most(shape))
+    return sum_over_examples(private.plan, estimated, losses_at, num_examples, len(keys))
 
 
 def told(recipe: Recipe, scalars: np.ndarray) -> np.ndarray:
@@ -317,7 +316,7 @@ def _first_order_steps(site: Site, order: Order, weights: Weights, move_last: bo
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
             forwards = BACKPROPAGATION_FORWARDS if moves else 1
-            yield Step(np.zeros(0, np.float32), loss.item(), forwards, forwards * flops)
+            yield Step(np.zeros(0, np.float32), loss.item(), forwards, forwards * flops + site.frozen_flops(batch))
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False).grad = None

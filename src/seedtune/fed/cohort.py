@@ -5,8 +5,8 @@ With shared keys and one local step all clients of a round evaluate their batche
 batches go through it one after another. Replies are those of `local_round` to the bit: same values, same functions,
 same shapes, so a run's digest does not tell which it was.
 
-Memory, over that of one client: the copy (`MOST_COPIED`), and what is kept of the batches (`MOST_KEPT`: themselves and
-the outputs of their frozen layers, `zo.reuse`); a cohort that needs more rides in groups. Nothing is timed. Who
+Memory, over that of one client: the copy (`MOST_COPIED`), and the batches (`MOST_KEPT`: with the outputs of
+their frozen layers); a cohort that needs more rides in groups. Nothing is timed. Who
 does not ride, takes `local_round`: see `Cohort`. Carrying and encoding messages is the engine's.
 """
 
@@ -24,7 +24,6 @@ from ..zo.estimators import ESTIMATORS, LossesAt, Probe
 from ..zo.materialised import at_copy
 from ..zo.meter import WHOLE, Tally
 from ..zo.perturb import Perturbation
-from ..zo.reuse import Found, Prefix
 from .auto import is_due
 from .client import Site, Step, batches, local_round, named, reply_of, step_keys, told
 from .messages import Order, Reply, encode_reply
@@ -32,7 +31,7 @@ from .messages import Order, Reply, encode_reply
 MOST_COPIED = 2**27
 """Bytes of tuned tensors of which a copy is made; and an eighth of the model where that is more."""
 MOST_KEPT = 2**26
-"""Bytes of batches, and of outputs of frozen layers, that are kept at once; at least one client's."""
+"""Bytes of batches, with outputs of frozen layers, that are held at once; at least one client's."""
 
 Answer = tuple[int, Reply | Exception]
 
@@ -44,7 +43,6 @@ class _Rider:
     order: Order
     batch: Any = None
     tally: Tally | None = None
-    found: Found = field(default_factory=Found)
     losses: list[float] = field(default_factory=list)
     error: Exception | None = None
 
@@ -54,8 +52,10 @@ class _Rider:
 
     @property
     def num_bytes(self) -> int:
-        own = vars(self.batch) if hasattr(self.batch, "__dict__") else self.batch
-        return self.found.num_bytes + sum(part.nbytes for part in tree_leaves(own) if isinstance(part, torch.Tensor))
+        own = dict(vars(self.batch)) if hasattr(self.batch, "__dict__") else self.batch
+        if frozen := getattr(self.batch, "frozen", None):
+            own["frozen"] = frozen.values
+        return sum(part.nbytes for part in tree_leaves(own) if isinstance(part, torch.Tensor))
 
 
 class Cohort:
@@ -132,7 +132,7 @@ class Cohort:
         try:
             (rider,) = self._group(deque([order]))
             reply = self._reply(rider)
-            return isinstance(reply, Reply) and encode_reply(reply) == encode_reply(expected)
+            return isinstance(reply, Reply) and encode_reply(_uncounted(reply)) == encode_reply(_uncounted(expected))
         except Exception:  # what `local_round` can do and a ride cannot
             return False
 
@@ -140,16 +140,15 @@ class Cohort:
         """As many of those waiting as `MOST_KEPT` lets on, after their last point."""
         site, riders, num_kept = self.site, [], 0
         first, *others = self._points(waiting[0])
-        with site.perturber.one_batch() as prefix:
-            with self._at(first):
-                while waiting and num_kept < MOST_KEPT:
-                    riders.append(rider := _boarded(site, waiting.popleft(), prefix))
-                    _measure(site, rider, prefix)
-                    num_kept += rider.num_bytes
-            for point in others:
-                with self._at(point):
-                    for rider in riders:
-                        _measure(site, rider, prefix)
+        with self._at(first):
+            while waiting and num_kept < MOST_KEPT:
+                riders.append(rider := _boarded(site, waiting.popleft()))
+                _measure(site, rider)
+                num_kept += rider.num_bytes
+        for point in others:
+            with self._at(point):
+                for rider in riders:
+                    _measure(site, rider)
         return riders
 
     def _points(self, order: Order) -> Sequence[Perturbation | None]:
@@ -181,18 +180,22 @@ class Cohort:
         return reply_of(self.site, rider.order, [step])
 
 
-def _boarded(site: Site, order: Order, prefix: Prefix) -> _Rider:
+def _uncounted(reply: Reply) -> Reply:
+    """The reply without its operations: the first to ask for an example's frozen layers pays for them."""
+    return replace(reply, num_flops=0)
+
+
+def _boarded(site: Site, order: Order) -> _Rider:
     rider = _Rider(order)
     with _noting(rider):
         _, rider.batch = next(batches(site, order))
-        rider.tally = Tally(site.meter, site.shape(rider.batch), prefix)
+        rider.tally = Tally(site.meter, site.shape(rider.batch), site.frozen_flops(rider.batch))
     return rider
 
 
-def _measure(site: Site, rider: _Rider, prefix: Prefix) -> None:
+def _measure(site: Site, rider: _Rider) -> None:
     """One more loss, unless there was an error."""
     if rider.error is None and (tally := rider.tally):
-        prefix.turn_to(rider.found)
         with _noting(rider):
             rider.losses.append(tally.counted(WHOLE, lambda: float(site.loss(rider.batch))))
 

@@ -22,7 +22,7 @@ import torch
 from ..config import Recipe
 from ..errors import ModelError
 from ..models.batched_forward import BatchedSuffix, batched_forward, batched_suffix, trial_call
-from ..models.blocks import Activations, Cut, cut_before, num_layers
+from ..models.blocks import Activations, Cut
 from ..zo.batched import each_at
 from ..zo.meter import Shape
 from ..zo.noise import Distribution
@@ -74,8 +74,11 @@ class Evaluations:
 ONE_BY_ONE = Evaluations(None, 0, "evaluations: one by one")
 
 
-def evaluations_of(recipe: Recipe, module: torch.nn.Module, cut: Cut | None, perturber: Perturber) -> Evaluations:
-    """The decision for a model whose tuned tensors stand at their start; `cut`: where the recipe's steps split it.
+def evaluations_of(
+    recipe: Recipe, module: torch.nn.Module, cut: Cut | None, perturber: Perturber, frozen: Cut | None = None
+) -> Evaluations:
+    """The decision for a model whose tuned tensors stand at their start; `cut`: where the recipe's steps split it;
+    `frozen`: behind the layers whose outputs batches bring along.
 
     Cost: none, or a few forwards on 12 tokens.
 
@@ -88,7 +91,7 @@ def evaluations_of(recipe: Recipe, module: torch.nn.Module, cut: Cut | None, per
     if way == "one-by-one":
         return _one_by_one("as the recipe says")
     try:
-        return _batched(module, cut, perturber, way, num)
+        return _batched(module, cut, perturber, way, num, frozen)
     except Exception as error:  # whatever a model's own code raises where it is given more rows than it expects
         reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         if way == "auto":
@@ -110,16 +113,14 @@ def _one_by_one(reason: str) -> Evaluations:
     return Evaluations(None, 0, f"evaluations: one by one ({reason})")
 
 
-def _batched(module: torch.nn.Module, cut: Cut | None, perturber: Perturber, way: str, num: int) -> Evaluations:
+def _batched(
+    module: torch.nn.Module, cut: Cut | None, perturber: Perturber, way: str, num: int, frozen: Cut | None
+) -> Evaluations:
     """
     Raises:
         ModelError: the model cannot be cut, or gives something else in a trial.
     """
-    num_frozen = 0 if cut else _num_frozen(module, perturber)
-    if way == "auto" and num_frozen and num_frozen == num_layers(module):
-        return _one_by_one("what is tuned lies behind all layers")
-    cut = cut_before(module, num_frozen) if num_frozen else cut
-    share, where = _tuned_share(module, cut, perturber), "block 2" if cut and not num_frozen else "what runs"
+    share, where = _tuned_share(module, cut or frozen, perturber), "block 2" if cut else "what runs"
     if way == "auto" and share > FEW and num < LEAST:
         return _one_by_one(f"{share:.0%} of {where} is tuned, and fewer than {LEAST} points save nothing then")
     batched = _tried(module, cut, perturber)
@@ -127,14 +128,6 @@ def _batched(module: torch.nn.Module, cut: Cut | None, perturber: Perturber, way
         return Evaluations(batched, 0, f"evaluations: {num} in one forward (as the recipe says)")
     rule = f"up to {num} in one forward of at most {MOST_TOKENS} tokens, one by one where {LEAST} have more"
     return Evaluations(batched, MOST_TOKENS, f"evaluations: {rule} ({share:.1%} of {where} is tuned)")
-
-
-@torch.no_grad()
-def _num_frozen(module: torch.nn.Module, perturber: Perturber) -> int:
-    """Layers before the first tuned tensor."""
-    with perturber.one_batch() as prefix:
-        trial_call(module, 1)()
-    return prefix.num_reused
 
 
 def _tuned_share(module: torch.nn.Module, cut: Cut | None, perturber: Perturber) -> float:

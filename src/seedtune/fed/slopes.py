@@ -24,7 +24,6 @@ import numpy as np
 from ..space import Weights
 from ..zo import noise
 from ..zo.meter import WHOLE, Tally
-from ..zo.reuse import Found, Prefix
 from ..zo.update import Update, apply
 
 if TYPE_CHECKING:
@@ -54,8 +53,8 @@ def along(
     Args:
         start: the loss of the step's batch before it, where it is known.
 
-    Cost: 2 forwards a block on the step's batch, 1 more without a `start`, and 2 on a fresh one, the frozen prefix of
-    each batch once; no memory beyond the weights that move.
+    Cost: 2 forwards a block on the step's batch, 1 more without a `start`, and 2 on a fresh one; no memory beyond the
+    weights that move.
     """
     seed, client = site.header.seed, order.client
     fresh = site.batch(client, noise.derive_key(seed, "fresh batch", round=order.round, client=client))
@@ -67,29 +66,27 @@ def along(
 
     split = site.header.split_at(order.rate_ratio)
     rates = (order.rate, order.rate * split.rate_ratio) if split else (order.rate,)
-    with site.perturber.one_batch() as prefix:
-        of_batch, of_fresh = (Losses(site, of, prefix) for of in (batch, fresh))
-        before, losses = of_fresh(), [of_batch() if start is None else start]
-        for half, update in enumerate(update for update in updates for _ in (0, 1)):
-            move(update, half)
-            losses.append(of_batch())
-        slopes = slopes_of(losses, before - of_fresh(), rates)
+    of_batch, of_fresh = Losses(site, batch), Losses(site, fresh, site.frozen_flops(fresh))
+    before, losses = of_fresh(), [of_batch() if start is None else start]
+    for half, update in enumerate(update for update in updates for _ in (0, 1)):
+        move(update, half)
+        losses.append(of_batch())
+    slopes = slopes_of(losses, before - of_fresh(), rates)
     return Measured(slopes, of_batch.num_forwards + of_fresh.num_forwards, of_batch.tally.flops + of_fresh.tally.flops)
 
 
 class Losses:
-    """The loss of one of several batches that take turns within the `Perturber.one_batch` of `prefix`, counted."""
+    """The loss of one batch at the weights bound, counted."""
 
-    def __init__(self, site: "Site", batch: Any, prefix: Prefix):
-        self._prefix, self._found, self._loss = prefix, Found(), partial(site.loss, batch)
-        self.tally = Tally(site.meter, site.shape(batch), prefix)
+    def __init__(self, site: "Site", batch: Any, num_frozen_flops: int = 0):
+        self._loss = partial(site.loss, batch)
+        self.tally = Tally(site.meter, site.shape(batch), num_frozen_flops)
 
     @property
     def num_forwards(self) -> int:
         return self.tally.runs[WHOLE]
 
     def __call__(self) -> float:
-        self._prefix.turn_to(self._found)
         return float(self.tally.counted(WHOLE, self._loss))
 
 

@@ -45,7 +45,7 @@ def split_of(recipe: Recipe, cut: Cut, space: Space) -> Split:
 
 @dataclass(frozen=True)
 class CutLosses:
-    """The `Blocks` of one batch, to be used within `Perturber.one_batch`.
+    """The `Blocks` of one batch.
 
     whole: the loss by the whole model, a float32 scalar. tally: counts each block's runs, as the parts ("prefix", k)
     and ("suffix", k). batched: the suffix for several points in one forward. most: of them; None: all that are

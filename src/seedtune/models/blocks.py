@@ -11,9 +11,9 @@ embedding that is also the output head, is of block 1 (`Cut.shared`): the prefix
 as its prefix did. The model at (block 1 perturbed, block 2 perturbed) is thus a prefix that perturbs `block1`, and a
 suffix that perturbs `shared` in the same way and `block2` in its own.
 
-Not here: which blocks are perturbed when (estimators), the frozen layers before the first tuned tensor
-(`seedtune.zo.reuse`), models in training mode, whose dropout would differ from run to run, and calls that bring a cache
-of keys and values along, which each part would write to.
+Not here: which blocks are perturbed when (estimators), frozen layers whose outputs are kept for a whole run
+(`seedtune.models.frozen`), models in training mode, whose dropout would differ from run to run, and calls that bring a
+cache of keys and values along, which each part would write to.
 """
 
 from collections.abc import Callable, Iterator
@@ -65,8 +65,8 @@ class Cut:
 
     Guarantees: at equal weights, suffix(call, prefix(call)) has the bits of call(). Neither computes what is the
     other's. Activations are never written, so any number of suffixes may follow. The module is afterwards what it was,
-    also after an error. Other wraps of forwards (`Perturber.one_batch`, and within it `Perturber.at`) belong around
-    `prefix` and `suffix`, not into `call`. One thread at a time.
+    also after an error. Other wraps of forwards (`Perturber.at`) belong around `prefix` and `suffix`, not into
+    `call`. One thread at a time.
     """
 
     module: torch.nn.Module
@@ -146,7 +146,7 @@ def num_layers(module: torch.nn.Module) -> int:
     Raises:
         ModelError: the model has no `ModuleList` of at least 2.
     """
-    return len(_stack(module)[1])
+    return len(layer_stack(module)[1])
 
 
 def default_cut(module: torch.nn.Module) -> int:
@@ -174,7 +174,7 @@ def cut_before(module: torch.nn.Module, k: int) -> Cut:
 
     Cost: two forwards on three tokens, and a suffix for each module before the layers.
     """
-    path, stack = _stack(module)
+    path, stack = layer_stack(module)
     if not 1 <= k <= len(stack):
         raise ModelError(
             f"cut of {type(module).__name__} before layer {k}: {path!r} has {len(stack)} layers; choose 1 to "
@@ -189,8 +189,12 @@ def cut_before(module: torch.nn.Module, k: int) -> Cut:
         raise _uncuttable(module, f"its trial on three tokens failed ({reason})") from error
 
 
-def _stack(module: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
-    """The layers and their dotted name: of the outermost ModuleLists, the one with most parameters."""
+def layer_stack(module: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
+    """Return the dotted name of the layers and the layers: of the outermost ModuleLists, that with most parameters.
+
+    Raises:
+        ModelError: the model has no `ModuleList` of at least 2.
+    """
     stacks = dict(_outermost(module))
     long = [(name, stack) for name, stack in stacks.items() if len(stack) > 1]
     if not long:

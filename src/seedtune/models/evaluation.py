@@ -5,12 +5,13 @@ forwards on whatever weights the model is bound to; it moves and perturbs nothin
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..data.batches import eval_batches
+from ..data.batches import Batch, eval_batches
 from ..data.encoding import EncodedSet
 from .load import Tuned
 from .objective import labels_of, scores, token_loss_sum
@@ -34,9 +35,14 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: Tuned, encoded: EncodedSet, batch_size: int = 64) -> Evaluation:
-    """The evaluation over all of `encoded`. Cost: one forward a batch of `batch_size`, in order of length."""
-    batches = (batch.to(model.device) for batch in eval_batches(encoded, batch_size))
+def evaluate(
+    model: Tuned, encoded: EncodedSet, batch_size: int = 64, prepare: Callable[[Batch], Batch] = lambda batch: batch
+) -> Evaluation:
+    """The evaluation over all of `encoded`. Cost: one forward a batch of `batch_size`, in order of length.
+
+    prepare: is given each batch on the model's device, and may add outputs of frozen layers to it.
+    """
+    batches = (prepare(batch.to(model.device)) for batch in eval_batches(encoded, batch_size))
     if encoded.examples[0].label is None:
         sums = [token_loss_sum(model, batch) for batch in batches]
         return Evaluation(sum(s for s, _ in sums) / sum(n for _, n in sums), None, len(encoded))

@@ -4,7 +4,8 @@ A choice is learned by cross-entropy over the scores of its candidates: logits o
 length-normalised log-likelihoods of longer ones (MeZO, arXiv 2305.17333), or a classification head's logits. A text is
 learned by the mean negative log-likelihood of its tokens. Softmax is always float32.
 
-Cost: one forward over [S, T], with output logits at the n scored positions only (see `seedtune.models.answer_head`).
+Cost: one forward over [S, T], with output logits at the n scored positions only (see `seedtune.models.answer_head`),
+less the frozen layers where the batch brings their outputs (`Batch.frozen`).
 An autograd graph is built only where the caller lets parameters require gradients; `load` lets none.
 Batches are right-padded; the attention mask keeps real tokens blind to padding, so no position ids are passed.
 Not here: accuracy, answer metrics, perturbation.
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from ..data.batches import Batch
 from ..errors import ModelError
 from .answer_head import Selection, answering_at
+from .frozen import handing_on
 from .load import Tuned
 
 
@@ -58,7 +60,8 @@ def scores(model: Tuned, batch: Batch) -> torch.Tensor:
     """
     labels_of(batch)
     if model.kind == "classifier":
-        return model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+        with handing_on(batch):
+            return model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
     if batch.candidates is not None:
         return answer_logits(model, batch)
     return _length_normalised(-_target_losses(model, batch), batch)
@@ -82,7 +85,7 @@ def answer_logits(model: Tuned, batch: Batch) -> torch.Tensor:
     masked models the mask token itself.
     """
     options = {"use_cache": False} if model.kind == "causal" else {}
-    with answering_at(Selection(batch.rows, batch.columns, batch.candidates)):
+    with answering_at(Selection(batch.rows, batch.columns, batch.candidates)), handing_on(batch):
         output = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
     return output.logits[0].float()
 

@@ -21,7 +21,6 @@ from torch.utils.flop_counter import flop_registry
 
 from ..data.batches import Batch
 from .estimators import LossAt
-from .reuse import Prefix
 
 BACKPROPAGATION_FORWARDS = 3
 """A step of backpropagation in forwards: one, and a backward of twice its operations. The convention holds for frozen
@@ -29,6 +28,8 @@ weights too, whose gradients nobody computes: with adapters a backward needs abo
 
 WHOLE = "whole"
 """The part of a model that is all of it."""
+FROZEN = "frozen"
+"""The part before the first tuned tensor, computed when a batch is made."""
 
 Value = TypeVar("Value")
 Kept = TypeVar("Kept")
@@ -37,12 +38,13 @@ Kept = TypeVar("Kept")
 @dataclass(frozen=True)
 class Shape:
     """What of a batch a forward's operations depend on: [S, T] tokens, C candidates (None: the whole vocabulary), B
-    labels (None: texts), n scored positions."""
+    labels (None: texts), n scored positions; and how many frozen layers hand on what they gave before."""
 
     tokens: tuple[int, ...]
     num_candidates: int | None
     num_labels: int | None
     num_scored: int
+    num_frozen: int = 0
 
 
 def shape_of(batch: Batch) -> Shape:
@@ -50,10 +52,16 @@ def shape_of(batch: Batch) -> Shape:
 
     >>> two = torch.zeros(2, dtype=torch.int64)
     >>> shape_of(Batch(torch.zeros(2, 5), torch.ones(2, 5), two, two, None, torch.arange(3), two, 2))
-    Shape(tokens=(2, 5), num_candidates=3, num_labels=2, num_scored=2)
+    Shape(tokens=(2, 5), num_candidates=3, num_labels=2, num_scored=2, num_frozen=0)
     """
     num_candidates, num_labels = (None if given is None else len(given) for given in (batch.candidates, batch.labels))
-    return Shape(tuple(batch.input_ids.shape), num_candidates, num_labels, len(batch.rows))
+    num_frozen = batch.frozen.num_layers if batch.frozen else 0
+    return Shape(tuple(batch.input_ids.shape), num_candidates, num_labels, len(batch.rows), num_frozen)
+
+
+def new_frozen_flops(batch: Batch) -> int:
+    """Return the operations that frozen layers took when the batch was made."""
+    return batch.frozen.num_new_flops if batch.frozen else 0
 
 
 @dataclass
@@ -101,39 +109,42 @@ class Meter:
         Cost: a forward that is counted takes about 10 microseconds longer for each operator that it runs; others 2 in
         all.
         """
-        num_sequences, *lengths = shape.tokens
-        costs = self._known[num_sequences, shape.num_candidates, shape.num_labels, part]
-        flops = costs.expected(tuple(lengths), shape.num_scored)
+        lengths, costs = shape.tokens[1:], self._costs(shape, part)
+        flops = costs.expected(lengths, shape.num_scored)
         if flops is not None:
             return call(), flops
         with _Watching() as watching:
             value = call()
-        costs.note(tuple(lengths), shape.num_scored, watching.flops)
+        costs.note(lengths, shape.num_scored, watching.flops)
         return value, watching.flops
+
+    def known(self, shape: Shape, part: Hashable) -> int | None:
+        """Return the operations of a forward, None where none of its shape was counted."""
+        return self._costs(shape, part).expected(shape.tokens[1:], shape.num_scored)
+
+    def _costs(self, shape: Shape, part: Hashable) -> _Costs:
+        return self._known[shape.tokens[0], shape.num_candidates, shape.num_labels, shape.num_frozen, part]
 
 
 class Tally:
-    """The evaluations of one step, all of one batch, within `Perturber.one_batch`, which gives `prefix`.
+    """The evaluations of one step, all of one batch.
 
-    runs, flops_of: by the part of the model, how often it ran and its operations in all.
+    runs, flops_of: by the part of the model, how often it ran and its operations in all; what frozen layers took when
+    the batch was made is the part `FROZEN`.
     """
 
-    def __init__(self, meter: Meter, shape: Shape, prefix: Prefix):
-        self._meter, self._shape, self._prefix = meter, shape, prefix
+    def __init__(self, meter: Meter, shape: Shape, num_frozen_flops: int = 0):
+        self._meter, self._shape = meter, shape
         self.runs: Counter[Hashable] = Counter()
-        self.flops_of: Counter[Hashable] = Counter()
+        self.flops_of: Counter[Hashable] = Counter({FROZEN: num_frozen_flops} if num_frozen_flops else {})
 
     @property
     def flops(self) -> int:
         return self.flops_of.total()
 
     def counted(self, part: Hashable, call: Callable[[], Value], num: int = 1) -> Value:
-        """What `call` returns, which runs `part` of the model `num` times, in one forward or in several.
-
-        The first evaluation of a step computes the frozen prefix and later ones reuse it, so they are counted apart.
-        """
-        num_reused = self._prefix.num_reused
-        known = part if (num_reused, num) == (0, 1) else (part, num_reused, num)
+        """What `call` returns, which runs `part` of the model `num` times, in one forward or in several."""
+        known = part if num == 1 else (part, num)
         value, flops = self._meter.counted(self._shape, known, call)
         self.runs[part] += num
         self.flops_of[part] += flops
@@ -147,10 +158,7 @@ class Tally:
 def counted_parts(
     meter: Meter, shape: Shape, cut: Hashable, prefix: Callable[[], Kept], suffix: Callable[[Kept], Value]
 ) -> tuple[Value, tuple[int, int]]:
-    """(suffix(prefix()), (F1, F2)): the operations of the two blocks of a model that `cut` divides.
-
-    To be called outside `Perturber.one_batch`, or with a `cut` that says what of the prefix is reused.
-    """
+    """(suffix(prefix()), (F1, F2)): the operations of the two blocks of a model that `cut` divides."""
     kept, first = meter.counted(shape, ("prefix", cut), prefix)
     value, second = meter.counted(shape, ("suffix", cut), lambda: suffix(kept))
     return value, (first, second)

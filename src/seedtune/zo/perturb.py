@@ -11,7 +11,7 @@ parameter from outside that module's forward is not seen; `Perturber` then names
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -25,7 +25,6 @@ from ..models.forwards import wrapped_forwards
 from ..space import Space, TensorSpec, Weights
 from . import noise
 from .noise import Distribution
-from .reuse import Prefix, clean_prefix, layers_of
 
 
 @dataclass(frozen=True)
@@ -62,16 +61,10 @@ class Perturber:
     def __init__(self, module: torch.nn.Module, space: Space, scratch_bytes: int = 2**22):
         specs = {spec.name: spec for spec in space.tensors}
         self.space = space
-        self._module = module
         self._specs = {id(p): specs[name] for name, p in module.named_parameters() if name in specs}
         self.parameters = {name: p for name, p in module.named_parameters() if name in specs}
         self._owners = [m for m in module.modules() if any(id(p) in self._specs for p in m._parameters.values())]
-        self._layers = layers_of(module)
         self.scratch_bytes = scratch_bytes
-
-    def one_batch(self) -> AbstractContextManager[Prefix]:
-        """Within it all evaluations are of one batch at unmoved weights: the frozen prefix is computed once."""
-        return clean_prefix(self._module, self._owners, self._layers)
 
     def bind(self, weights: Weights) -> None:
         """Points the tuned tensors at `weights`, as `space.bind` does, without a walk through the module."""

@@ -1,0 +1,69 @@
+"""Whether and where a run keeps the outputs of its frozen layers: the machine's settings met with a model and its data.
+
+How they are computed and found again is `seedtune.zo.kept_activations`.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from .config import Machine, Recipe
+from .data.batches import Batch, eval_batches
+from .data.encoding import EncodedSet
+from .errors import ModelError, RunStoreError
+from .models.frozen import find_frozen
+from .models.load import Tuned
+from .zo.activation_store import ActivationStore
+from .zo.kept_activations import KeptActivations
+from .zo.meter import Meter
+
+_BATCH = 64
+
+
+def keep_activations(model: Tuned, machine: Machine, meter: Meter, folder: Path | None) -> KeptActivations | None:
+    """Return what keeps the outputs of the model's frozen layers; None where it has none, or none that can be kept.
+
+    Cost: a few forwards on a dozen tokens.
+    """
+    cut = find_frozen(model.module, model.trainable)
+    if cut is None:
+        return None
+    memory = 0 if machine.keep_activations == "none" else machine.activation_memory
+    try:
+        store = ActivationStore(memory, machine.keep_activations == "auto", folder)
+        return KeptActivations(model, cut, store, meter)
+    except ModelError:
+        return None
+
+
+def expect_examples(kept: KeptActivations, recipe: Recipe, train: EncodedSet, test: EncodedSet) -> None:
+    """Tell which sequences a run will need, so that none is computed in vain.
+
+    Raises:
+        RunStoreError: the disk has no room for those that memory does not hold.
+    """
+    needed = kept.expect(_batches(test))
+    federation = recipe.federation
+    drawn = federation.num_rounds * (federation.cohort_size or recipe.partition.num_clients) * federation.batch_size
+    drawn *= max(1, federation.local_steps)
+    share = min(1.0, drawn / len(train)) if len(train) and not federation.local_epochs else 1.0
+    needed += int(share * kept.expect(_batches(train)))
+    _check_room(kept.store, needed)
+
+
+def _batches(encoded: EncodedSet) -> Iterable[Batch]:
+    return eval_batches(encoded, _BATCH) if len(encoded) else ()
+
+
+def _check_room(store: ActivationStore, needed: int) -> None:
+    if not store.on_disk or needed <= store.memory_bytes:
+        return
+    folder = store.folder or Path(tempfile.gettempdir())
+    free, more = shutil.disk_usage(folder).free, needed - store.memory_bytes
+    if free < more:
+        raise RunStoreError(
+            f"activations of frozen layers take {more / 1e6:.0f} MB on disk beyond {store.memory_bytes / 1e6:.0f} MB "
+            f"in memory, and {folder} has {free / 1e6:.0f} MB free: free some, give more memory with --activation-memory, "
+            "or pass --keep-activations memory, which computes the rest each time"
+        )
