@@ -107,6 +107,6 @@ def test_tasks_without_data_of_their_own_ask_for_a_path():
 
 def test_the_known_tasks():
     assert set(KNOWN) == {
-        "stdlib-topics", "stdlib-text", "sst2", "rte", "cb", "boolq", "wic", "ag_news", "squad", "instruction",
-        "prompt-completion", "plain-text", "custom",
+        "stdlib-topics", "stdlib-text", "rated-snippets", "sst2", "rte", "cb", "boolq", "wic", "ag_news", "squad",
+        "instruction", "prompt-completion", "plain-text", "custom",
     }  # fmt: skip

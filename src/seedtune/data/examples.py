@@ -39,7 +39,8 @@ class Task:
     `kind` is "choice" (pick one of `answers`) or "text" (write `Example.answer`). `answers`, `label_names` and
     `label_descriptions` have one text a label and are empty for text tasks; `answers` is empty for classifiers, and
     `label_descriptions` where nobody wrote any. `max_tokens` is the window of an example. `ends` says whether a text
-    answer is followed by the tokenizer's end-of-text token.
+    answer is followed by the tokenizer's end-of-text token, `is_balanced` whether limits on the number of examples
+    keep equally many of each group.
     """
 
     name: str
@@ -51,3 +52,4 @@ class Task:
     max_tokens: int
     label_descriptions: tuple[str, ...] = ()
     ends: bool = True
+    is_balanced: bool = False
