@@ -60,12 +60,23 @@ def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal", is_
         task = replace(task, train=task.train + task.test, test=task.train + task.test)
     for split, examples in (("train", task.train), ("test", task.test)):
         if not examples:
-            raise DataError(f"task {config.name!r} has no {split} examples: give it files with more rows")
+            raise DataError(_without_examples(task, split))
     return replace(
         task,
         train=_limited(task, task.train, config.max_train, sub_key(seed_key, "train")),
         test=_limited(task, task.test, config.max_eval, sub_key(seed_key, "test")),
         max_tokens=config.max_tokens or task.max_tokens,
+    )
+
+
+def _without_examples(task: Task, split: str) -> str:
+    told = f"task {task.name!r} has no {split} examples"
+    if not task.left_out:
+        return f"{told}: give it files with more rows"
+    first = task.left_out[0]
+    return (
+        f"{told}: {len(task.left_out):,} rows were left out, the first of them {first.place}, {first.reason}; mend "
+        f"them or give it files with more rows"
     )
 
 
