@@ -113,8 +113,10 @@ def assemble(
     task = load_task(recipe.task, TASK_KEY, kind, recipe.task.training == "nodes" or own is not None)
     model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
     model.module.to(device)
-    train, test = (encode(task, part, model.tokenizer, kind, model.window) for part in (task.train, task.test))
     clients, heldout = _dealt(recipe, task, own)
+    judged = frozenset(indices_of(heldout).tolist())
+    train = encode(task, task.train, model.tokenizer, kind, model.window, judged)
+    test = encode(task, task.test, model.tokenizer, kind, model.window, range(len(task.test)))
     if initial is None:
         initial = _head_start(recipe, model, task, train.subset(indices_of(clients)))
     install_initial(model, initial)

@@ -64,6 +64,6 @@ def _check_room(store: ActivationStore, needed: int) -> None:
     if free < more:
         raise RunStoreError(
             f"activations of frozen layers take {more / 1e6:.0f} MB on disk beyond {store.memory_bytes / 1e6:.0f} MB "
-            f"in memory, and {folder} has {free / 1e6:.0f} MB free: free some, give more memory with --activation-memory, "
-            "or pass --keep-activations memory, which computes the rest each time"
+            f"in memory, and {folder} has {free / 1e6:.0f} MB free: free some, give more memory with "
+            "--activation-memory, or pass --keep-activations memory, which computes the rest each time"
         )

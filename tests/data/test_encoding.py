@@ -181,3 +181,16 @@ def test_padding_never_widens_the_vocabulary(bpe, wordpiece):
     assert encoded(choice(review()), bpe).pad_token == bpe.eos_token_id
     result = encoded(choice(review(tail=""), answers=("terrible", "great")), wordpiece, "classifier")
     assert result.pad_token == wordpiece.pad_token_id
+
+
+@pytest.mark.parametrize("max_tokens", [40, 120])
+def test_in_evaluation_a_prompt_does_not_depend_on_its_answer(bpe, max_tokens):
+    """Else the length of the context would tell how long the answer is."""
+    body, answers = SENTENCE * 9, (" great", " it was a long story" * 9, " terrible story")
+    task = text(*(Example("the", body, " It was", answer, None) for answer in answers), max_tokens=max_tokens)
+    judged = encode(task, task.test, bpe, "causal", 0, range(3)).examples
+    assert len({tuple(example.prompt) for example in judged}) == 1
+    assert len(judged[0].prompt) == max(max_tokens - 50, max_tokens // 2)
+    trained = encode(task, task.train, bpe, "causal", 0, {1}).examples
+    assert [len(e.prompt) == len(judged[0].prompt) for e in trained] == [False, True, False]
+    assert all(len(e.prompt) + len(e.answer) <= max_tokens for e in (*judged, *trained))

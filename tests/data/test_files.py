@@ -73,12 +73,21 @@ def test_squads_own_file_gives_a_row_a_question(tmp_path):
 
 BAD = [
     ("a.txt", "x", "cannot read .txt: give .csv, .tsv, .json, .jsonl, .parquet"),
-    ("a.csv", "a,b\n1\n", "row 1 has 1 cells, but there are 2 columns (a, b)"),
+    (
+        "a.csv",
+        "a,b\n1\n",
+        "row 1 has 1 cells, but there are 2 columns (a, b): put cells that contain ',' into quotation marks",
+    ),
     ("a.csv", 'a,b\n"1,2\n', "line 2 is not valid csv: unexpected end of data"),
     ("a.jsonl", '{"a": 1}\n{"a"\n', "line 2 is not JSON: Expecting ':' delimiter: line 1 column 5 (char 4)"),
     ("a.jsonl", "[1]\n", "line 1 is a JSON list: each line must be an object"),
     ("a.json", "{", "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-    ("a.json", '{"rows": []}', 'must be a JSON list of objects, or an object with such a list under "data"'),
+    (
+        "a.json",
+        '{"rows": []}',
+        'must be a JSON list of objects, or an object with such a list under "data" (pandas: '
+        "to_json(orient='records'))",
+    ),
     (
         "a.json",
         '[{"paragraphs": [{"qas": []}, {"qas": [{}]}]}]',
@@ -100,7 +109,7 @@ def test_unreadable_files_are_named(tmp_path):
         read_rows(tmp_path / "none.csv")
     latin = tmp_path / "latin.csv"
     latin.write_bytes(b"a\n\xe9\n")
-    with pytest.raises(DataError, match=r"latin\.csv: is not UTF-8 text: byte 2 is 0xe9$"):
+    with pytest.raises(DataError, match=r"latin\.csv: is not UTF-8 text: byte 2 is 0xe9; save it as UTF-8$"):
         read_rows(latin)
     with pytest.raises(DataError, match=r"bad\.parquet: cannot be read as parquet: .*Parquet magic bytes not found"):
         read_rows(write(tmp_path / "bad.parquet", "not parquet at all"))

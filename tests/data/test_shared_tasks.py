@@ -40,7 +40,8 @@ def test_ag_news(shared_data, bpe):
 )
 def test_instructions(shared_data, bpe, folder, num_rows):
     task = load(shared_data, "instruction", folder)
-    assert len(task.train) + len(task.test) == num_rows
+    assert len(task.train) + len(task.test) + len(task.left_out) == num_rows
+    assert len(task.left_out) == (2 if folder == "code_alpaca" else 0)  # rows whose output is empty
     assert folder != "gsm8k" or len(task.test) == 1319
     assert_learnable(task, bpe)
 

@@ -93,9 +93,15 @@ def test_a_task_to_write_text_needs_a_causal_model():
 
 def test_a_split_without_examples_is_an_error(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"sentence": "x", "label": 1}\n')
-    (tmp_path / "dev.jsonl").write_text("")
     with pytest.raises(DataError, match=r"^task 'sst2' has no (test|train) examples: give it files with more rows$"):
         load_task(TaskConfig(name="sst2", path=str(tmp_path)), 0)
+    (tmp_path / "dev.jsonl").write_text('{"sentence": "x", "label": -1}\n' * 2)
+    with pytest.raises(DataError) as error:
+        load_task(TaskConfig(name="sst2", path=str(tmp_path)), 0)
+    assert str(error.value).endswith(
+        " examples: 2 rows were left out, the first of them task 'sst2', validation row 1, without a label; mend them "
+        "or give it files with more rows"
+    )
 
 
 def test_tasks_without_data_of_their_own_ask_for_a_path():
@@ -107,6 +113,6 @@ def test_tasks_without_data_of_their_own_ask_for_a_path():
 
 def test_the_known_tasks():
     assert set(KNOWN) == {
-        "stdlib-topics", "stdlib-text", "sst2", "rte", "cb", "boolq", "wic", "ag_news", "squad", "instruction",
-        "prompt-completion", "plain-text", "custom",
+        "stdlib-topics", "stdlib-text", "rated-snippets", "sst2", "rte", "cb", "boolq", "wic", "ag_news", "squad",
+        "instruction", "prompt-completion", "plain-text", "custom",
     }  # fmt: skip

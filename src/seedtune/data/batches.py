@@ -78,10 +78,15 @@ def batch_of(encoded: EncodedSet, indices: Sequence[int] | np.ndarray) -> Batch:
     return _label_batch(encoded, chosen)
 
 
+def eval_order(encoded: EncodedSet) -> np.ndarray:
+    """The examples in the order of `eval_batches`, longest first: int64 [N]."""
+    lengths = np.array([len(e.prompt) + len(e.answer) for e in encoded.examples])
+    return np.argsort(-lengths, kind="stable")
+
+
 def eval_batches(encoded: EncodedSet, batch_size: int) -> Iterator[Batch]:
     """All examples in batches of like length, longest first, so that little is padding; the same at every call."""
-    lengths = np.array([len(e.prompt) + len(e.answer) for e in encoded.examples])
-    order = np.argsort(-lengths, kind="stable")
+    order = eval_order(encoded)
     for start in range(0, len(order), batch_size):
         yield batch_of(encoded, order[start : start + batch_size])
 

@@ -5,13 +5,14 @@ from its end, so that the question and its form survive; a token that reaches in
 choice tasks nothing else is ever cut: a prompt whose head and tail alone do not fit is an error. In text tasks the
 answer may take all the room that the prompt does not need, and at least half of the window; what is longer is cut at
 its end and loses its end-of-text token. Where a text task's head and tail do not fit either, first the head loses its
-end, then the tail its start.
+end, then the tail its start. A text example that is evaluated reserves a fixed number of tokens in place of its own
+answer's, so that its prompt says nothing of the answer.
 
 The tokenizer is a fast tokenizer of `transformers`, handed in: this module imports none and changes none.
 Padding and batches are in `batches`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +25,10 @@ _PLAIN = {
     "add_special_tokens": False, "truncation": False, "padding": False, "verbose": False,
     "return_attention_mask": False, "return_token_type_ids": False,
 }  # fmt: skip
+
+
+ANSWER_RESERVE = 50
+"""Tokens that a text example's prompt leaves to its answer in evaluation: as many as MeZO generates for SQuAD."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,17 @@ class EncodedSet:
         return replace(self, examples=tuple(self.examples[i] for i in indices))
 
 
-def encode(task: Task, examples: Sequence[Example], tokenizer, kind: ModelKind, window: int = 0) -> EncodedSet:
+def encode(
+    task: Task,
+    examples: Sequence[Example],
+    tokenizer,
+    kind: ModelKind,
+    window: int = 0,
+    evaluated: Container[int] = (),
+) -> EncodedSet:
     """`examples` (`task.train`, `task.test` or some of them) as tokens for a model of `kind`.
+
+    `evaluated`: the places of those that the model is judged on, whose prompts do not depend on their answers.
 
     At most `task.max_tokens` tokens are kept of an example, and no more than the model's `window` (0: no limit). A
     causal model's prompt begins with what the tokenizer puts before a text (often a beginning-of-text token, often
@@ -84,7 +98,8 @@ def encode(task: Task, examples: Sequence[Example], tokenizer, kind: ModelKind, 
     shown = [_with_mask(e, tokenizer) for e in examples] if kind == "masked" else examples
     prompts = tokenise(tokenizer, [e.prompt for e in shown])
     learned = _text_answers(task, examples, tokenizer)
-    kept = _fitted_prompts(task, shown, prompts, [_budget(len(a), room) for a in learned], tokenizer)
+    budgets = [_budget(ANSWER_RESERVE if a and i in evaluated else len(a), room) for i, a in enumerate(learned)]
+    kept = _fitted_prompts(task, shown, prompts, budgets, tokenizer)
     answered = [answer[: max(room - len(prompt), 0)] for prompt, answer in zip(kept, learned, strict=True)]
     _check_learnable(task, examples, kept, answered, bool(before))
     encoded = tuple(

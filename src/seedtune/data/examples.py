@@ -33,13 +33,22 @@ class Example:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A row that is no example: why ("without a label"), and where it stands ("task 'sst2', train row 3")."""
+
+    reason: str
+    place: str
+
+
+@dataclass(frozen=True)
 class Task:
     """Examples to train and to test on, and how their answers are judged.
 
     `kind` is "choice" (pick one of `answers`) or "text" (write `Example.answer`). `answers`, `label_names` and
     `label_descriptions` have one text a label and are empty for text tasks; `answers` is empty for classifiers, and
     `label_descriptions` where nobody wrote any. `max_tokens` is the window of an example. `ends` says whether a text
-    answer is followed by the tokenizer's end-of-text token.
+    answer is followed by the tokenizer's end-of-text token, `is_balanced` whether limits on the number of examples
+    keep equally many of each group. `left_out` are the rows of its files that are no examples.
     """
 
     name: str
@@ -51,3 +60,5 @@ class Task:
     max_tokens: int
     label_descriptions: tuple[str, ...] = ()
     ends: bool = True
+    is_balanced: bool = False
+    left_out: tuple[LeftOut, ...] = ()

@@ -41,6 +41,25 @@ def keyed_choice(key: int, n: int, count: int) -> np.ndarray:
     return np.sort(keyed_permutation(key, n)[:count])
 
 
+def keyed_balanced_choice(key: int, classes: np.ndarray, count: int) -> np.ndarray:
+    """`count` examples in ascending order, int64, equally many of each class; all of them where `count` is 0.
+
+    `classes`: the class of each example, integers [n]. A class with too few gives all that it has, and the others
+    share the rest; where `count` does not divide evenly, lower classes give one more.
+
+    >>> classes = np.array([0] * 9 + [1] * 9 + [2])
+    >>> np.bincount(classes[keyed_balanced_choice(7, classes, 8)]).tolist()
+    [4, 3, 1]
+    """
+    if count == 0 or count >= len(classes):
+        return np.arange(len(classes))
+    order = keyed_permutation(key, len(classes))
+    by_class = order[np.argsort(classes[order], kind="stable")]
+    sorted_classes = classes[by_class]
+    turn = np.arange(len(classes)) - np.searchsorted(sorted_classes, sorted_classes)
+    return np.sort(by_class[np.lexsort((sorted_classes, turn))[:count]])
+
+
 def client_batch_indices(key: int, num_examples: int, batch_size: int) -> np.ndarray:
     """The examples of one local step: `batch_size` distinct indices below `num_examples`, int64, drawn by `key`.
 

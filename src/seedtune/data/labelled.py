@@ -3,18 +3,47 @@
 The benchmarks themselves are in `benchmarks`; free-form instruction and text data in `texts`.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DataError
 from ..sections import TaskConfig
 from .benchmarks import BENCHMARKS, Benchmark, Form
-from .examples import Example, ModelKind, Task
+from .examples import Example, LeftOut, ModelKind, Task
 from .files import Row, as_text, check_texts, read_rows, split_files, text_of
 from .prompts import MASK_SLOT, check_columns, columns_of, fill
 from .splits import train_and_test
 
 CUSTOM_TOKENS = 256
+NO_LABEL = ("", "-1")
+"""Labels of rows that have none, as empty cells and as the hub's data sets have them."""
+WITHOUT_LABEL = "without a label"
+
+Built = Example | LeftOut
+"""What becomes of a row."""
+
+
+def parted(built: Mapping[str, Iterable[Built]]) -> tuple[dict[str, tuple[Example, ...]], tuple[LeftOut, ...]]:
+    """(the examples of each split, the rows that are none)."""
+    splits = {split: tuple(each) for split, each in built.items()}
+    left_out = tuple(one for each in splits.values() for one in each if isinstance(one, LeftOut))
+    return {s: tuple(one for one in each if isinstance(one, Example)) for s, each in splits.items()}, left_out
+
+
+def empty_cell(row: Row, columns: Iterable[str], place: str) -> LeftOut | None:
+    """The row as one to leave out, where one of its `columns` is empty or null; else None."""
+    empty = next((name for name in columns if isinstance(row[name], str) and not row[name].strip()), None)
+    return None if empty is None else LeftOut(f"with an empty {empty!r}", place)
+
+
+def label_text(value: str) -> str:
+    """A label as it is compared: without blanks around it, and whole where pandas made a float of a whole number.
+
+    >>> label_text("1.0"), label_text(" positive"), label_text("0.5")
+    ('1', 'positive', '0.5')
+    """
+    return re.sub(r"^(-?[0-9]+)\.0+$", r"\1", value.strip())
 
 
 def load_benchmark(config: TaskConfig, kind: ModelKind) -> Task:
@@ -31,11 +60,11 @@ def load_benchmark(config: TaskConfig, kind: ModelKind) -> Task:
         )
     found = _from_files(config.path, benchmark) if config.path else _from_hub(config.name, benchmark)
     form, group = benchmark.forms[kind], config.group_column or benchmark.group
-    splits = {s: tuple(_examples(_place(config, s), rows, benchmark, form, group)) for s, rows in found}
+    splits, left_out = parted({s: _built(_place(config, s), rows, benchmark, form, group) for s, rows in found})
     names = tuple(spellings[1] for spellings in benchmark.labels)
     return Task(
         config.name, "choice" if names else "text", form.answers, names, *train_and_test(splits),
-        benchmark.max_tokens, benchmark.descriptions, ends=False,
+        benchmark.max_tokens, benchmark.descriptions, ends=False, left_out=left_out,
     )  # fmt: skip
 
 
@@ -75,42 +104,57 @@ def _from_hub(name: str, benchmark: Benchmark) -> list[tuple[str, list[Row]]]:
         ) from None
 
 
-def _examples(where: str, rows: list[Row], benchmark: Benchmark, form: Form, group: str) -> Iterable[Example]:
+def _built(where: str, rows: list[Row], benchmark: Benchmark, form: Form, group: str) -> Iterable[Built]:
     needed = (*columns_of(form.template), *([group] if group else []))
     for number, given in enumerate(rows, 1):
-        place = f"{where} row {number}"
-        row = benchmark.prepared({k: v.strip() if isinstance(v, str) else v for k, v in given.items()})
-        row |= {ours: row[theirs] for ours, theirs in benchmark.aliases if theirs in row and ours not in row}
+        row, place = prepare(given, benchmark), f"{where} row {number}"
         check_texts(row, needed, place)
-        label = _label_of(row, benchmark, place) if benchmark.labels else None
-        references = _references(row, place) if label is None else ()
-        word = form.answers[label] if form.answers and label is not None else ""
-        answer = f" {references[0]}\n" if references else word
-        yield Example(*fill(form.template, row, form.body), answer, label, row[group] if group else "", references)
+        yield empty_cell(row, needed, place) or _example(row, benchmark, form, group, place)
 
 
-def _label_of(row: Row, benchmark: Benchmark, place: str) -> int:
+def prepare(given: Row, benchmark: Benchmark) -> Row:
+    """A file's row with the columns that the benchmark's templates name."""
+    row = benchmark.prepared({k: v.strip() if isinstance(v, str) else v for k, v in given.items()})
+    return row | {ours: row[theirs] for ours, theirs in benchmark.aliases if theirs in row and ours not in row}
+
+
+def _example(row: Row, benchmark: Benchmark, form: Form, group: str, place: str) -> Built:
+    label = _label_of(row, benchmark, place) if benchmark.labels else None
+    references = () if benchmark.labels else _references(row, place)
+    if benchmark.labels and label is None:
+        return LeftOut(WITHOUT_LABEL, place)
+    if not benchmark.labels and not references:
+        return LeftOut("without an answer", place)
+    word = form.answers[label] if form.answers and label is not None else ""
+    answer = f" {references[0]}\n" if references else word
+    return Example(*fill(form.template, row, form.body), answer, label, row[group] if group else "", references)
+
+
+def _label_of(row: Row, benchmark: Benchmark, place: str) -> int | None:
+    """The row's label, an index into the benchmark's; None where it says that it has none."""
     columns = [(name, first) for name, first in benchmark.label_columns if name in row]
     if not columns:
         wanted = " or ".join(repr(name) for name, _ in benchmark.label_columns)
         raise DataError(f"{place}: has no column {wanted}, only {', '.join(row)}")
     name, first = columns[0]
-    value = row[name].strip()
+    value = label_text(row[name])
+    if value in NO_LABEL:
+        return None
     if first and value.isdigit():
         value = str(int(value) - first)
     for label, spellings in enumerate(benchmark.labels):
         if value.lower() in (spelling.lower() for spelling in spellings):
             return label
     known = "; ".join(f"{label + first} or {', '.join(s[1:])}" for label, s in enumerate(benchmark.labels))
-    raise DataError(f"{place}: its {name} is {row[name]!r}, expected {known}; leave rows without a label out")
+    raise DataError(f"{place}: its {name} is {row[name]!r}, expected {known}; mend it or leave the row out")
 
 
 def _references(row: Row, place: str) -> tuple[str, ...]:
-    """All accepted answers of a SQuAD row, the first of which is learned."""
+    """All accepted answers of a SQuAD row, the first of which is learned; none where it has none, as in SQuAD 2."""
     answers = row.get("answers")
     texts = answers.get("text") if isinstance(answers, dict) else answers
-    if not isinstance(texts, list) or not texts:
-        raise DataError(f'{place}: needs "answers": {{"text": [at least one answer]}}, but has {answers!r}')
+    if not isinstance(texts, list):
+        raise DataError(f'{place}: needs "answers": {{"text": [answers]}}, but has {answers!r}')
     return tuple(dict.fromkeys(text_of(text) for text in texts))
 
 
@@ -122,6 +166,9 @@ def load_custom(config: TaskConfig, kind: ModelKind) -> Task:
 
     Raises:
         DataError: a setting that is missing, a column that does not exist, a label without an answer word.
+
+    A row with an empty cell in a column that is used, or without a label (an empty cell or -1, unless `answers` has a
+    word for it), is left out and counted. A label 1.0 is the label 1 where there is one.
     """
     _check_custom(config, kind)
     path = Path(config.path or "")
@@ -134,8 +181,9 @@ def load_custom(config: TaskConfig, kind: ModelKind) -> Task:
         _check_custom_columns(config, _place(config, split), rows)
     labels = _custom_labels(config, kind, [row for _, rows in found for row in rows])
     answers = () if kind == "classifier" else tuple(config.answers[label] for label in labels)
-    splits = {split: tuple(_custom_example(config, row, labels, answers) for row in rows) for split, rows in found}
-    return Task(config.name, config.kind, answers, labels, *train_and_test(splits), CUSTOM_TOKENS)
+    built = {s: _custom_built(config, _place(config, s), rows, labels, answers) for s, rows in found}
+    splits, left_out = parted(built)
+    return Task(config.name, config.kind, answers, labels, *train_and_test(splits), CUSTOM_TOKENS, left_out=left_out)
 
 
 def _check_custom(config: TaskConfig, kind: ModelKind) -> None:
@@ -155,39 +203,68 @@ def _check_custom(config: TaskConfig, kind: ModelKind) -> None:
 def _check_custom_columns(config: TaskConfig, where: str, rows: Sequence[Row]) -> None:
     if not rows:
         raise DataError(f"{where}: there are no rows")
-    template, answer = config.template or "", config.answer or ""
-    check_columns(template, rows[0], where)
-    check_columns(answer, rows[0], where)
+    for template in _templates(config):
+        check_columns(template, rows[0], where)
     settings = [(n, getattr(config, n)) for n in ("label_column", "group_column") if getattr(config, n)]
     for setting, column in settings:
         if column not in rows[0]:
             raise DataError(f"task.{setting} is {column!r}, but {where} has the columns {', '.join(rows[0])}")
-    used = [*columns_of(template), *columns_of(answer), *(column for _, column in settings)]
+    used = [*_used_columns(config), *(column for _, column in settings)]
     for number, row in enumerate(rows, 1):
         check_texts(row, used, f"{where} row {number}")
+
+
+def _templates(config: TaskConfig) -> tuple[str, ...]:
+    return (config.template or "", *([config.answer or ""] if config.kind == "text" else []))
+
+
+def _used_columns(config: TaskConfig) -> tuple[str, ...]:
+    """The columns that a row must have something in."""
+    return tuple(dict.fromkeys(name for template in _templates(config) for name in columns_of(template)))
 
 
 def _custom_labels(config: TaskConfig, kind: ModelKind, rows: Sequence[Row]) -> tuple[str, ...]:
     """The labels in the order of `answers`; for a classifier without answer words, as found, sorted."""
     if config.kind == "text":
         return ()
-    found = sorted({row[config.label_column or ""] for row in rows})
+    column = config.label_column or ""
+    found = sorted({label_text(row[column]) for row in rows} - {""})
     labels = tuple(config.answers) or tuple(found)
-    unknown = [label for label in found if label not in labels]
-    if unknown:
+    if "-1" in found and not config.answers:
         raise DataError(
-            f"column {config.label_column!r} has {len(found)} labels, and {unknown[0]!r} has no answer word: "
-            f"task.answers has words for {', '.join(labels)}; add one for each label"
+            f"column {column!r} has the label '-1', which may be a class or mean that there is none: name the classes "
+            f"in task.answers, or remove these rows"
         )
     if len(labels) < 2:
-        raise DataError(f"column {config.label_column!r} has the one label {labels[0]!r}: a choice needs two or more")
+        one = f"the one label {labels[0]!r}" if labels else "no label"
+        raise DataError(f"column {column!r} has {one}: a choice needs two or more")
     return labels
 
 
-def _custom_example(config: TaskConfig, row: Row, labels: tuple[str, ...], answers: tuple[str, ...]) -> Example:
+def _custom_built(
+    config: TaskConfig, where: str, rows: Sequence[Row], labels: tuple[str, ...], answers: tuple[str, ...]
+) -> Iterable[Built]:
+    used = (*_used_columns(config), *([config.group_column] if config.group_column else []))
+    for number, row in enumerate(rows, 1):
+        place = f"{where} row {number}"
+        yield empty_cell(row, used, place) or _custom_example(config, row, labels, answers, place)
+
+
+def _custom_example(
+    config: TaskConfig, row: Row, labels: tuple[str, ...], answers: tuple[str, ...], place: str
+) -> Built:
     group = row[config.group_column] if config.group_column else ""
     prompt = fill(config.template or "", row)
     if config.kind == "text":
         return Example(*prompt, "".join(fill(config.answer or "", row)), None, group)
-    label = labels.index(row[config.label_column or ""])
-    return Example(*prompt, answers[label] if answers else "", label, group)
+    given = row[config.label_column or ""]
+    name = next((text for text in (given, label_text(given)) if text in labels), None)
+    if name is not None:
+        label = labels.index(name)
+        return Example(*prompt, answers[label] if answers else "", label, group)
+    if label_text(given) in NO_LABEL:
+        return LeftOut(WITHOUT_LABEL, place)
+    raise DataError(
+        f"{place}: its {config.label_column} is {given!r}, which has no answer word: task.answers has words for "
+        f"{', '.join(labels)}; add one for each label, or mend the row"
+    )

@@ -41,8 +41,24 @@ def columns_of(template: str) -> tuple[str, ...]:
 
 
 def check_columns(template: str, columns: Iterable[str], where: str) -> None:
-    """Raises DataError where `template` names a column that is not among `columns`; `where` says whose they are."""
+    """Check that `template` closes its braces and names columns, all of them among `columns`.
+
+    `where` says whose columns they are.
+
+    Raises:
+        DataError: a brace without its other half, no column at all, or one that is not there.
+    """
     columns = tuple(columns)
+    if lone := re.search("[{}]", _PIECE.sub("", template)):
+        raise DataError(
+            f"template {template!r} has a {lone[0]!r} without its other half: write columns as {{name}}, and braces "
+            f"that are text as {{{{ and }}}}"
+        )
+    if not columns_of(template):
+        raise DataError(
+            f"template {template!r} names no column, so every row would give the same text: write columns as {{name}}; "
+            f"{where} has {', '.join(columns) or 'none'}"
+        )
     missing = [name for name in columns_of(template) if name not in columns]
     if missing:
         raise DataError(

@@ -6,14 +6,17 @@ The two built-in tasks read the running Python's own docstrings and need no file
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from ..errors import DataError, unknown
 from ..sections import TaskConfig
 from . import stdlib
 from .benchmarks import BENCHMARKS
 from .examples import Example, ModelKind, Task
-from .keyed import keyed_choice, sub_key
+from .keyed import keyed_balanced_choice, keyed_choice, sub_key
 from .labelled import load_benchmark, load_custom
 from .prompts import MASK_SLOT, fill
+from .snippets import load_snippets
 from .splits import split_by_hash
 from .texts import load_instruction, load_plain_text, load_prompt_completion
 
@@ -37,7 +40,8 @@ def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal", is_
     Where it `is_undivided`, all its examples train and all of them test: for a party that does only one of the two.
 
     Guarantees: the same files, configuration and key give the same examples in the same order; the split into train
-    and test does not depend on the key; `max_train` and `max_eval` choose by key, and what they keep stays in order.
+    and test does not depend on the key; `max_train` and `max_eval` choose by key (of a balanced task, equally many
+    of each group), and what they keep stays in order.
 
     Raises:
         DataError: no such task, a file, column, label or template that cannot be used, or a task that a model of
@@ -56,12 +60,23 @@ def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal", is_
         task = replace(task, train=task.train + task.test, test=task.train + task.test)
     for split, examples in (("train", task.train), ("test", task.test)):
         if not examples:
-            raise DataError(f"task {config.name!r} has no {split} examples: give it files with more rows")
+            raise DataError(_without_examples(task, split))
     return replace(
         task,
-        train=_limited(task.train, config.max_train, sub_key(seed_key, "train")),
-        test=_limited(task.test, config.max_eval, sub_key(seed_key, "test")),
+        train=_limited(task, task.train, config.max_train, sub_key(seed_key, "train")),
+        test=_limited(task, task.test, config.max_eval, sub_key(seed_key, "test")),
         max_tokens=config.max_tokens or task.max_tokens,
+    )
+
+
+def _without_examples(task: Task, split: str) -> str:
+    told = f"task {task.name!r} has no {split} examples"
+    if not task.left_out:
+        return f"{told}: give it files with more rows"
+    first = task.left_out[0]
+    return (
+        f"{told}: {len(task.left_out):,} rows were left out, the first of them {first.place}, {first.reason}; mend "
+        f"them or give it files with more rows"
     )
 
 
@@ -74,7 +89,10 @@ def _check_settings(config: TaskConfig, settings: tuple[str, ...]) -> None:
             )
 
 
-def _limited(examples: tuple[Example, ...], count: int, key: int) -> tuple[Example, ...]:
+def _limited(task: Task, examples: tuple[Example, ...], count: int, key: int) -> tuple[Example, ...]:
+    if task.is_balanced:
+        groups = np.unique([example.group for example in examples], return_inverse=True)[1]
+        return tuple(examples[i] for i in keyed_balanced_choice(key, groups, count))
     return tuple(examples[i] for i in keyed_choice(key, len(examples), count))
 
 
@@ -109,6 +127,7 @@ _CUSTOM = ("test_path", "template", "answer", "label_column", "answers")
 KNOWN: dict[str, tuple[Callable[[TaskConfig, ModelKind], Task], tuple[str, ...]]] = {
     "stdlib-topics": (_stdlib_topics, ()),
     "stdlib-text": (_stdlib_text, ()),
+    "rated-snippets": (load_snippets, ("path",)),
     **{name: (load_benchmark, ("path", "group_column")) for name in BENCHMARKS},
     "instruction": (load_instruction, ("path", "group_column")),
     "prompt-completion": (load_prompt_completion, ("path",)),

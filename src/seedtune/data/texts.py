@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..sections import TaskConfig
-from .examples import Example, ModelKind, Task
+from .examples import Example, LeftOut, ModelKind, Task
 from .files import Row, check_texts, read_rows, read_text, split_files
+from .labelled import Built, empty_cell, parted
 from .prompts import fill
 from .splits import train_and_test
 
@@ -40,19 +41,19 @@ def load_instruction(config: TaskConfig, kind: ModelKind) -> Task:
     (Dolly), or question and answer (GSM8K), in Alpaca's form. A column `category` is the natural client.
 
     Raises:
-        DataError: no path, columns of none of these forms, or rows without a response.
+        DataError: no path, or columns of none of these forms. Rows without an instruction or a response are left out.
     """
-    splits = {}
+    built = {}
     for split, paths in split_files(_path(config)).items():
         rows = [(f"{p} row {i}", row) for p in paths for i, row in enumerate(read_rows(p), 1)]
-        splits[split] = tuple(_instruction(place, row, config.group_column) for place, row in rows)
-    return Task(config.name, "text", (), (), *train_and_test(splits), 256)
+        built[split] = tuple(_instruction(place, row, config.group_column) for place, row in rows)
+    splits, left_out = parted(built)
+    return Task(config.name, "text", (), (), *train_and_test(splits), 256, left_out=left_out)
 
 
-def _instruction(place: str, row: Row, group: str | None) -> Example:
-    found = [next((row[n] for n in names if n in row), None) for names in (_INSTRUCTION, _INPUT, _RESPONSE)]
-    instruction, given, response = found
-    if instruction is None or response is None:
+def _instruction(place: str, row: Row, group: str | None) -> Built:
+    asked, response = (next((n for n in names if n in row), "") for names in (_INSTRUCTION, _RESPONSE))
+    if not asked or not response:
         raise DataError(
             f"{place}: instruction data needs a column {' or '.join(_INSTRUCTION)} and a column "
             f"{' or '.join(_RESPONSE)}, but has {', '.join(row)}; for other columns use task.name = 'custom'"
@@ -60,8 +61,15 @@ def _instruction(place: str, row: Row, group: str | None) -> Example:
     if group and group not in row:
         raise DataError(f"task.group_column is {group!r}, but {place} has the columns {', '.join(row)}")
     check_texts(row, [name for name in (*_INSTRUCTION, *_INPUT, *_RESPONSE) if name in row], place)
-    parts = fill(ALPACA_WITH_INPUT if given else ALPACA, {"instruction": instruction, "input": given or ""})
-    return Example(*parts, response, None, str(row.get(group or "category", "")))
+    if empty := empty_cell(row, (asked, response), place):
+        return empty
+    return Example(*instruction_prompt(row), row[response], None, str(row.get(group or "category", "")))
+
+
+def instruction_prompt(row: Row) -> tuple[str, str, str]:
+    """(head, body, tail) of a row's prompt in Alpaca's form; its response is not looked at."""
+    asked, given = (next((row[n] for n in names if n in row), "") for names in (_INSTRUCTION, _INPUT))
+    return fill(ALPACA_WITH_INPUT if given else ALPACA, {"instruction": asked, "input": given})
 
 
 def load_prompt_completion(config: TaskConfig, kind: ModelKind) -> Task:
@@ -74,19 +82,20 @@ def load_prompt_completion(config: TaskConfig, kind: ModelKind) -> Task:
         DataError: no path, or a row without these columns.
     """
     found = split_files(_path(config))
-    splits = {split: tuple(e for p in paths for e in _completions(p)) for split, paths in found.items()}
-    return Task(config.name, "text", (), (), *train_and_test(splits), 256)
+    splits, left_out = parted({split: [e for p in paths for e in _completions(p)] for split, paths in found.items()})
+    return Task(config.name, "text", (), (), *train_and_test(splits), 256, left_out=left_out)
 
 
-def _completions(path: Path) -> Iterable[Example]:
+def _completions(path: Path) -> Iterable[Built]:
     for number, row in enumerate(read_rows(path), 1):
-        check_texts(row, ("prompt", "completion"), f"{path} row {number}")
+        place = f"{path} row {number}"
+        check_texts(row, ("prompt", "completion"), place)
         answer = row["completion"].removesuffix("<|endoftext|>")
-        if answer:
-            yield Example(*_middle_as_body(row["prompt"]), answer, None, path.stem)
+        empty = LeftOut("with an empty 'completion'", place)
+        yield Example(*middle_as_body(row["prompt"]), answer, None, path.stem) if answer else empty
 
 
-def _middle_as_body(prompt: str) -> tuple[str, str, str]:
+def middle_as_body(prompt: str) -> tuple[str, str, str]:
     """(head, body, tail): up to 30 words at each end, at most a third of the prompt, are head and tail."""
     words = re.findall(r"\s*\S+|\s+$", prompt)
     ends = min(END_WORDS, len(words) // 3)

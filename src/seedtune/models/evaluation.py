@@ -5,14 +5,16 @@ forwards on whatever weights the model is bound to; it moves and perturbs nothin
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..data.batches import Batch, eval_batches
+from ..data.batches import Batch, eval_batches, eval_order
 from ..data.encoding import EncodedSet
+from ..data.examples import Example
 from .load import Tuned
 from .objective import labels_of, scores, token_loss_sum
 
@@ -21,12 +23,14 @@ from .objective import labels_of, scores, token_loss_sum
 class Evaluation:
     """loss: mean over examples (choices) or tokens (texts), in nats; accuracy in [0, 1], None for texts.
 
+    predictions: for choices, the label that each example was given, in the order of the examples.
     confusion: for choices, how many examples of each label (row) were given which (column), int [C, C].
     """
 
     loss: float
     accuracy: float | None
     num_examples: int
+    predictions: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
     confusion: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -46,11 +50,34 @@ def evaluate(
     if encoded.examples[0].label is None:
         sums = [token_loss_sum(model, batch) for batch in batches]
         return Evaluation(sum(s for s, _ in sums) / sum(n for _, n in sums), None, len(encoded))
-    loss, confusion = 0.0, torch.zeros((), dtype=torch.int64)
+    loss, given, num_choices = 0.0, [], 0
     for batch in batches:
         values, labels = scores(model, batch), labels_of(batch)
         loss += cross_entropy(values, labels, reduction="sum").item()
-        pairs = (labels * values.shape[1] + values.argmax(1)).bincount(minlength=values.shape[1] ** 2)
-        confusion = confusion + pairs.view(values.shape[1], -1).cpu()
-    accuracy = int(confusion.trace()) / len(encoded)
-    return Evaluation(loss / len(encoded), accuracy, len(encoded), tuple(map(tuple, confusion.tolist())))
+        given.append(values.argmax(1).cpu().numpy())
+        num_choices = values.shape[1]
+    predictions = np.empty(len(encoded), np.int64)
+    predictions[eval_order(encoded)] = np.concatenate(given)
+    labels = np.array([example.label for example in encoded.examples])
+    return _choice_evaluation(loss / len(encoded), labels, predictions, num_choices)
+
+
+def _choice_evaluation(loss: float, labels: np.ndarray, predictions: np.ndarray, num_choices: int) -> Evaluation:
+    pairs = np.bincount(labels * num_choices + predictions, minlength=num_choices**2)
+    confusion = tuple(map(tuple, pairs.reshape(num_choices, -1).tolist()))
+    accuracy = int((labels == predictions).sum()) / len(labels)
+    return Evaluation(loss, accuracy, len(labels), tuple(predictions.tolist()), confusion)
+
+
+def accuracy_by_group(examples: Sequence[Example], evaluation: Evaluation) -> dict[str, float]:
+    """The share of each group's examples that were predicted right, by group name in sorted order.
+
+    `examples` are those that were evaluated, in their order. Empty for texts, which have no accuracy, and where no
+    example has a group.
+    """
+    if evaluation.predictions is None or not any(example.group for example in examples):
+        return {}
+    right: dict[str, list[bool]] = {}
+    for example, prediction in zip(examples, evaluation.predictions, strict=True):
+        right.setdefault(example.group, []).append(example.label == prediction)
+    return {group: sum(each) / len(each) for group, each in sorted(right.items())}
