@@ -187,9 +187,13 @@ def resolved(recipe: Recipe) -> Recipe:
 
 def _absolute(name: str | None) -> str | None:
     """The whole path of what is there; a name of something else, such as a hub id, stays."""
-    if name in (None, *KNOWN) or not Path(name).expanduser().exists():
+    if name is None or name in KNOWN:
         return name
-    return str(Path(name).expanduser().resolve())
+    try:
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
+    except (OSError, RuntimeError, ValueError):  # no path: whoever opens it says so
+        return name
 
 
 def _snapshot_bytes(experiment: Experiment) -> int:

@@ -103,7 +103,7 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
     _check_source(source, config)
     with gguf_file.parsed_once(source.file) if source.file else nullcontext():
         tokenizer, hf_config = read_tokenizer(source), read_config(source)
-        quantised.check(config, hf_config)
+        quantised.check(config, hf_config, bool(source.adapter))
         kind = _kind(config.kind, hf_config, source)
         if kind == "classifier":
             module, fresh_head = _classifier(source, hf_config, config, task_choices, tokenizer)
@@ -134,12 +134,10 @@ def _check_source(source: Source, config: ModelConfig) -> None:
             f"model {source.name!r}: is a LoRA adapter, and model.adapter = 'lora' asks for another on top: leave that "
             "out, and its own tensors are tuned; or merge it first"
         )
-    if config.sha256 and not source.file:
-        raise ModelError(f"model {source.name!r}: model.sha256 is the digest of a GGUF file, and this is none: leave it out")
-    if config.sha256 and config.sha256 != source.file_digest:
+    if config.sha256 and source.file and config.sha256 != source.file_digest:
         raise ModelError(
             f"model {source.name!r}: its file has sha256 {source.file_digest}, and {config.sha256} is asked for "
-            "(model.sha256, which a run writes down): give that file, to replay with --base"
+            "(model.sha256, which a run writes down): give that file"
         )
     if source.file and config.kind not in ("auto", "causal"):
         raise ModelError(f"model {source.name!r}: a GGUF file is read as a causal model: leave model.kind = {config.kind!r} out")
@@ -206,7 +204,7 @@ def _pretrained(
     quantised.decode_at_use(module)
     if source.file:
         gguf_file.check_all_read(module, source.file)
-        module.name_or_path = source.reference
+        module.name_or_path = module.config.name_or_path = source.reference
     missing = sorted(name for name in info["missing_keys"] if not (auto is AutoModel and name.startswith("pooler.")))
     if missing:
         raise ModelError(
