@@ -324,7 +324,7 @@ def test_a_trajectory_on_another_base_is_refused_with_both_digests(tiny_recipe, 
 
 def test_a_base_that_is_not_found_is_asked_for(tiny_recipe, tmp_path):
     run(tiny_recipe(), MACHINE, tmp_path / "run", NOTHING)
-    with pytest.raises(ModelError, match=r"'llama': .*; if the base lies in a folder, name it with --base$"):
+    with pytest.raises(ModelError, match=r"'llama': .*; if the base has moved, name it with --base$"):
         exported(tmp_path / "run/trajectory.seedtune", tmp_path / "tuned", None, None, merge=False)
 
 

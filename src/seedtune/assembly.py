@@ -277,7 +277,7 @@ def load_replayed(
     try:
         model = load(config, header.num_choices, initial_values(header.seed))
     except ModelError as error:
-        hint = "" if base else "; if the base lies in a folder, name it with --base"
+        hint = "" if base else "; if the base has moved, name it with --base"
         raise ModelError(f"{error}{hint}") from None
     install_initial(model, header.initial)
     space = space_of(model.module, model.trainable)

@@ -92,7 +92,7 @@ def run(
         str, typer.Argument(help="a known recipe or a TOML file; default demo", show_default=False)
     ] = presets.DEFAULT_RECIPE,
     folder: Annotated[Path | None, typer.Option("--out", help="run folder; default runs/RECIPE")] = None,
-    model: Annotated[str | None, typer.Option(help="'starter', a folder or a hub id")] = None,
+    model: Annotated[str | None, typer.Option(help="a known name, a folder, a GGUF file or a hub id")] = None,
     task: Annotated[str | None, typer.Option(help="a known task, or 'custom'")] = None,
     method: Annotated[str | None, typer.Option(help="a known method, laid over the recipe")] = None,
     rounds: Annotated[int | None, typer.Option(help="number of rounds")] = None,
@@ -144,8 +144,9 @@ def resume(
 
 @app.command()
 def evaluate(
-    subject: Annotated[str, typer.Argument(help="a run folder, or a model: 'starter', a folder, a hub id")],
+    subject: Annotated[str, typer.Argument(help="a run folder, or a model: a known name, a folder, a GGUF file, a hub id")],
     task: Annotated[str | None, typer.Option(help="another task than the run's")] = None,
+    base: Annotated[str | None, typer.Option(help="where an adapter's or a run's base is now, if it has moved")] = None,
     settings: Set = None,
     device: Device = "cpu",
     as_json: Json = False,
@@ -154,7 +155,7 @@ def evaluate(
     overrides, machine = [assignment(text) for text in settings or []], machine_of("auto", device)
     from . import terminal, trying
 
-    found = trying.evaluated(subject, task, *overrides, machine=machine)
+    found = trying.evaluated(subject, task, *overrides, machine=machine, base=base)
     if as_json or "confusion" not in found:
         show(found, as_json)
         return
@@ -166,7 +167,7 @@ def evaluate(
 
 @app.command()
 def generate(
-    subject: Annotated[str, typer.Argument(help="a run folder, or a model: 'starter', a folder, a hub id")],
+    subject: Annotated[str, typer.Argument(help="a run folder, or a model: a known name, a folder, a GGUF file, a hub id")],
     prompt: Annotated[str, typer.Argument(help="the text to go on from; '-' reads it from standard input")],
     tokens: Annotated[int, typer.Option(min=1, help="most tokens to write")] = 64,
     base: Annotated[str | None, typer.Option(help="where the base is now, if it has moved")] = None,
@@ -187,7 +188,8 @@ def generate(
 @app.command()
 def replay(
     trajectory: Annotated[Path, typer.Argument(help="a trajectory file, or a run folder")],
-    folder: Annotated[Path, typer.Option("--out", help="new folder for the tuned model")],
+    folder: Annotated[Path | None, typer.Option("--out", help="new folder for the tuned model")] = None,
+    gguf: Annotated[Path | None, typer.Option("--gguf", help="new file for its LoRA adapter, for llama.cpp")] = None,
     base: Annotated[str | None, typer.Option(help="where the base is now, if it has moved")] = None,
     round_: Annotated[int | None, typer.Option("--round", help="number of rounds to replay; default all")] = None,
     merge: Annotated[bool, typer.Option("--merged", help="merge a LoRA adapter into its base")] = False,
@@ -195,9 +197,10 @@ def replay(
     """Rebuild the tuned model from its base and its trajectory, to the bit."""
     from . import inspection
 
-    state = inspection.exported(trajectory, folder, base, round_, merge, _say)
+    state = inspection.exported(trajectory, folder, base, round_, merge, _say, gguf)
+    written = " and ".join(str(path) for path in (folder, gguf) if path)
     out.print(
-        f"{folder}: the model after {state['rounds']} rounds, state digest {state['state_digest']}", soft_wrap=True
+        f"{written}: the model after {state['rounds']} rounds, state digest {state['state_digest']}", soft_wrap=True
     )
 
 

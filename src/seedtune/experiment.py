@@ -32,7 +32,9 @@ from .fed.rounds import Exchange, ExchangeProtocol, RoundResult, Server, after, 
 from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
+from .models.load import pinned
 from .models.placement import slowness
+from .models.source import KNOWN
 from .privacy.ledger import ledger, without_cohort
 from .privacy.plan import Plan
 from .privacy.rules import resolved as with_noise
@@ -173,9 +175,10 @@ def resolved(recipe: Recipe) -> Recipe:
     recipe = with_noise(recipe)
     threads = recipe.run.num_threads or torch.get_num_threads()
     task = {name: _absolute(getattr(recipe.task, name)) for name in ("path", "test_path")}
+    named = {name: _absolute(getattr(recipe.model, name)) for name in ("name", "base")}
     return recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update={"name": _absolute(recipe.model.name)}),
+            "model": pinned(recipe.model.model_copy(update=named)),
             "task": recipe.task.model_copy(update=task),
             "run": recipe.run.model_copy(update={"num_threads": threads}),
         }
@@ -184,9 +187,13 @@ def resolved(recipe: Recipe) -> Recipe:
 
 def _absolute(name: str | None) -> str | None:
     """The whole path of what is there; a name of something else, such as a hub id, stays."""
-    if name in (None, "starter") or not Path(name).expanduser().exists():
+    if name is None or name in KNOWN:
         return name
-    return str(Path(name).expanduser().resolve())
+    try:
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
+    except (OSError, RuntimeError, ValueError):  # no path: whoever opens it says so
+        return name
 
 
 def _snapshot_bytes(experiment: Experiment) -> int:

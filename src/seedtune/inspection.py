@@ -15,6 +15,7 @@ from .assembly import assemble, load_replayed
 from .config import Machine
 from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import versions
+from .models import gguf_adapter
 from .models.export import check_free, export
 from .privacy.ledger import ledger
 from .privacy.plan import Plan
@@ -48,20 +49,28 @@ def opened(path: Path) -> tuple[Trajectory, Callable[[int], Weights] | None]:
 
 def exported(
     path: Path,
-    folder: Path,
+    folder: Path | None,
     base: str | None,
     num_rounds: int | None,
     merge: bool,
     say: Callable[[str], None] = lambda note: None,
+    adapter_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Replays `path` on its base and writes the tuned model to `folder`; the state that it stands at.
+    """Replays `path` on its base and writes the tuned model to `folder`, or its LoRA adapter to `adapter_file` as GGUF,
+    or both; the state that it stands at.
 
     `say` is told what the replay will take, before it begins, where it is worth waiting for.
 
     Raises:
-        TrajectoryError, DigestMismatch: damaged, too short, or another base. ModelError: `folder` is not free.
+        TrajectoryError, DigestMismatch: damaged, too short, or another base. ModelError: `folder` is not free, or
+            `adapter_file` is there. ConfigError: neither is given.
     """
-    check_free(folder)
+    if folder is None and adapter_file is None:
+        raise ConfigError("nothing to write was named: give --out FOLDER, --gguf FILE or both")
+    if folder is not None:
+        check_free(folder)
+    if adapter_file is not None:
+        gguf_adapter.check_new(adapter_file)
     state, snapshot = opened(path)
     trajectory.check_rounds(state, num_rounds)
     base = base or (run_store.recipe_of(path).model.name if snapshot else None)
@@ -73,7 +82,10 @@ def exported(
             say(f"replaying {many}: about {duration(seconds)} here")
 
     model, space = load_replayed(state, base, num_rounds, snapshot, foretell)
-    export(model, folder, merged=merge)
+    if adapter_file is not None:
+        gguf_adapter.write_adapter(model, adapter_file)
+    if folder is not None:
+        export(model, folder, merged=merge)
     rounds = len(state.records) if num_rounds is None else num_rounds
     return {"rounds": rounds, "state_digest": digest(bound_weights(model.module, space)).hex()}
 

@@ -18,7 +18,16 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Which model, and which of its tensors are tuned."""
 
-    name: str = Field("starter", description="'starter', a folder, or a Hugging Face hub id")
+    name: str = Field(
+        "starter",
+        description="'starter', 'smollm2-135m-instruct' (a package), a folder, a GGUF file, or a Hugging Face hub id",
+    )
+    base: str | None = Field(
+        None, description="where the base of a folder with an adapter is; none: where the adapter says"
+    )
+    sha256: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="GGUF files: the digest it must have; a run writes it down"
+    )
     kind: Literal["auto", "causal", "masked", "classifier"] = Field(
         "auto", description="how the task is put: next token, masked token, or a classification head on an encoder"
     )

@@ -27,11 +27,16 @@ _NOT_PRIVATE = {"unit": "none"}
 
 
 def evaluated(
-    subject: str, task: str | None = None, *overrides: dict[str, Any], machine: Machine = _CPU
+    subject: str,
+    task: str | None = None,
+    *overrides: dict[str, Any],
+    machine: Machine = _CPU,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """A run's tuned model, or a model as it is, on a task's test examples.
 
-    `task`: another task than the run's, with none of that one's settings; `overrides` are laid over it all.
+    `task`: another task than the run's, with none of that one's settings; `overrides` are laid over it all. `base`:
+    where a run's base, or that of a folder with an adapter, is found now, if it has moved.
 
     Cost: loads the model, replays the run, one forward a batch; tasks with reference answers are also generated.
 
@@ -41,12 +46,13 @@ def evaluated(
     folder = Path(subject)
     if run_store.is_run(folder):
         state = run_store.trajectory_of(folder)
-        recipe = _put(run_store.recipe_of(folder).model_dump(), task, overrides, subject)
+        moved = {"model": {"name": base}} if base else {}
+        recipe = _put(merged(run_store.recipe_of(folder).model_dump(), moved), task, overrides, subject)
         experiment = assemble(recipe, machine, state.header.initial)
         restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
         stands = {"rounds": len(state.records)}
     else:
-        recipe = _put({"model": {"name": subject}}, task, overrides, subject)
+        recipe = _put({"model": {"name": subject, "base": base}}, task, overrides, subject)
         experiment, stands = assemble(recipe, machine), {}
     found = experiment.evaluate()
     return {
@@ -105,7 +111,7 @@ def written(
 ) -> dict[str, Any]:
     """What a run's tuned model, or a model as it is, writes after `prompt`: greedily, the most likely token each time.
 
-    `base`: where a run's base is found now, if it has moved.
+    `base`: where a run's base, or that of a folder with an adapter, is found now, if it has moved.
 
     Cost: loads the model, replays the run, one forward over the prompt and one a new token. Reads no task.
 
@@ -124,7 +130,7 @@ def written(
 def _tuned(subject: str, base: str | None, machine: Machine) -> tuple[Tuned, dict[str, Any]]:
     folder = Path(subject)
     if not run_store.is_run(folder):
-        config = ModelConfig(name=subject)
+        config = ModelConfig(name=subject, base=base)
         device = device_of(machine, config)
         model, stands = load(config, None, initial_values(0)), {}
     else:

@@ -18,6 +18,7 @@ from ..fed.answering import Answering
 from ..fed.client import Replica
 from ..fed.hello import Hello, differences, facts_of
 from ..fed.messages import Order
+from ..models.source import KNOWN
 from ..privacy import accounting, rules
 from ..recipe_text import build_json
 from ..sections import TaskConfig
@@ -112,13 +113,13 @@ def _here(recipe: Recipe, options: Options) -> Recipe:
         raise ConfigError("task.training = 'nodes', and this node has no data of its own: start it with --data")
     model, task = recipe.model, recipe.task
     if options.model:
-        model = model.model_copy(update={"name": options.model})
+        model = model.model_copy(update={"name": options.model, "base": None})
     if options.data:
         task = task.model_copy(update={"path": options.data, "test_path": None})
     if options.max_epsilon:
         _check_private(recipe, options.max_epsilon)
     if not options.recipe_paths:
-        _check_paths(None if options.model else model.name, None if options.data else task)
+        _check_paths([] if options.model else [model.name, model.base], None if options.data else task)
     return recipe.model_copy(update={"model": model, "task": task})
 
 
@@ -141,14 +142,14 @@ def _check_private(recipe: Recipe, most: float) -> None:
         )
 
 
-def _check_paths(model: str | None, task: TaskConfig | None) -> None:
+def _check_paths(models: list[str | None], task: TaskConfig | None) -> None:
     """
     Raises:
         ConfigError: the server's recipe names a file of this machine.
     """
-    named = {"--model": model} | ({"--data": task.path or task.test_path} if task else {})
-    for option, name in named.items():
-        if name and name != "starter" and (name.startswith(("/", "~", ".")) or Path(name).exists()):
+    named = [("--model", name) for name in models] + ([("--data", task.path or task.test_path)] if task else [])
+    for option, name in named:
+        if name and name not in KNOWN and (name.startswith(("/", "~", ".")) or Path(name).exists()):
             raise ConfigError(
                 f"the server's recipe names {name} on this machine, which is not its to choose: give {option}, or let "
                 "it with --recipe-paths"

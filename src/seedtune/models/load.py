@@ -10,12 +10,14 @@ use of the global random generator. Not here: the start of a new head from label
 """
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -32,7 +34,7 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import ModelError
 from ..sections import ModelConfig
-from . import answer_head, lora, quantised
+from . import answer_head, gguf_file, lora, quantised
 from .encoder import HEAD_FILE, EncoderWithHead
 from .lora import Gaussian
 from .source import Network, Source, find, from_pretrained, read_config, read_tokenizer
@@ -97,26 +99,53 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
         raise ModelError(
             "model.trainable and model.adapter = 'lora' were both given: choose one (model.lora_targets narrows LoRA)"
         )
-    source = find(config.name)
-    tokenizer, hf_config = read_tokenizer(source), read_config(source)
-    quantised.check(config, hf_config)
-    kind = _kind(config.kind, hf_config, source)
-    if kind == "classifier":
-        module, fresh_head = _classifier(source, hf_config, config, task_choices, tokenizer)
-    else:
-        module, fresh_head = _pretrained(_AUTO[kind], source, config, kind), False
+    source = find(config.name, config.base)
+    _check_source(source, config)
+    with gguf_file.parsed_once(source.file) if source.file else nullcontext():
+        tokenizer, hf_config = read_tokenizer(source), read_config(source)
+        quantised.check(config, hf_config, bool(source.adapter))
+        kind = _kind(config.kind, hf_config, source)
+        if kind == "classifier":
+            module, fresh_head = _classifier(source, hf_config, config, task_choices, tokenizer)
+        else:
+            module, fresh_head = _pretrained(_AUTO[kind], source, config, kind, hf_config), False
     if config.adapter == "lora":
         module = _with_lora(module, config, kind, gaussian)
+    elif source.adapter:
+        module = _with_saved_lora(module, source)
     if kind != "classifier":
         answer_head.install(module)
     if fresh_head:
         _draw_head(module, hf_config, gaussian)
     module.eval().requires_grad_(False)
-    trainable = _trainable(module, config)
+    adapter: Literal["none", "lora"] = "lora" if source.adapter else config.adapter
+    trainable = _trainable(module, config, adapter)
     window = _window(tokenizer, hf_config)
-    return Tuned(
-        module, tokenizer, kind, trainable, source.base_id, window, fresh_head, config.adapter, config.quantisation
-    )
+    return Tuned(module, tokenizer, kind, trainable, source.base_id, window, fresh_head, adapter, config.quantisation)
+
+
+def _check_source(source: Source, config: ModelConfig) -> None:
+    """
+    Raises:
+        ModelError: what `config` asks for cannot be had of what the source is: a digest, an adapter, packing.
+    """
+    if source.adapter and config.adapter == "lora":
+        raise ModelError(
+            f"model {source.name!r}: is a LoRA adapter, and model.adapter = 'lora' asks for another on top: leave that "
+            "out, and its own tensors are tuned; or merge it first"
+        )
+    if config.sha256 and source.file and config.sha256 != source.file_digest:
+        raise ModelError(
+            f"model {source.name!r}: its file has sha256 {source.file_digest}, and {config.sha256} is asked for "
+            "(model.sha256, which a run writes down): give that file"
+        )
+    if source.file and config.kind not in ("auto", "causal"):
+        raise ModelError(f"model {source.name!r}: a GGUF file is read as a causal model: leave model.kind = {config.kind!r} out")
+    if source.file and config.quantisation != "none":
+        raise ModelError(
+            f"model {source.name!r}: a GGUF file is dequantized, and not packed anew with model.quantisation = "
+            f"{config.quantisation!r}: leave that out (model.dtype = 'bfloat16' halves the memory), or give a folder"
+        )
 
 
 def kind_of(config: ModelConfig) -> Kind:
@@ -127,8 +156,8 @@ def kind_of(config: ModelConfig) -> Kind:
     """
     if config.kind != "auto":
         return config.kind
-    source = find(config.name)
-    return _kind(config.kind, read_config(source), source)
+    source = find(config.name, config.base)
+    return "causal" if source.file else _kind(config.kind, read_config(source), source)
 
 
 def num_layers_of(config: ModelConfig) -> int | None:
@@ -137,7 +166,18 @@ def num_layers_of(config: ModelConfig) -> int | None:
     Raises:
         ModelError: not found.
     """
-    return getattr(read_config(find(config.name)), "num_hidden_layers", None)
+    return getattr(read_config(find(config.name, config.base)), "num_hidden_layers", None)
+
+
+def pinned(config: ModelConfig) -> ModelConfig:
+    """Return `config` with the digest of its GGUF file, so that no other file of that name takes its place.
+
+    Cost: one read of the file, once a process.
+
+    Raises:
+        ModelError: not found.
+    """
+    return config.model_copy(update={"sha256": config.sha256 or find(config.name, config.base).file_digest})
 
 
 def _kind(asked: Kind | Literal["auto"], config: PretrainedConfig, source: Source) -> Kind:
@@ -151,11 +191,20 @@ def _kind(asked: Kind | Literal["auto"], config: PretrainedConfig, source: Sourc
     return "causal" if any(name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in names) else "classifier"
 
 
-def _pretrained(auto: type, source: Source, config: ModelConfig, kind: Kind) -> Network:
+def _pretrained(
+    auto: type, source: Source, config: ModelConfig, kind: Kind, hf_config: PretrainedConfig | None = None
+) -> Network:
     """Loaded weights, all of them from the checkpoint: a tensor that transformers made up is an error."""
     options = {"dtype": getattr(torch, config.dtype), **quantised.loading_options(config, kind)}
-    module, info = from_pretrained(auto, source, use_safetensors=True, output_loading_info=True, **options)
+    if source.file:
+        options |= {"config": hf_config, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    else:
+        options["use_safetensors"] = True
+    module, info = from_pretrained(auto, source, output_loading_info=True, **options)
     quantised.decode_at_use(module)
+    if source.file:
+        gguf_file.check_all_read(module, source.file)
+        module.name_or_path = module.config.name_or_path = source.reference
     missing = sorted(name for name in info["missing_keys"] if not (auto is AutoModel and name.startswith("pooler.")))
     if missing:
         raise ModelError(
@@ -188,7 +237,7 @@ def _classifier(
 
 def _read_head(module: EncoderWithHead, source: Source, task_choices: int) -> bool:
     """Loads the head that an export left beside its encoder; False where there is none."""
-    path = Path(source.location) / HEAD_FILE
+    path = Path(source.adapter or source.location) / HEAD_FILE
     if not path.is_file():
         return False
     head = load_file(path)
@@ -215,6 +264,13 @@ def _with_lora(module: torch.nn.Module, config: ModelConfig, kind: Kind, gaussia
     return module
 
 
+def _with_saved_lora(module: torch.nn.Module, source: Source) -> torch.nn.Module:
+    if isinstance(module, EncoderWithHead):
+        module.encoder = lora.attach_saved(module.encoder, source)
+        return module
+    return lora.attach_saved(module, source)
+
+
 @torch.no_grad()
 def _draw_head(module: EncoderWithHead, config: PretrainedConfig, gaussian: Gaussian) -> None:
     """The start that transformers gives new heads: standard deviation `initializer_range`, zero bias."""
@@ -230,9 +286,9 @@ def _window(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int
     return min(known, default=0)
 
 
-def _trainable(module: torch.nn.Module, config: ModelConfig) -> tuple[str, ...]:
+def _trainable(module: torch.nn.Module, config: ModelConfig, adapter: str) -> tuple[str, ...]:
     names = [name for name, _ in module.named_parameters()]
-    if config.adapter == "lora":
+    if adapter == "lora" and not config.trainable:
         return tuple(name for name in names if lora.is_adapter(name) or name.startswith("head."))
     for pattern in config.trainable:
         if not any(fnmatchcase(name, pattern) for name in names):

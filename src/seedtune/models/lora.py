@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
 from ..sections import ModelConfig
-from .source import Network
+from .load_failure import first_line
+from .source import Network, Source
 
 Gaussian = Callable[[str, tuple[int, ...]], torch.Tensor]
 """Draws a tensor's start: (canonical name, shape) to float32 standard normal values, always the same for a name."""
@@ -50,6 +51,25 @@ def attach(module: torch.nn.Module, config: ModelConfig, task_type: str | None) 
             f"model.lora_targets is empty and PEFT has no choice for {type(module).__name__}: name modules to adapt, "
             f"such as {_endings(linear)}"
         ) from None
+
+
+def attach_saved(module: torch.nn.Module, source: Source) -> PeftModel:
+    """Return `module` (changed in place) under the adapter that lies in the folder `source.adapter`.
+
+    Raises:
+        ModelError: it does not fit this base, or cannot be read.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of adapter tensors that are missing, or too many
+        warnings.filterwarnings("ignore", "fan_in_fan_out")
+        try:
+            return PeftModel.from_pretrained(module, source.adapter)
+        except Exception as error:  # shapes, names and settings of any version of PEFT
+            reason = first_line(error)
+            raise ModelError(
+                f"adapter folder {source.name!r}: does not fit its base ({reason}): name the base that it was tuned "
+                "on with --base"
+            ) from error
 
 
 @torch.no_grad()

@@ -35,8 +35,9 @@ PackedLayer = Any
 """A linear layer of bitsandbytes, whose weight has scales; the library is imported only where it is used."""
 
 
-def check(config: ModelConfig, hf_config: PretrainedConfig) -> None:
-    """
+def check(config: ModelConfig, hf_config: PretrainedConfig, has_adapter: bool) -> None:
+    """`has_adapter`: a saved adapter comes on top, whatever `config.adapter` says.
+
     Raises:
         ModelError: packing was asked for without LoRA, without bitsandbytes, or of a checkpoint that is packed already.
     """
@@ -47,7 +48,7 @@ def check(config: ModelConfig, hf_config: PretrainedConfig) -> None:
         )
     if config.quantisation == "none":
         return
-    if config.adapter != "lora":
+    if config.adapter != "lora" and not has_adapter:
         raise ModelError(
             f"model.quantisation = {config.quantisation!r} was given with model.adapter = {config.adapter!r}: packed "
             "weights stay as they are, so set model.adapter = 'lora' to have something to tune"
@@ -55,7 +56,7 @@ def check(config: ModelConfig, hf_config: PretrainedConfig) -> None:
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             f"model.quantisation = {config.quantisation!r} needs bitsandbytes, which is not installed: "
-            "pip install 'seedtune[quant]'"
+            "pip install '.[quant]'"
         )
 
 

@@ -1,16 +1,16 @@
-"""Where a model comes from: the starter, a folder or the Hugging Face hub, read through transformers.
+"""Where a model comes from: a known name, a folder, a GGUF file or the Hugging Face hub, read through transformers.
 
 Every failure of a loader becomes one line: what was asked, what was found, what to do. Weights are read from
-safetensors only, and code that a checkpoint brings along is never run. The loaders' chatter is silenced, errors are
-not. The global random generator is left as it was, although loaders draw from it for tensors that they make.
+safetensors and GGUF only, and code that a checkpoint brings along is never run. The loaders' chatter is silenced,
+errors are not. The global random generator is left as it was, although loaders draw from it for tensors that they make.
 
 Not here: what is done with the loaded parts (`seedtune.models.load`).
 """
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,64 +20,137 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import logging
 
 from ..errors import ModelError
+from . import folder_check, gguf_file, load_failure, packaged
 from .starter import starter_folder
 
 Network = Any
 """A model of transformers, or PEFT around one. Torch declares what a module may have besides as a tensor or a module,
 and theirs have methods and settings."""
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+KNOWN = ("starter", packaged.NAME)
+"""Names of models that need no path."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """`name` as the user gave it, `location` as transformers takes it, `base_id` as a trajectory records it."""
+    """Where a model is found.
+
+    `name` as the user gave it, `location` as transformers takes it, `base_id` as a trajectory records it. `gguf_file`:
+    the file in the folder `location`, where the model is one. `adapter`: the folder of a saved LoRA adapter that
+    belongs on top of all this.
+    """
 
     name: str
     location: str
     base_id: str
+    gguf_file: str = ""
+    adapter: str = ""
 
     @property
     def is_folder(self) -> bool:
         return Path(self.location).is_dir()
 
+    @property
+    def file(self) -> Path | None:
+        """The GGUF file."""
+        return Path(self.location) / self.gguf_file if self.gguf_file else None
 
-def find(name: str) -> Source:
-    """The source that a name stands for: 'starter', an existing folder (base id: its last part), else a hub id.
+    @property
+    def reference(self) -> str:
+        """What an adapter's settings say of its base: a name that `find` knows, from wherever it is asked."""
+        return self.base_id if self.base_id in KNOWN else str(self.file.resolve()) if self.file else self.location
+
+    @property
+    def file_digest(self) -> str:
+        """sha256 of the GGUF file, hex; empty for anything else, whose digest is that of the loaded weights."""
+        return gguf_file.file_digest(self.file) if self.file else ""
+
+
+def find(name: str, base: str | None = None) -> Source:
+    """Return the source that a name stands for.
+
+    It is 'starter', the packaged model, an existing GGUF file or folder (base id: its last part), else a hub id. A
+    folder with nothing but an adapter is its base with the adapter on top; `base` says where the base is now, by
+    default it is where the adapter's settings say.
 
     Raises:
-        ModelError: the starter's weights are missing, a path leads to no folder, or a folder holds no model.
+        ModelError: the weights of a known name are missing, a path leads nowhere, or what is there is no model.
     """
     if name == "starter":
         if not (starter_folder() / "model.safetensors").is_file():
             raise ModelError("model 'starter': this installation lacks its weights; install seedtune again")
         return Source(name, str(starter_folder()), name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        _check_folder(folder)
-        return Source(name, str(folder), folder.resolve().name)
-    if name.startswith((".", "~")) or folder.is_absolute() or name.count("/") > 1 or "\\" in name:
-        raise ModelError(f"model {name!r}: there is no such folder; give a folder, a hub id or 'starter'")
+    if name == packaged.NAME:
+        return _of_file(name, packaged.packaged_file(), name)
+    try:
+        path = Path(name).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long for a path, or the home of a user who is not there
+        raise ModelError(f"model {name[:80]!r}: cannot be a name or a path: give a folder, a GGUF file or a hub id") from None
+    if is_folder:
+        return _of_folder(name, path, base)
+    if is_file:
+        return _of_file(name, path, path.name)
+    looks_like_a_path = name.startswith((".", "~")) or path.is_absolute() or name.count("/") > 1 or "\\" in name
+    if looks_like_a_path or path.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"model {name!r}: there is no such folder or file; give a folder, a GGUF file, a hub id or one of "
+            f"{', '.join(map(repr, KNOWN))}"
+        )
     return Source(name, name, name)
 
 
+def _of_folder(name: str, folder: Path, base: str | None) -> Source:
+    if folder_check.is_adapter(folder):
+        return _of_adapter(name, folder, base)
+    folder_check.check_folder(folder)
+    return Source(name, str(folder), folder.resolve().name)
+
+
+def _of_file(name: str, path: Path, base_id: str) -> Source:
+    gguf_file.check(path)
+    return Source(name, str(path.parent), base_id, path.name)
+
+
+def _of_adapter(name: str, folder: Path, base: str | None) -> Source:
+    recorded = folder_check.check_adapter(folder).get("base_model_name_or_path")
+    if not (base or recorded):
+        raise ModelError(f"adapter folder {name!r}: does not say what its base is: name it with --base")
+    if folder_check.is_adapter(Path(base or recorded)):
+        raise ModelError(f"adapter folder {name!r}: its base {base or recorded!r} is an adapter too: merge that one first")
+    try:
+        below = find(base or recorded)
+    except ModelError as error:
+        hint = "" if base else ": if its base has moved, name it with --base"
+        raise ModelError(f"adapter folder {name!r}: its base is not found ({error}){hint}") from None
+    return replace(below, name=name, base_id=folder.resolve().name, adapter=str(folder))
+
+
 def read_config(source: Source) -> PretrainedConfig:
-    """The model's configuration.
+    """Return the model's configuration.
 
     Raises:
         ModelError: it cannot be read, or the model is an encoder-decoder.
     """
-    config = from_pretrained(AutoConfig, source)
+    if source.file:
+        with gguf_file.parsed_once(source.file):
+            config = gguf_file.plain_config(from_pretrained(AutoConfig, source), source.file)
+    else:
+        config = from_pretrained(AutoConfig, source)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"model {source.name!r} is an encoder-decoder: use a causal LM, a masked LM or an encoder")
     return config
 
 
 def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer; one without a pad token pads with its end token, so the vocabulary is not widened.
+    """Return the tokenizer; one without a pad token pads with its end token, so the vocabulary is not widened.
+
+    An adapter's own comes before its base's.
 
     Raises:
         ModelError: there is none, or it knows no tokens (transformers makes empty ones where files are missing).
     """
+    if source.adapter and (Path(source.adapter) / "tokenizer_config.json").is_file():
+        source = replace(source, location=source.adapter, gguf_file="")
     tokenizer = from_pretrained(AutoTokenizer, source)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelError(f"model {source.name!r}: has no tokenizer files; save its tokenizer beside the weights")
@@ -87,45 +160,33 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def from_pretrained(auto: Any, source: Source, **options: Any) -> Network:
-    """`auto.from_pretrained` of a source, quiet, without remote code, its failures as one line.
+    """Return `auto.from_pretrained` of a source, quiet, without remote code, its failures as one line.
 
     Raises:
         ModelError: whatever went wrong.
     """
+    if source.gguf_file:
+        options = {"gguf_file": source.gguf_file, **options}
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]), _parsed(source):
             return auto.from_pretrained(source.location, trust_remote_code=False, **options)
+    except ModelError:
+        raise
     except Exception as error:  # many libraries' loaders meet here, and a user can act on none of their tracebacks
         raise ModelError(_explained(auto, source, error)) from error
 
 
+def _parsed(source: Source) -> AbstractContextManager[None]:
+    return gguf_file.parsed_once(source.file) if source.file else nullcontext()
+
+
 def _explained(auto: Any, source: Source, error: Exception) -> str:
-    reason = next((line.strip(" :.") for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
     what = "tokenizer" if auto is AutoTokenizer else "model"
-    if not source.is_folder and "safetensors" in reason:
-        return (
-            f"model {source.name!r}: the hub has no safetensors weights of it, and pickled ones are refused: convert it"
-        )
-    if not source.is_folder:
-        return (
-            f"{what} {source.name!r}: is neither a folder here nor available from the Hugging Face hub ({reason}): "
-            "check the id; without a network, download it elsewhere and give its folder"
-        )
-    return f"{what} in folder {source.name!r} cannot be loaded ({reason}): write the folder again with save_pretrained"
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {str(folder)!r}: has no config.json; give a folder that save_pretrained wrote")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
-    if pickled:
-        raise ModelError(
-            f"model folder {str(folder)!r}: holds pickled weights ({pickled[0]}), which can run code and are refused: "
-            "load it where you trust it and save it with save_pretrained"
-        )
-    raise ModelError(f"model folder {str(folder)!r}: has no model.safetensors; save the weights beside config.json")
+    if source.file:
+        return load_failure.file_failure(what, source.name, error)
+    if source.is_folder:
+        return load_failure.folder_failure(what, source.name, Path(source.location), error)
+    return load_failure.hub_failure(what, source.name, error)
 
 
 @contextmanager
