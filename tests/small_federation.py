@@ -100,14 +100,16 @@ def site(recipe: Recipe, dtype: torch.dtype = torch.float32, data: Callable = ex
     return Site(**(fields | changed))
 
 
-def without_a_model(recipe: Recipe, machine=None, initial=None, own=None, secret=b"", **changed) -> SimpleNamespace:
+def without_a_model(
+    recipe: Recipe, machine=None, initial=None, own=None, secret=b"", scratch=None, **changed
+) -> SimpleNamespace:
     """What `assemble` gives, as far as a run asks for it, around a site of its own."""
     at = site(recipe)
     fields = dict(
         recipe=recipe, header=at.header, site=at, space=at.perturber.space, model=SimpleNamespace(base_id="linear"),
         train=SimpleNamespace(num_truncated=1), test=SimpleNamespace(num_truncated=2),
         task=SimpleNamespace(label_names=("down", "up")),
-        evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict, secret=secret,
+        evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict, secret=secret, kept=None,
     )  # fmt: skip
     return SimpleNamespace(**(fields | changed))
 

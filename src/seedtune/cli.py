@@ -39,6 +39,17 @@ Kernel = Annotated[
     str,
     typer.Option("--kernel", help="noise kernel: auto, compiled or torch; the result is the same", show_default=False),
 ]
+Keep = Annotated[
+    str,
+    typer.Option(
+        "--keep-activations",
+        help="outputs of frozen layers: auto keeps them in memory, then on disk; memory; none. The result is the same",
+        show_default=False,
+    ),
+]
+KeepMemory = Annotated[
+    int, typer.Option("--activation-memory", min=0, help="MiB of kept outputs in memory", show_default=True)
+]
 Events = Annotated[Path | None, typer.Option("--tensorboard", help="also write event files for TensorBoard there")]
 Engine = Annotated[
     str,
@@ -103,6 +114,8 @@ def run(
     events: Events = None,
     engine: Engine = "in-process",
     nodes: Nodes = 0,
+    keep: Keep = "auto",
+    keep_memory: KeepMemory = 1024,
 ) -> None:
     """Start a run."""
     flags: dict[str, Any] = {}
@@ -114,7 +127,7 @@ def run(
         flags = merged(flags, {section: {key: value}} if value is not None else {})
     composed = presets.composed(recipe, method, flags, *(assignment(text) for text in settings or []))
     folder = folder or Path("runs") / Path(recipe).stem
-    machine, (start, _) = machine_of(kernel, device), _driven_by(engine, nodes)
+    machine, (start, _) = machine_of(kernel, device, keep, keep_memory), _driven_by(engine, nodes)
 
     with _progress(composed.federation.num_rounds, folder, events) as listen:
         summary = start(composed, machine, folder, listen, replace, _say)
@@ -129,9 +142,11 @@ def resume(
     events: Events = None,
     engine: Engine = "in-process",
     nodes: Nodes = 0,
+    keep: Keep = "auto",
+    keep_memory: KeepMemory = 1024,
 ) -> None:
     """Go on with a run that was stopped, from its last whole round."""
-    machine, (_, go_on) = machine_of(kernel, device), _driven_by(engine, nodes)
+    machine, (_, go_on) = machine_of(kernel, device, keep, keep_memory), _driven_by(engine, nodes)
     from . import run_store
 
     recipe = run_store.recipe_of(folder)
@@ -144,7 +159,9 @@ def resume(
 
 @app.command()
 def evaluate(
-    subject: Annotated[str, typer.Argument(help="a run folder, or a model: a known name, a folder, a GGUF file, a hub id")],
+    subject: Annotated[
+        str, typer.Argument(help="a run folder, or a model: a known name, a folder, a GGUF file, a hub id")
+    ],
     task: Annotated[str | None, typer.Option(help="another task than the run's")] = None,
     base: Annotated[str | None, typer.Option(help="where an adapter's or a run's base is now, if it has moved")] = None,
     settings: Set = None,
@@ -167,7 +184,9 @@ def evaluate(
 
 @app.command()
 def generate(
-    subject: Annotated[str, typer.Argument(help="a run folder, or a model: a known name, a folder, a GGUF file, a hub id")],
+    subject: Annotated[
+        str, typer.Argument(help="a run folder, or a model: a known name, a folder, a GGUF file, a hub id")
+    ],
     prompt: Annotated[str, typer.Argument(help="the text to go on from; '-' reads it from standard input")],
     tokens: Annotated[int, typer.Option(min=1, help="most tokens to write")] = 64,
     base: Annotated[str | None, typer.Option(help="where the base is now, if it has moved")] = None,

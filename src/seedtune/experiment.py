@@ -31,6 +31,7 @@ from .fed.replies import singly
 from .fed.rounds import Exchange, ExchangeProtocol, RoundResult, Server, after, run_rounds
 from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
+from .keeping import describe_savings
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
 from .models.load import pinned
 from .models.placement import slowness
@@ -334,6 +335,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         "replay": asdict(catching_up(experiment.space, experiment.header, since_last_snapshot(path(server.log)))),
         "trajectory_bytes": (store.folder / run_store.TRAJECTORY).stat().st_size,
         "round_seconds": round(sum(row.get("seconds", 0) for row in rows), 2), "seconds": rows[-1]["elapsed_seconds"],
+        "kept_activations": describe_savings(experiment.kept),
         "peak_memory_bytes": peak, "state_digest": experiment.site.replica.digest.hex(),
         "truncated_examples": (0 if server.plan else experiment.train.num_truncated) + experiment.test.num_truncated,
         "privacy": ledger(server.plan, server.round) if server.plan else None, "versions": versions(recipe),

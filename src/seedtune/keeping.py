@@ -52,6 +52,21 @@ def expect_examples(kept: KeptActivations, recipe: Recipe, train: EncodedSet, te
     _check_room(kept.store, needed)
 
 
+def describe_savings(kept: KeptActivations | None) -> dict[str, int] | None:
+    """Return what a process kept and was spared so far, as a summary holds it; None where nothing is frozen.
+
+    sequences: computed, each once unless there was no room. bytes_in_memory, bytes_on_disk: kept. flops: operations
+    that frozen layers took, evaluations included. flops_without: those that they would have taken in every evaluation.
+    """
+    if kept is None:
+        return None
+    store, savings = kept.store, kept.savings
+    return {
+        "layers": kept.num_layers, "sequences": savings.num_sequences, "bytes_in_memory": store.bytes_in_memory,
+        "bytes_on_disk": store.bytes_on_disk, "flops": savings.flops_spent, "flops_without": savings.flops_replaced,
+    }  # fmt: skip
+
+
 def _batches(encoded: EncodedSet) -> Iterable[Batch]:
     return eval_batches(encoded, _BATCH) if len(encoded) else ()
 

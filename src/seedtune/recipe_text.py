@@ -69,17 +69,20 @@ _RULES = {
 """What TOML calls the types whose names pydantic takes from Python."""
 
 
-def machine_of(kernel: str, device: str) -> Machine:
-    """What the command line says of the machine.
+def machine_of(kernel: str, device: str, keep_activations: str = "auto", activation_memory: int = 1024) -> Machine:
+    """What the command line says of the machine; `activation_memory` in MiB.
 
     Raises:
-        ConfigError: no such kernel, or no name of a device.
+        ConfigError: no such kernel or way to keep activations, or no name of a device.
     """
+    if keep_activations not in ("auto", "memory", "none"):
+        raise ConfigError(f"--keep-activations {keep_activations!r}: must be auto, memory or none")
     if kernel not in ("auto", "compiled", "torch"):
         raise ConfigError(f"--kernel {kernel!r}: must be auto, compiled or torch")
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
         raise ConfigError(f"--device {device!r}: must be cpu, cuda or, for one of several GPUs, cuda:N")
-    return Machine(kernel=kernel, device=device)
+    memory = activation_memory * 2**20
+    return Machine(kernel=kernel, device=device, keep_activations=keep_activations, activation_memory=memory)
 
 
 def clients_of(text: str) -> tuple[int, ...]:

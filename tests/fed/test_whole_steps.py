@@ -8,20 +8,20 @@ from tiny_runs import MACHINE, run_thrice
 
 from seedtune.assembly import assemble
 from seedtune.errors import ConfigError
+from seedtune.fed import whole_steps
 from seedtune.fed.client import local_round
 from seedtune.fed.evaluations import BatchedWhole, Evaluations
 from seedtune.fed.messages import Order
-from seedtune.models.batched_forward import BatchedSuffix
 from seedtune.models.blocks import Cut
 from seedtune.zo import noise
 
 LORA = {"adapter": "lora", "lora_rank": 2, "lora_targets": ["q_proj", "v_proj"]}
 MODELS = {
-    "all": ({}, BatchedWhole),
-    "lora": (LORA, BatchedWhole),
-    "bfloat16": ({"dtype": "bfloat16"}, BatchedWhole),
-    "behind a frozen layer": ({"trainable": ["model.layers.1.*"]}, BatchedSuffix),
-    "last norm": ({"trainable": ["model.norm.weight"]}, BatchedSuffix),
+    "all": {},
+    "lora": LORA,
+    "bfloat16": {"dtype": "bfloat16"},
+    "behind a frozen layer": {"trainable": ["model.layers.1.*"]},
+    "last norm": {"trainable": ["model.norm.weight"]},
 }
 
 
@@ -49,12 +49,11 @@ def reply_of(site):
 def test_scalars_and_costs_are_those_of_one_by_one(whole_recipe, model, estimator):
     """In float32 two losses of about 5 differ by 1e-6 of that at most, their difference over 2 mu by 5e-4; in bfloat16
     by a logit's last of 8 bits. A product that all points share, as of rotary tables, is counted once a forward."""
-    settings, way = MODELS[model]
     alone, batched = (
-        site_of(whole_recipe(evaluations, model=settings, local={"estimator": estimator}))
+        site_of(whole_recipe(evaluations, model=MODELS[model], local={"estimator": estimator}))
         for evaluations in ("one-by-one", "batched")
     )
-    assert alone.evaluations.batched is None and isinstance(batched.evaluations.batched, way)
+    assert alone.evaluations.batched is None and isinstance(batched.evaluations.batched, BatchedWhole)
     one, other = reply_of(alone), reply_of(batched)
     atol = 2.0 if model == "bfloat16" else 1e-3
     assert np.isfinite(one.scalars).all()
@@ -77,15 +76,23 @@ def test_groups_of_as_many_points_as_fit_are_counted_alike(whole_recipe):
 
 
 @pytest.mark.parametrize("estimator, num_points", [("two-point", 6), ("one-sided", 4)])
-def test_a_frozen_prefix_is_computed_once(whole_recipe, monkeypatch, estimator, num_points):
-    settings, _ = MODELS["behind a frozen layer"]
+def test_frozen_layers_run_where_a_batch_is_made_and_not_at_its_points(
+    whole_recipe, monkeypatch, estimator, num_points
+):
+    settings = MODELS["behind a frozen layer"]
     site = site_of(whole_recipe("batched", model=settings, local={"estimator": estimator}))
-    prefixes, suffixes, plain, batched = [], [], Cut.prefix, BatchedSuffix.__call__
+    prefixes, points, plain, batched = [], [], Cut.prefix, whole_steps.evaluated_whole
     monkeypatch.setattr(Cut, "prefix", lambda cut, call: (prefixes.append(cut.k), plain(cut, call))[1])
-    monkeypatch.setattr(BatchedSuffix, "__call__", lambda *given: (suffixes.append(given[-1]), batched(*given))[1])
-    reply_of(site)
+    monkeypatch.setattr(
+        whole_steps, "evaluated_whole", lambda *given: (points.append(len(given[2])), batched(*given))[1]
+    )
+    for _ in range(2):
+        reply_of(site)
     steps = site.recipe.federation.local_steps
-    assert prefixes == [1] * steps and suffixes == [num_points] * steps
+    assert prefixes and set(prefixes) == {1} and points == [num_points] * 2 * steps
+    made = len(prefixes)
+    reply_of(site)
+    assert len(prefixes) == made, "kept"
 
 
 def test_both_sides_of_a_direction_come_from_one_generation(whole_recipe, monkeypatch):
@@ -107,7 +114,8 @@ def test_both_sides_of_a_direction_come_from_one_generation(whole_recipe, monkey
         ({}, 1, "one by one (100% of what runs is tuned, and fewer than 4 points save nothing then)"),
         ({}, 2, "up to 4 in one forward of at most 512 tokens, one by one where 4 have more "
                 "(100.0% of what runs is tuned)"),
-        ({"trainable": ["model.norm.weight"]}, 4, "one by one (what is tuned lies behind all layers)"),
+        ({"trainable": ["model.norm.weight"]}, 4, "up to 8 in one forward of at most 512 tokens, one by one where 4 "
+                                                  "have more (100.0% of what runs is tuned)"),
     ],
 )  # fmt: skip
 def test_what_auto_decides(whole_recipe, model, num, note):
