@@ -26,13 +26,13 @@ def test_a_method_says_how_a_round_works_and_not_what_is_run():
 
 def test_later_settings_win():
     over = ({"local": {"num_directions": 7}}, {"local": {"num_directions": 9}, "run": {"method": "mine"}})
-    composed = presets.composed("demo", "decomfl", *over)
+    composed = presets.composed("quickstart", "decomfl", *over)
     assert composed.local.num_directions == 9 and composed.run.method == "mine"
     assert composed.federation.keys == "shared" and composed.task.name == "stdlib-topics"
 
 
 def test_methods_are_the_papers():
-    methods = {name: presets.composed("demo", name) for name in presets.names("methods")}
+    methods = {name: presets.composed("quickstart", name) for name in presets.names("methods")}
     assert methods["fedavg"].local.order == "first" and methods["fedavg"].federation.upload == "weights"
     assert methods["fedzo"].local.estimator == "one-sided" and methods["fedzo"].federation.upload == "weights"
     assert methods["decomfl"].federation.keys == "shared"
@@ -54,4 +54,4 @@ def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(
         ConfigError, match=r"^unknown method 'fedmez': did you mean 'fedmezo'\? Known: baffle, decomfl, fedavg"
     ):
-        presets.composed("demo", "fedmez")
+        presets.composed("quickstart", "fedmez")

@@ -89,8 +89,9 @@ def version(shown: Annotated[bool, typer.Option("--version", help="print the ver
 @app.command()
 def run(
     recipe: Annotated[
-        str, typer.Argument(help="a known recipe or a TOML file; default demo", show_default=False)
-    ] = presets.DEFAULT_RECIPE,
+        str | None,
+        typer.Argument(help="a known recipe or a TOML file; without one, give --model and --task", show_default=False),
+    ] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="run folder; default runs/RECIPE")] = None,
     model: Annotated[str | None, typer.Option(help="'starter', a folder or a hub id")] = None,
     task: Annotated[str | None, typer.Option(help="a known task, or 'custom'")] = None,
@@ -112,8 +113,8 @@ def run(
         ("federation", "num_rounds", rounds),
     ):
         flags = merged(flags, {section: {key: value}} if value is not None else {})
-    composed = presets.composed(recipe, method, flags, *(assignment(text) for text in settings or []))
-    folder = folder or Path("runs") / Path(recipe).stem
+    composed = presets.composed(recipe, method, flags, *(assignment(text) for text in settings or []), say=_say)
+    folder = folder or Path("runs") / Path(recipe or presets.START).stem
     machine, (start, _) = machine_of(kernel, device), _driven_by(engine, nodes)
 
     with _progress(composed.federation.num_rounds, folder, events) as listen:

@@ -153,6 +153,8 @@ def resume(
 
 def _told(experiment: Experiment, say: Say) -> tuple[Experiment, Spent]:
     """The experiment with what its recipe leaves open measured, and what that took."""
+    if experiment.model.chosen:
+        say(experiment.model.chosen)
     experiment, spent = started(experiment)
     if spent.note:
         say(spent.note)

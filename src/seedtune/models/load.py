@@ -32,7 +32,7 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import ModelError
 from ..sections import ModelConfig
-from . import answer_head, lora, quantised
+from . import answer_head, behind_layers, lora, quantised
 from .encoder import HEAD_FILE, EncoderWithHead
 from .lora import Gaussian
 from .source import Network, Source, find, from_pretrained, read_config, read_tokenizer
@@ -53,7 +53,8 @@ class Tuned:
     `trainable` are the names of the tensors to tune, as `module.named_parameters()` gives them: a tied parameter is
     there once, under its first name. `base_id` is what a replay asks for. `window`: most tokens of a sequence, 0 if
     unlimited. `fresh_head`: a classification head was made here and holds random values, for `heads` to better.
-    `adapter`: the tuned tensors are LoRA's. `quantisation`: how the linear layers under them are packed.
+    `adapter`: the tuned tensors are LoRA's. `quantisation`: how the linear layers under them are packed. `chosen`: which
+    tensors the pattern 'behind-layers' came to, in a line; empty without it.
     """
 
     module: torch.nn.Module
@@ -65,6 +66,7 @@ class Tuned:
     fresh_head: bool = False
     adapter: Literal["none", "lora"] = "none"
     quantisation: Literal["none", "8bit", "4bit"] = "none"
+    chosen: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -112,11 +114,13 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
     if fresh_head:
         _draw_head(module, hf_config, gaussian)
     module.eval().requires_grad_(False)
+    config, chosen = behind_layers.resolve(module, config)
     trainable = _trainable(module, config)
     window = _window(tokenizer, hf_config)
     return Tuned(
-        module, tokenizer, kind, trainable, source.base_id, window, fresh_head, config.adapter, config.quantisation
-    )
+        module, tokenizer, kind, trainable, source.base_id, window, fresh_head, config.adapter, config.quantisation,
+        chosen,
+    )  # fmt: skip
 
 
 def kind_of(config: ModelConfig) -> Kind:
