@@ -91,7 +91,10 @@ def test_a_nodes_processes_are_printed(seedtune, made):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("server", "quickstart", "--out", "run"), "needs --keys FOLDER, or, to try things out on loopback, --plain-http"),
+        (
+            ("server", "quickstart", "--out", "run"),
+            "needs --keys FOLDER, or, to try things out on loopback, --plain-http",
+        ),
         (("server", "quickstart", "--out", "run", "--keys", "keys", "--plain-http"), "give it, or them, not both"),
         (("server", "quickstart", "--out", "run", "--keys", "none"), "none/server.key: cannot be read"),
         (("node", "--server", "h:1"), "needs --ca FILE and --key FILE"),

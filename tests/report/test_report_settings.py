@@ -55,7 +55,10 @@ def test_the_command_gives_the_recipe_again(recipe):
 
 
 def test_the_command_is_short_where_the_recipe_is_known():
-    assert command(RECIPES["quickstart"], "runs/quickstart-again") == "seedtune run quickstart \\\n  --out runs/quickstart-again"
+    assert (
+        command(RECIPES["quickstart"], "runs/quickstart-again")
+        == "seedtune run quickstart \\\n  --out runs/quickstart-again"
+    )
     assert "--method decomfl" in command(RECIPES["a method"], "x")
 
 

@@ -4,7 +4,6 @@ They are the last norm, an output head that is not tied to the embedding, a clas
 stay as they are, so these are computed once a batch however many directions are tried.
 """
 
-
 import torch
 
 from ..errors import ModelError
