@@ -1,8 +1,8 @@
 """Makes docs/quickstart-report.html and its picture anew: `python docs/make_quickstart_report.py [FOLDER]`.
 
-It runs the first run in a temporary folder, or takes the one that FOLDER/runs/quickstart holds, probes its last weights and
-writes its report; docs/figures/report.png is the top of it. Needs scipy, Playwright, Pillow, and a Chromium on the path
-or in SEEDTUNE_BROWSER. Takes a few minutes on two cores.
+It runs the recipe in a temporary folder, or takes the run that FOLDER/runs/quickstart holds, probes its last weights
+and writes its report; docs/figures/report.png is the top of it. Needs scipy, Playwright, Pillow, and a Chromium on the
+path or in SEEDTUNE_BROWSER. Takes a few minutes on two cores.
 """
 
 import os

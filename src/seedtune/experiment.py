@@ -42,6 +42,7 @@ from .run_folder import check_room
 from .run_store import RunStore
 from .zo import kernels
 from .zo.catching_up import catching_up
+from .zo.stillness import explain_stillness
 from .zo.trajectory import RoundRecord, Trajectory, path, since_last_snapshot
 
 PROTOCOLS: dict[str, type[SeedScalar] | type[WeightAverage]] = {"scalars": SeedScalar, "weights": WeightAverage}
@@ -120,7 +121,7 @@ def run(
         experiment, spent = _told(assemble(recipe, machine, None, None, secret), say)
         check_room(folder, _snapshot_bytes(experiment))
         start = _begin(experiment, spent, store, listen)
-        return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
+        return _rounds(experiment, start, (), store, _noting(listen, experiment, say), engine(experiment, store, say))
 
 
 def resume(
@@ -144,7 +145,9 @@ def resume(
             secret = new_secret() if recipe.is_private else b""
             experiment, spent = _told(assemble(recipe, machine, None, None, secret), say)
             start = _begin(experiment, spent, store, listen)
-            return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
+            return _rounds(
+                experiment, start, (), store, _noting(listen, experiment, say), engine(experiment, store, say)
+            )
         trajectory, secret = run_store.trajectory_of(folder), secret_of(folder) if recipe.is_private else b""
         experiment, _ = _told(assemble(recipe, machine, trajectory.header.initial, None, secret), say)
         start = _continue(experiment, trajectory, store, listen)
@@ -163,6 +166,19 @@ def _told(experiment: Experiment, say: Say) -> tuple[Experiment, Spent]:
     if note := slowness(experiment.recipe.model, next(experiment.site.module.parameters()).device):
         say(note)
     return experiment, spent
+
+
+def _noting(listen: Listener, experiment: Experiment, say: Say) -> Listener:
+    """The listener, and a line after a first round in which nothing moved."""
+
+    def noted(done: int, result: RoundResult | None, evaluated: Evaluated | None) -> None:
+        listen(done, result, evaluated)
+        if done == 1 and result is not None:
+            weights = experiment.site.replica.weights
+            if note := explain_stillness(result.record.scalars, weights, experiment.recipe.mu):
+                say(note)
+
+    return noted
 
 
 def resolved(recipe: Recipe) -> Recipe:

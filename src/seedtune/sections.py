@@ -28,8 +28,8 @@ class ModelConfig(Section):
     )
     trainable: tuple[str, ...] = Field(
         (),
-        description="patterns (fnmatch) of the tensors to tune, e.g. '*.mlp.*'; 'behind-layers': what only the part behind "
-        "the last layer reads; empty: all of them",
+        description="patterns (fnmatch) of the tensors to tune, e.g. '*.mlp.*'; 'behind-layers': what is read behind the "
+        "last layer alone; empty: all of them",
     )
     adapter: Literal["none", "lora"] = Field("none", description="'lora': tune low-rank adapters through PEFT")
     lora_rank: int = Field(8, ge=1, le=4096, description="rank of each adapter")

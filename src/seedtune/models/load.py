@@ -53,8 +53,8 @@ class Tuned:
     `trainable` are the names of the tensors to tune, as `module.named_parameters()` gives them: a tied parameter is
     there once, under its first name. `base_id` is what a replay asks for. `window`: most tokens of a sequence, 0 if
     unlimited. `fresh_head`: a classification head was made here and holds random values, for `heads` to better.
-    `adapter`: the tuned tensors are LoRA's. `quantisation`: how the linear layers under them are packed. `chosen`: which
-    tensors the pattern 'behind-layers' came to, in a line; empty without it.
+    `adapter`: the tuned tensors are LoRA's. `quantisation`: how the linear layers under them are packed. `chosen`: a
+    line on what the pattern 'behind-layers' came to; empty without it.
     """
 
     module: torch.nn.Module
