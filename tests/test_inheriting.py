@@ -1,4 +1,4 @@
-"""A rate, a list of tensors, a baseline never go to another model; a template, columns, answers never to another task."""
+"""Rates, lists of tensors, baselines never go to another model; templates, columns, answers never to another task."""
 
 import pytest
 

@@ -22,6 +22,7 @@ from .assembly import Experiment, assemble, put_back, restore
 from .auto_start import Spent, started
 from .baseline import backpropagation
 from .config import Machine, Recipe
+from .cores import usable_cores
 from .engines.engine import RunEngine
 from .engines.in_process import InProcess
 from .errors import ConfigError, RunStoreError
@@ -189,7 +190,7 @@ def resolved(recipe: Recipe) -> Recipe:
         ConfigError: a private run that cannot be accounted for.
     """
     recipe = with_noise(recipe)
-    threads = recipe.run.num_threads or torch.get_num_threads()
+    threads = recipe.run.num_threads or min(torch.get_num_threads(), usable_cores())
     task = {name: _absolute(getattr(recipe.task, name)) for name in ("path", "test_path")}
     return recipe.model_copy(
         update={

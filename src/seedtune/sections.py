@@ -28,8 +28,8 @@ class ModelConfig(Section):
     )
     trainable: tuple[str, ...] = Field(
         (),
-        description="patterns (fnmatch) of the tensors to tune, e.g. '*.mlp.*'; 'behind-layers': what is read behind the "
-        "last layer alone; empty: all of them",
+        description="patterns (fnmatch) of the tensors to tune, e.g. '*.mlp.*'; 'behind-layers': those read behind "
+        "the last layer alone; empty: all of them",
     )
     adapter: Literal["none", "lora"] = Field("none", description="'lora': tune low-rank adapters through PEFT")
     lora_rank: int = Field(8, ge=1, le=4096, description="rank of each adapter")
@@ -290,5 +290,5 @@ class RunConfig(Section):
         "last", description="upload = 'weights': which rounds' weights stay on disk (the last, and the best)"
     )
     num_threads: int = Field(
-        0, ge=0, le=1024, description="threads of a forward pass (changes a loss's last bits); 0: all cores"
+        0, ge=0, le=1024, description="threads of a forward pass (changes a loss's last bits); 0: all usable cores"
     )

@@ -105,7 +105,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(seedtune, recipe_fi
     monkeypatch.setattr("importlib.import_module", _missing)
     refused(
         seedtune("probe", "effective-rank", recipe_file),
-        "probes need scipy: install it with pip install 'seedtune[analysis]'",
+        "probes need scipy: pip install '.[analysis]'",
     )
 
 

@@ -146,7 +146,7 @@ def test_a_port_in_use_is_refused():
 
 def test_without_flower_the_extra_is_named(seedtune, monkeypatch):
     monkeypatch.setattr(places.importlib.util, "find_spec", lambda name: None)
-    refused(seedtune("deploy", "keys", "keys"), 'pip install "seedtune[flower]"')
+    refused(seedtune("deploy", "keys", "keys"), "pip install '.[flower]'")
 
 
 def test_questions_to_the_superlink_are_flwr_commands(tmp_path):
