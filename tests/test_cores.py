@@ -25,6 +25,11 @@ def written(root, files):
     return root
 
 
+def v1(folder, quota, period):
+    group = f"sys/fs/cgroup/{folder}/cpu.cfs_"
+    return V1 | {f"{group}quota_us": str(quota), f"{group}period_us": str(period)}
+
+
 V2, V1 = {"proc/self/cgroup": "0::/a/b\n"}, {"proc/self/cgroup": "3:memory:/x\n4:cpu,cpuacct:/a\n0::/\n"}
 QUOTAS = {
     "none": ({}, 8),
@@ -34,9 +39,9 @@ QUOTAS = {
     "in a container": (V2 | {"sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
     "a part of a core": (V2 | {"sys/fs/cgroup/cpu.max": "10000 100000"}, 1),
     "damaged": (V2 | {"sys/fs/cgroup/cpu.max": "x y z"}, 8),
-    "v1": (V1 | {"sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "400000", "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000"}, 4),
-    "v1 without": (V1 | {"sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "9"}, 8),
-    "v1, both mounted": (V1 | {"sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50", "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "10"}, 5),
+    "v1": (v1("cpu/a", 400_000, 100_000), 4),
+    "v1 without": (v1("cpu/a", -1, 9), 8),
+    "v1, both mounted": (v1("cpu,cpuacct", 50, 10), 5),
 }  # fmt: skip
 
 

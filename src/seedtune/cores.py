@@ -56,7 +56,7 @@ def _quotas_v1(root: Path) -> Iterator[float]:
 def _groups(root: Path, controller: str, mount: Path) -> Iterator[Path]:
     """The folders of this process's control group and of those above it; within a container the mount itself."""
     for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controller in controllers.split(","):
             parts = PurePosixPath(path.lstrip("/"))
             yield from (mount / each for each in (parts, *parts.parents) if ".." not in each.parts)
