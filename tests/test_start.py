@@ -8,6 +8,7 @@ from tiny_runs import save_encoder, save_model, save_task
 from seedtune import presets
 
 SMALL = ("--rounds", "6", "--set", "federation.batch_size=8", "--set", "task.max_eval=200")
+TWO = ("--set", "partition.num_clients=2", "--set", "local.num_directions=2", "--set", "task.max_tokens=48")
 NO_RECIPE = "no recipe was given, so 'start' is taken: "
 
 
@@ -58,7 +59,7 @@ def test_a_real_model_on_a_real_task_ends_better_than_it_began(seedtune, tmp_pat
 def test_sixteen_bits_that_do_not_move_are_said_in_the_first_round(seedtune, tmp_path):
     save_model(tmp_path / "model")
     still = ("--set", "model.dtype=bfloat16", "--set", "local.perturbation_scale=1e-4")
-    flags = ("--model", "model", "--task", "stdlib-topics", "--rounds", "2", "--set", "task.max_tokens=64")
+    flags = ("--model", "model", "--task", "stdlib-topics", "--rounds", "2", "--set", "task.max_eval=16", *TWO)
     said = seedtune("run", *SMALL, *flags, *still, "--set", "local.learning_rate=1e-3", "--out", "still")
     assert said.out.count("every projected gradient of the first round is exactly 0: at local.perturbation_scale") == 1
     assert "every projected gradient" not in ran(seedtune, tmp_path, *flags, "--set", "model.dtype=bfloat16")[0]

@@ -1,4 +1,4 @@
-"""The papers that a project shows its users: there, whole, and of one version."""
+"""License, notice, citation, changelog, policies: there, whole, and of one version."""
 
 import re
 import subprocess
@@ -39,7 +39,7 @@ def test_one_license_and_one_name_everywhere():
 
 
 def test_what_ships_beside_code_is_in_the_notice():
-    notice = paper("NOTICE")
+    notice = " ".join(paper("NOTICE").split())
     for file in starter_folder().iterdir():
         if file.suffix in (".json", ".safetensors") and file.name != "pretraining.json":
             assert file.name in notice
