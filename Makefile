@@ -17,7 +17,7 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/seedtune run demo --out runs/demo --replace
+	$(BIN)/seedtune run quickstart --out runs/demo --replace
 
 test: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

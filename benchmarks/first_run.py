@@ -29,7 +29,7 @@ with torch.no_grad():
 COMMANDS = {
     "--version": ["--version"],
     "recipes": ["recipes"],
-    "refused: a mistyped setting": ["run", "demo", "--set", "local.learning_rat=1"],
+    "refused: a mistyped setting": ["run", "quickstart", "--set", "local.learning_rat=1"],
 }
 
 
@@ -40,9 +40,9 @@ def python(code: str, *arguments: str, fails: bool = False) -> None:
 
 
 def first_round() -> None:
-    """Starts the demo and ends it once its first round is recorded."""
+    """Start the first run and end it once its first round is recorded."""
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", SEEDTUNE, "run", "demo", "--out", f"{folder}/run"]
+        command = [sys.executable, "-c", SEEDTUNE, "run", "quickstart", "--out", f"{folder}/run"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             while not _has_a_round(Path(folder) / "run" / "metrics.jsonl"):
                 if process.poll() is not None:
@@ -62,7 +62,7 @@ def figures(quick: bool) -> list[dict[str, Any]]:
         "imports": partial(python, "import torch, transformers"),
         "by hand": partial(python, BY_HAND.format(folder=str(find("starter").location))),
         **{name: partial(python, SEEDTUNE, *command, fails="refused" in name) for name, command in COMMANDS.items()},
-        "demo, first round": first_round,
+        "quickstart, first round": first_round,
     }
     times = in_turns(calls, num_turns=1 if quick else 3, seconds=0)
     return [

@@ -106,7 +106,8 @@ def without_a_model(
     """What `assemble` gives, as far as a run asks for it, around a site of its own."""
     at = site(recipe)
     fields = dict(
-        recipe=recipe, header=at.header, site=at, space=at.perturber.space, model=SimpleNamespace(base_id="linear"),
+        recipe=recipe, header=at.header, site=at, space=at.perturber.space,
+        model=SimpleNamespace(base_id="linear", chosen=""),
         train=SimpleNamespace(num_truncated=1), test=SimpleNamespace(num_truncated=2),
         task=SimpleNamespace(label_names=("down", "up")),
         evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict, secret=secret, kept=None,

@@ -173,7 +173,7 @@ def checkpoint(tmp_path_factory) -> str:
 @pytest.mark.parametrize("base", ["none", "8bit", "4bit"])
 def test_loaded_bases_step_and_hold_what_their_storage_takes(checkpoint: str, base: str) -> None:
     if base != "none" and find_spec("bitsandbytes") is None:
-        pytest.skip("bitsandbytes is not installed: pip install 'seedtune[quant]'")
+        pytest.skip("bitsandbytes is not installed: pip install '.[quant]'")
     loaded = case("opt-125m", tuned="lora", dtype="bfloat16", num_layers=1, quantisation=base, folder=checkpoint)
     found = peaks.measure_peak(loaded, "two-point")
     assert found["peak"] == max(found["loading"], found["steps"])

@@ -173,7 +173,7 @@ def test_doctor_fails_where_the_noise_differs(seedtune, monkeypatch):
 def test_listing_recipes_needs_no_model_library():
     code = "import sys; from seedtune.cli import main; main(); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, "recipes"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("recipes:\ndemo   The first run")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("recipes:\nquickstart  Offline")
 
 
 def test_a_reader_that_has_seen_enough_gets_no_traceback():
@@ -258,7 +258,10 @@ def test_a_run_that_ends_early_says_so(seedtune, monkeypatch):
 
 
 ARGUMENTS = {
-    ("run", "demp"): "unknown recipe 'demp': did you mean 'demo'? Known: demo, study; or give a TOML file",
+    (
+        "run",
+        "quickstar",
+    ): "unknown recipe 'quickstar': did you mean 'quickstart'? Known: quickstart, start, study; or give a TOML file",
     ("run", "gone.toml"): "recipe gone.toml: cannot be read: No such file or directory",
     ("run", "tiny.toml", "--method", "fedag"): "unknown method 'fedag': did you mean 'fedavg'? Known: "
     + ", ".join(sorted(presets.names("methods"))),

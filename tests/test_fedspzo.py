@@ -31,7 +31,7 @@ def settings(tiny_model, tiny_table):
 
 
 def test_the_second_block_gets_more_directions_and_keys_and_scalars_are_all_that_is_sent():
-    recipe = presets.composed("demo", "fedspzo")
+    recipe = presets.composed("quickstart", "fedspzo")
     assert recipe.is_split and recipe.split.num_suffix_directions > recipe.split.num_prefix_directions
     assert recipe.federation.upload == "scalars" and recipe.federation.local_steps > 1
 

@@ -4,6 +4,11 @@ from seedtune import presets
 from seedtune.config import Recipe
 from seedtune.errors import ConfigError
 
+SUBJECT = {"model": {"name": "mine"}, "task": {"name": "sst2"}}
+NOBODY = (
+    "no recipe and no {} to run: give a recipe, as in 'seedtune run quickstart', or both --model and --task"
+)  # fmt: skip
+
 
 def test_every_preset_has_a_description_of_one_line():
     for kind in ("recipes", "methods"):
@@ -14,7 +19,7 @@ def test_every_preset_has_a_description_of_one_line():
 @pytest.mark.parametrize("recipe", presets.names("recipes"))
 @pytest.mark.parametrize("method", [None, *presets.names("methods")])
 def test_every_method_goes_over_every_recipe(recipe, method):
-    composed = presets.composed(recipe, method)
+    composed = presets.composed(recipe, method, SUBJECT if recipe == presets.START else {})
     assert isinstance(composed, Recipe)
     assert composed.run.method == (method or presets.read("recipes", recipe)["run"]["method"])
 
@@ -26,13 +31,13 @@ def test_a_method_says_how_a_round_works_and_not_what_is_run():
 
 def test_later_settings_win():
     over = ({"local": {"num_directions": 7}}, {"local": {"num_directions": 9}, "run": {"method": "mine"}})
-    composed = presets.composed("demo", "decomfl", *over)
+    composed = presets.composed("quickstart", "decomfl", *over)
     assert composed.local.num_directions == 9 and composed.run.method == "mine"
     assert composed.federation.keys == "shared" and composed.task.name == "stdlib-topics"
 
 
 def test_methods_are_the_papers():
-    methods = {name: presets.composed("demo", name) for name in presets.names("methods")}
+    methods = {name: presets.composed("quickstart", name) for name in presets.names("methods")}
     assert methods["fedavg"].local.order == "first" and methods["fedavg"].federation.upload == "weights"
     assert methods["fedzo"].local.estimator == "one-sided" and methods["fedzo"].federation.upload == "weights"
     assert methods["decomfl"].federation.keys == "shared"
@@ -49,9 +54,32 @@ def test_a_file_is_a_recipe(tmp_path, monkeypatch):
 
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ConfigError) as error:
-        presets.composed("demp", None)
-    assert str(error.value) == "unknown recipe 'demp': did you mean 'demo'? Known: demo, study; or give a TOML file"
+        presets.composed("quickstar", None)
+    assert str(error.value) == (
+        "unknown recipe 'quickstar': did you mean 'quickstart'? Known: quickstart, start, study; or give a TOML file"
+    )
     with pytest.raises(
         ConfigError, match=r"^unknown method 'fedmez': did you mean 'fedmezo'\? Known: baffle, decomfl, fedavg"
     ):
-        presets.composed("demo", "fedmez")
+        presets.composed("quickstart", "fedmez")
+
+
+@pytest.mark.parametrize("over, missing", [
+    ({}, "model or task"), ({"model": {"name": "mine"}}, "task"), ({"task": {"name": "sst2"}}, "model"),
+    ({"model": {"dtype": "float16"}}, "model or task"),
+])  # fmt: skip
+def test_without_a_recipe_model_and_task_are_asked_for(over, missing):
+    for recipe in (None, "start"):
+        with pytest.raises(ConfigError) as error:
+            presets.composed(recipe, None, over)
+        assert str(error.value) == NOBODY.format(missing)
+
+
+def test_a_run_without_a_recipe_takes_nothing_from_another_model():
+    said = []
+    composed = presets.composed(None, None, SUBJECT, say=said.append)
+    assert composed.local.learning_rate == composed.local.perturbation_scale == "auto"
+    assert composed.partition.kind == "iid" and composed.baseline.num_steps == 0
+    assert composed.model.trainable == ("behind-layers",) and composed.task.max_tokens == 0
+    assert said == [f"no recipe was given, so 'start' is taken: {presets.names('recipes')['start']}"]
+    assert composed == presets.composed("start", None, SUBJECT)

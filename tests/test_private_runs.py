@@ -103,7 +103,7 @@ def test_a_new_run_has_a_new_secret_and_a_public_one_has_none(small_runs, tmp_pa
 
 def test_what_cannot_be_accounted_for_is_refused_before_anything_is_loaded(tmp_path):
     for method in ("fedavg", "fedzo", "feedsign", "fedkseed", "fedmezo"):
-        recipe = presets.composed("demo", method, {"privacy": {"unit": "client", "noise_multiplier": 1.0}})
+        recipe = presets.composed("quickstart", method, {"privacy": {"unit": "client", "noise_multiplier": 1.0}})
         with pytest.raises(ConfigError, match="cannot be combined with"):
             run(recipe, MACHINE, tmp_path / method, NOTHING)
         assert not (tmp_path / method).exists()

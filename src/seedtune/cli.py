@@ -100,8 +100,9 @@ def version(shown: Annotated[bool, typer.Option("--version", help="print the ver
 @app.command()
 def run(
     recipe: Annotated[
-        str, typer.Argument(help="a known recipe or a TOML file; default demo", show_default=False)
-    ] = presets.DEFAULT_RECIPE,
+        str | None,
+        typer.Argument(help="a known recipe or a TOML file; without one, give --model and --task", show_default=False),
+    ] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="run folder; default runs/RECIPE")] = None,
     model: Annotated[str | None, typer.Option(help="a known name, a folder, a GGUF file or a hub id")] = None,
     task: Annotated[str | None, typer.Option(help="a known task, or 'custom'")] = None,
@@ -125,12 +126,15 @@ def run(
         ("federation", "num_rounds", rounds),
     ):
         flags = merged(flags, {section: {key: value}} if value is not None else {})
-    composed = presets.composed(recipe, method, flags, *(assignment(text) for text in settings or []))
-    folder = folder or Path("runs") / Path(recipe).stem
+    notes: list[str] = []
+    composed = presets.composed(recipe, method, flags, *map(assignment, settings or []), say=notes.append)
+    folder = folder or Path("runs") / Path(recipe or presets.START).stem
     machine, (start, _) = machine_of(kernel, device, keep, keep_memory), _driven_by(engine, nodes)
 
+    say = _say_after(notes)
+
     with _progress(composed.federation.num_rounds, folder, events) as listen:
-        summary = start(composed, machine, folder, listen, replace, _say)
+        summary = start(composed, machine, folder, lambda *news: (say(), listen(*news)), replace, say)
     _print_summary(summary, folder)
 
 
@@ -345,6 +349,17 @@ def _driven_by(engine: str, num_nodes: int) -> tuple[Callable[..., dict], Callab
 
 def _say(note: str) -> None:
     out.print(note, soft_wrap=True)
+
+
+def _say_after(notes: list[str]) -> Callable[..., None]:
+    """Print notes before the first that follows: a run that is refused until then prints none of them."""
+
+    def say(*more: str) -> None:
+        for note in (*notes, *more):
+            _say(note)
+        notes.clear()
+
+    return say
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:

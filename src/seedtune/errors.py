@@ -54,6 +54,15 @@ class RunStoreError(SeedtuneError): ...
 class DeployError(SeedtuneError): ...
 
 
+def install_hint(extra: str) -> str:
+    """Return the command that adds an optional dependency, as it works in a checkout: seedtune is on no index.
+
+    >>> install_hint("report")
+    "pip install '.[report]'"
+    """
+    return f"pip install '.[{extra}]'"
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     """The message for a name that does not exist, with the nearest that does.
 

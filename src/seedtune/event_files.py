@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, RunStoreError
+from .errors import ConfigError, RunStoreError, install_hint
 
 if TYPE_CHECKING:
     from .experiment import Listener
@@ -29,7 +29,7 @@ def listening(folder: Path, first_round: int, sent: int = 0) -> Iterator[Listene
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise ConfigError('--tensorboard: needs tensorboardX: pip install "seedtune[tensorboard]"') from None
+        raise ConfigError(f"--tensorboard: needs tensorboardX: {install_hint('tensorboard')}") from None
     try:
         # two files that begin in one second would have one name
         writer = SummaryWriter(str(folder), purge_step=first_round + 1, filename_suffix=f".{first_round}")

@@ -22,6 +22,7 @@ from .assembly import Experiment, assemble, put_back, restore
 from .auto_start import Spent, started
 from .baseline import backpropagation
 from .config import Machine, Recipe
+from .cores import usable_cores
 from .engines.engine import RunEngine
 from .engines.in_process import InProcess
 from .errors import ConfigError, RunStoreError
@@ -45,6 +46,7 @@ from .run_folder import check_room
 from .run_store import RunStore
 from .zo import kernels
 from .zo.catching_up import catching_up
+from .zo.stillness import explain_stillness
 from .zo.trajectory import RoundRecord, Trajectory, path, since_last_snapshot
 
 PROTOCOLS: dict[str, type[SeedScalar] | type[WeightAverage]] = {"scalars": SeedScalar, "weights": WeightAverage}
@@ -123,7 +125,7 @@ def run(
         experiment, spent = _told(assemble(recipe, machine, None, None, secret, folder), say)
         check_room(folder, _snapshot_bytes(experiment))
         start = _begin(experiment, spent, store, listen)
-        return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
+        return _rounds(experiment, start, (), store, _noting(listen, experiment, say), engine(experiment, store, say))
 
 
 def resume(
@@ -147,7 +149,9 @@ def resume(
             secret = new_secret() if recipe.is_private else b""
             experiment, spent = _told(assemble(recipe, machine, None, None, secret, folder), say)
             start = _begin(experiment, spent, store, listen)
-            return _rounds(experiment, start, (), store, listen, engine(experiment, store, say))
+            return _rounds(
+                experiment, start, (), store, _noting(listen, experiment, say), engine(experiment, store, say)
+            )
         trajectory, secret = run_store.trajectory_of(folder), secret_of(folder) if recipe.is_private else b""
         experiment, _ = _told(assemble(recipe, machine, trajectory.header.initial, None, secret, folder), say)
         start = _continue(experiment, trajectory, store, listen)
@@ -156,6 +160,8 @@ def resume(
 
 def _told(experiment: Experiment, say: Say) -> tuple[Experiment, Spent]:
     """The experiment with what its recipe leaves open measured, and what that took."""
+    if experiment.model.chosen:
+        say(experiment.model.chosen)
     experiment, spent = started(experiment)
     if spent.note:
         say(spent.note)
@@ -166,6 +172,19 @@ def _told(experiment: Experiment, say: Say) -> tuple[Experiment, Spent]:
     return experiment, spent
 
 
+def _noting(listen: Listener, experiment: Experiment, say: Say) -> Listener:
+    """The listener, and a line after a first round in which nothing moved."""
+
+    def noted(done: int, result: RoundResult | None, evaluated: Evaluated | None) -> None:
+        listen(done, result, evaluated)
+        if done == 1 and result is not None:
+            weights = experiment.site.replica.weights
+            if note := explain_stillness(result.record.scalars, weights, experiment.recipe.mu):
+                say(note)
+
+    return noted
+
+
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe with what depends on the machine and the working directory written out, so that a run resumed from
     elsewhere uses the same; and the noise that a private run's target needs.
@@ -174,7 +193,7 @@ def resolved(recipe: Recipe) -> Recipe:
         ConfigError: a private run that cannot be accounted for.
     """
     recipe = with_noise(recipe)
-    threads = recipe.run.num_threads or torch.get_num_threads()
+    threads = recipe.run.num_threads or min(torch.get_num_threads(), usable_cores())
     task = {name: _absolute(getattr(recipe.task, name)) for name in ("path", "test_path")}
     named = {name: _absolute(getattr(recipe.model, name)) for name in ("name", "base")}
     return recipe.model_copy(

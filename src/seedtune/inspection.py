@@ -13,6 +13,7 @@ import torch
 from . import presets, run_store
 from .assembly import assemble, load_replayed
 from .config import Machine
+from .cores import usable_cores
 from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import versions
 from .models import gguf_adapter
@@ -235,7 +236,8 @@ def health() -> dict[str, Any]:
     found = kernels.found()
     wrong = [f"{kernel} {name}" for kernel in found for name in KNOWN_NOISE if not _is_known(kernel, name)]
     return {
-        "versions": versions(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
+        "versions": versions(), "cores": os.cpu_count(), "usable_cores": usable_cores(),
+        "torch_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None, "kernels": list(found),
         "starter": _starter(), "recipes": sorted(presets.names("recipes")), "methods": sorted(presets.names("methods")),
         "noise_version": noise.VERSION, "noise": f"differs: {', '.join(wrong)}" if wrong else "as known",

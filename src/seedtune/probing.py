@@ -6,6 +6,7 @@ Exit codes are those of the whole command line (`cli`): 0 done, 2 a request that
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,7 +81,7 @@ def _probe(
 
     names = {"model": model, "task": task}
     over = merged({part: {"name": name} for part, name in names.items() if name is not None}, nested(settings))
-    experiment = subject_of(source, method, over, machine_of("auto", device))
+    experiment = subject_of(source, method, over, machine_of("auto", device), partial(err.print, soft_wrap=True))
     began = time.monotonic()
     with stages(err) as tell:
         found = probe(experiment, tell).as_json()

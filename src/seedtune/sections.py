@@ -36,7 +36,9 @@ class ModelConfig(Section):
         "none", description="storage of the frozen linear layers under LoRA, through bitsandbytes: 8 bits, or 4 (NF4)"
     )
     trainable: tuple[str, ...] = Field(
-        (), description="patterns (fnmatch) of the tensors to tune, e.g. '*.mlp.*'; empty: all of them"
+        (),
+        description="patterns (fnmatch) of the tensors to tune, e.g. '*.mlp.*'; 'behind-layers': those read behind "
+        "the last layer alone; empty: all of them",
     )
     adapter: Literal["none", "lora"] = Field("none", description="'lora': tune low-rank adapters through PEFT")
     lora_rank: int = Field(8, ge=1, le=4096, description="rank of each adapter")
@@ -297,5 +299,5 @@ class RunConfig(Section):
         "last", description="upload = 'weights': which rounds' weights stay on disk (the last, and the best)"
     )
     num_threads: int = Field(
-        0, ge=0, le=1024, description="threads of a forward pass (changes a loss's last bits); 0: all cores"
+        0, ge=0, le=1024, description="threads of a forward pass (changes a loss's last bits); 0: all usable cores"
     )

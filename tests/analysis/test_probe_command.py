@@ -99,11 +99,13 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(seedtune, recipe_fi
             "--device 'tpu': must be cpu, cuda or, for one of several GPUs, cuda:N")  # fmt: skip
     assert seedtune("probe", "effective-rank", recipe_file, "--directions", "1").code == 2
     assert seedtune("probe", "effective-rang", recipe_file).code == 2
-    assert "unknown recipe 'demoo': did you mean 'demo'?" in seedtune("probe", "effective-rank", "demoo").err
+    assert (
+        "unknown recipe 'quickstat': did you mean 'quickstart'?" in seedtune("probe", "effective-rank", "quickstat").err
+    )
     monkeypatch.setattr("importlib.import_module", _missing)
     refused(
         seedtune("probe", "effective-rank", recipe_file),
-        "probes need scipy: install it with pip install 'seedtune[analysis]'",
+        "probes need scipy: pip install '.[analysis]'",
     )
 
 

@@ -55,7 +55,7 @@ def test_keys_are_made_by_command(seedtune, tmp_path):
 
 
 def test_a_servers_processes_are_printed_and_listen_on_loopback_alone(seedtune, made, bundle):
-    result = seedtune("deploy", "server", "demo", "--out", "run", "--keys", "keys", "--port", 8123, "--print")
+    result = seedtune("deploy", "server", "quickstart", "--out", "run", "--keys", "keys", "--port", 8123, "--print")
     assert (result.code, result.err) == (0, "")
     printed = processes_of(result.out)
     assert list(printed) == ["superlink", "superexec"]
@@ -91,9 +91,12 @@ def test_a_nodes_processes_are_printed(seedtune, made):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("server", "demo", "--out", "run"), "needs --keys FOLDER, or, to try things out on loopback, --plain-http"),
-        (("server", "demo", "--out", "run", "--keys", "keys", "--plain-http"), "give it, or them, not both"),
-        (("server", "demo", "--out", "run", "--keys", "none"), "none/server.key: cannot be read"),
+        (
+            ("server", "quickstart", "--out", "run"),
+            "needs --keys FOLDER, or, to try things out on loopback, --plain-http",
+        ),
+        (("server", "quickstart", "--out", "run", "--keys", "keys", "--plain-http"), "give it, or them, not both"),
+        (("server", "quickstart", "--out", "run", "--keys", "none"), "none/server.key: cannot be read"),
         (("node", "--server", "h:1"), "needs --ca FILE and --key FILE"),
         (("node", "--server", "h:1", "--ca", "keys/ca.crt"), "a node needs both"),
         (("node", "--server", "192.0.2.7:8000", "--plain-http"), "only to a server on loopback"),
@@ -143,7 +146,7 @@ def test_a_port_in_use_is_refused():
 
 def test_without_flower_the_extra_is_named(seedtune, monkeypatch):
     monkeypatch.setattr(places.importlib.util, "find_spec", lambda name: None)
-    refused(seedtune("deploy", "keys", "keys"), 'pip install "seedtune[flower]"')
+    refused(seedtune("deploy", "keys", "keys"), "pip install '.[flower]'")
 
 
 def test_questions_to_the_superlink_are_flwr_commands(tmp_path):

@@ -53,7 +53,7 @@ perturbation_scale = 1e-2
 learning_rate = 2.0
 
 [run]
-method = "demo"
+method = "shared directions"
 seed = 13
 num_threads = 1
 eval_every = {NUM_ROUNDS}
@@ -107,9 +107,9 @@ class Machine:
 
 def demo(folder: Path, machines: ExitStack) -> bool:
     """Whether all digests agree."""
-    (folder / "demo.toml").write_text(RECIPE)
+    (folder / "recipe.toml").write_text(RECIPE)
     tell("the same run in one process, to compare with")
-    command(folder, "run", "demo.toml", "--out", "twin")
+    command(folder, "run", "recipe.toml", "--out", "twin")
 
     tell("keys: the server's, and one for each node, whose public half is copied to the server")
     command(folder, "deploy", "keys", "keys", "--host", "localhost")
@@ -120,7 +120,7 @@ def demo(folder: Path, machines: ExitStack) -> bool:
 
     port = places.free_port()
     flags = ("--keys", "keys", "--port", str(port), "--resend", "20", "--finish", "90")
-    server = started(machines, "server", folder, "deploy", "server", "demo.toml", "--out", "run", *flags)
+    server = started(machines, "server", folder, "deploy", "server", "recipe.toml", "--out", "run", *flags)
     a = node(machines, folder, "a", 0, port)
     node(machines, folder, "b", 1, port)
     wait_for("the first round", lambda: rounds(folder) >= 1, server)

@@ -99,5 +99,5 @@ def test_a_missing_library_is_named_with_the_extra(monkeypatch):
     with pytest.raises(ConfigError) as error:
         figure.check_installed()
     assert str(error.value) == (
-        "figures and bands need matplotlib, which this installation does not have: pip install 'seedtune[report]'"
+        "figures and bands need matplotlib, which this installation does not have: pip install '.[report]'"
     )

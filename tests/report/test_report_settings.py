@@ -41,8 +41,8 @@ def again(line: str) -> Recipe:
 
 
 RECIPES = {
-    "demo": presets.composed("demo", None),
-    "a method": presets.composed("demo", "decomfl", {"federation": {"num_rounds": 9}}),
+    "quickstart": presets.composed("quickstart", None),
+    "a method": presets.composed("quickstart", "decomfl", {"federation": {"num_rounds": 9}}),
     "texts": build({"task": {"template": 'it\'s "{x}" \\ $HOME `x`\nü', "answers": {"a b": " 'c'"}}}),
     "lists": build({"model": {"trainable": ["*.mlp.*", "a'b"]}, "run": {"method": "<b> \x1b[31m"}}),
     "numbers": build({"local": {"learning_rate": 1e-7, "clip": 0.1}, "partition": {"alpha": 1000000.0}}),
@@ -55,7 +55,10 @@ def test_the_command_gives_the_recipe_again(recipe):
 
 
 def test_the_command_is_short_where_the_recipe_is_known():
-    assert command(RECIPES["demo"], "runs/demo-again") == "seedtune run demo \\\n  --out runs/demo-again"
+    assert (
+        command(RECIPES["quickstart"], "runs/quickstart-again")
+        == "seedtune run quickstart \\\n  --out runs/quickstart-again"
+    )
     assert "--method decomfl" in command(RECIPES["a method"], "x")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError, install_hint
 from ..zo import noise
 from .hessian import Operator
 
@@ -91,4 +91,4 @@ def scipy_part(name: str):
     try:
         return import_module(f"scipy.{name}")
     except ModuleNotFoundError:
-        raise ConfigError("probes need scipy: install it with pip install 'seedtune[analysis]'") from None
+        raise ConfigError(f"probes need scipy: {install_hint('analysis')}") from None

@@ -35,17 +35,24 @@ Tensors = dict[str, torch.Tensor]
 """A vector in the space of the tuned tensors: each one's part by its name."""
 
 
-def subject_of(source: str | None, method: str | None, settings: dict[str, Any], machine: Machine) -> Experiment:
+def subject_of(
+    source: str | None,
+    method: str | None,
+    settings: dict[str, Any],
+    machine: Machine,
+    say: Callable[[str], None] = lambda note: None,
+) -> Experiment:
     """A recipe by name or file at its start, or a run folder at the weights that its run came to.
 
-    `settings` are laid over the recipe; over a run's, as long as its weights still fit.
+    `settings` are laid over the recipe; over a run's, as long as its weights still fit. `say` is called with what a
+    recipe does not hand on (`presets.composed`).
 
     Raises:
         SeedtuneError: no such recipe, run, model, task or device; settings that a run's weights do not fit.
     """
     folder = run_of(source)
     if folder is None:
-        return started(assemble(presets.composed(source, method, settings), machine))[0]
+        return started(assemble(presets.composed(source, method, settings, say=say), machine))[0]
     if method:
         raise ConfigError(f"probe {folder}: --method {method!r} is for a recipe, and this is a run: leave it out")
     values = merged(run_store.recipe_of(folder).model_dump(), settings)
@@ -57,8 +64,7 @@ def subject_of(source: str | None, method: str | None, settings: dict[str, Any],
 
 def run_of(source: str | None) -> Path | None:
     """The run folder that a source names; None where it is a recipe."""
-    folder = Path(source or presets.DEFAULT_RECIPE)
-    return folder if run_store.is_run(folder) else None
+    return Path(source) if source and run_store.is_run(Path(source)) else None
 
 
 def about(experiment: Experiment) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .. import presets, run_store
@@ -11,8 +11,16 @@ from ..errors import DeployError
 from ..recipe_text import assignment
 
 
-def begin(folder: Path, recipe: str | None, method: str | None, settings: Sequence[str]) -> None:
+def begin(
+    folder: Path,
+    recipe: str | None,
+    method: str | None,
+    settings: Sequence[str],
+    say: Callable[[str], None] = lambda note: None,
+) -> None:
     """Leaves `folder` with a run that can be gone on with: the one that is there, or one of `recipe` with no round yet.
+
+    `say` is called with what a recipe does not hand on (`presets.composed`).
 
     Raises:
         DeployError: no recipe and no run; a run of another recipe. ConfigError, RunStoreError: as for any run.
@@ -21,7 +29,7 @@ def begin(folder: Path, recipe: str | None, method: str | None, settings: Sequen
     if recipe or method or settings:
         from ..experiment import resolved  # libraries that a run that goes on does without
 
-        given = resolved(presets.composed(recipe, method, *(assignment(text) for text in settings)))
+        given = resolved(presets.composed(recipe, method, *(assignment(text) for text in settings), say=say))
     if run_store.is_run(folder):
         if given is not None:
             _check_same(folder, run_store.recipe_of(folder), given)

@@ -95,7 +95,7 @@ def server(
         show.plan(serving.files(made), serving.commands(made), serving.afterwards(made))
         return
     say(f"run folder {folder}")
-    begin.begin(folder, recipe, method, settings or [])
+    begin.begin(folder, recipe, method, settings or [], say)
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
     for part in terminal.results(serving.serve(made, say), folder):
         console.print(part)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from ..errors import DeployError
+from ..errors import DeployError, install_hint
 from . import private
 from .flower import LOOPBACK, Place
 
@@ -22,7 +22,7 @@ def check_installed() -> None:
     """
     for module in ("flwr", "cryptography"):
         if importlib.util.find_spec(module) is None:
-            raise DeployError(f'deploy: needs {module}, which is not installed: pip install "seedtune[flower]"')
+            raise DeployError(f"deploy: needs {module}, which is not installed: {install_hint('flower')}")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 
-from ..errors import ConfigError
+from ..errors import ConfigError, install_hint
 
 SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -30,7 +30,7 @@ def prepare(*packages: str) -> None:
         os.environ.setdefault(name, value)
     for package in ("flwr", *packages):
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"the package {package!r} is not installed: pip install 'seedtune[flower]'")
+            raise ConfigError(f"the package {package!r} is not installed: {install_hint('flower')}")
     with warnings.catch_warnings():  # what these bring along turns warnings on for everybody
         for package in ("flwr", *packages):
             importlib.import_module(package)

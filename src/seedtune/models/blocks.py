@@ -61,7 +61,7 @@ class Cut:
     sides: the modules beside the layers, before or behind the cut.
     spared: those of them whose outputs before the cut are not read behind it, so that their shapes will do.
     block1, block2: names of the parameters read before the cut, and of all others; a tied one by its first name.
-    shared: those of block 1 that are read behind the cut as well.
+    shared: those of block 1 that are read behind the cut as well. unread: those of block 2 that no forward reads.
 
     Guarantees: at equal weights, suffix(call, prefix(call)) has the bits of call(). Neither computes what is the
     other's. Activations are never written, so any number of suffixes may follow. The module is afterwards what it was,
@@ -77,6 +77,7 @@ class Cut:
     block1: frozenset[str]
     block2: frozenset[str]
     shared: frozenset[str]
+    unread: frozenset[str]
 
     def block_of(self, name: str) -> int:
         """1 or 2.
@@ -235,7 +236,7 @@ def _tried(module: torch.nn.Module, path: str, stack: torch.nn.ModuleList, k: in
     if order != list(range(len(stack))):
         raise _uncuttable(module, f"the {len(stack)} members of {path!r} ran in the order {order}")
     names, before = frozenset(name for name, _ in module.named_parameters()), frozenset(reads.before)
-    blocks = before, names - before, before & reads.behind
+    blocks = before, names - before, before & reads.behind, names - before - reads.behind
     cut = Cut(module, k, tuple(stack[:k]), _sides(module, path), frozenset(), *blocks)
     activations = cut.prefix(call)
     if not _equal(cut.suffix(call, activations)[0], whole[0]):

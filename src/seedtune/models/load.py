@@ -34,7 +34,7 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import ModelError
 from ..sections import ModelConfig
-from . import answer_head, gguf_file, lora, quantised
+from . import answer_head, behind_layers, gguf_file, lora, quantised
 from .encoder import HEAD_FILE, EncoderWithHead
 from .lora import Gaussian
 from .source import Network, Source, find, from_pretrained, read_config, read_tokenizer
@@ -55,7 +55,8 @@ class Tuned:
     `trainable` are the names of the tensors to tune, as `module.named_parameters()` gives them: a tied parameter is
     there once, under its first name. `base_id` is what a replay asks for. `window`: most tokens of a sequence, 0 if
     unlimited. `fresh_head`: a classification head was made here and holds random values, for `heads` to better.
-    `adapter`: the tuned tensors are LoRA's. `quantisation`: how the linear layers under them are packed.
+    `adapter`: the tuned tensors are LoRA's. `quantisation`: how the linear layers under them are packed. `chosen`: a
+    line on what the pattern 'behind-layers' came to; empty without it.
     """
 
     module: torch.nn.Module
@@ -67,6 +68,7 @@ class Tuned:
     fresh_head: bool = False
     adapter: Literal["none", "lora"] = "none"
     quantisation: Literal["none", "8bit", "4bit"] = "none"
+    chosen: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -119,9 +121,12 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
         _draw_head(module, hf_config, gaussian)
     module.eval().requires_grad_(False)
     adapter: Literal["none", "lora"] = "lora" if source.adapter else config.adapter
+    config, chosen = behind_layers.resolve(module, config)
     trainable = _trainable(module, config, adapter)
     window = _window(tokenizer, hf_config)
-    return Tuned(module, tokenizer, kind, trainable, source.base_id, window, fresh_head, adapter, config.quantisation)
+    return Tuned(
+        module, tokenizer, kind, trainable, source.base_id, window, fresh_head, adapter, config.quantisation, chosen
+    )
 
 
 def _check_source(source: Source, config: ModelConfig) -> None:

@@ -28,7 +28,7 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch.nn.functional import linear
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
-from ..errors import ModelError
+from ..errors import ModelError, install_hint
 from ..sections import ModelConfig
 
 PackedLayer = Any
@@ -56,7 +56,7 @@ def check(config: ModelConfig, hf_config: PretrainedConfig, has_adapter: bool) -
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             f"model.quantisation = {config.quantisation!r} needs bitsandbytes, which is not installed: "
-            "pip install '.[quant]'"
+            f"{install_hint('quant')}"
         )
 
 

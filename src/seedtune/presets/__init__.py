@@ -1,9 +1,11 @@
 """Named recipes and methods: TOML files beside this module, each a partial recipe with a line that describes it.
 
 A recipe says what is run (model, task, partition, sizes); a method says how a round works and is laid over a recipe.
-They are data: whatever one sets, a user's own file or `--set` can set too.
+They are data: whatever one sets, a user's own file or `--set` can set too. What a recipe does not hand on to another
+model or task is `inheriting`'s.
 """
 
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +13,11 @@ from typing import Any, Literal
 from ..config import Recipe
 from ..errors import ConfigError, unknown
 from ..recipe_text import build, merged, read_toml
+from .inheriting import inherit
 
 Kind = Literal["methods", "recipes"]
-DEFAULT_RECIPE = "demo"
+START = "start"
+"""The recipe of a run that names none."""
 
 
 def names(kind: Kind) -> dict[str, str]:
@@ -36,23 +40,56 @@ def read(kind: Kind, name: str) -> dict[str, Any]:
     return values
 
 
-def composed(recipe: str | None, method: str | None, *overrides: dict[str, Any]) -> Recipe:
-    """A recipe by name or file (default: the first run), with a method and then each of `overrides` laid over it.
+def composed(
+    recipe: str | None, method: str | None, *overrides: dict[str, Any], say: Callable[[str], None] = lambda note: None
+) -> Recipe:
+    """Compose a recipe by name or file with a method and then each of `overrides`; without a name, `start`.
+
+    `say` is called with a line for what was taken without a recipe, and one for what stayed behind because another
+    model or task was named.
 
     Raises:
-        ConfigError: an unknown name or key, an unreadable file, a wrong type or range.
+        ConfigError: neither a recipe nor both a model and a task; an unknown name or key, an unreadable file, a wrong
+            type or range.
     """
-    source = recipe or DEFAULT_RECIPE
-    is_file = source.endswith(".toml") or "/" in source
-    if not is_file and source not in names("recipes"):
+    source, over = recipe or START, dict[str, Any]()
+    for each in overrides:
+        over = merged(over, each)
+    values = _read_recipe(source)
+    if source == START:
+        _check_subject(over)
+    laid = merged({"run": {"method": method}}, read("methods", method)) if method else {}
+    values, note = inherit(values, laid, over, source == START)
+    built = build(values, f"recipe {source}")
+    if recipe is None:
+        say(f"no recipe was given, so {START!r} is taken: {names('recipes')[START]}")
+    if note:
+        say(note)
+    return built
+
+
+def _read_recipe(source: str) -> dict[str, Any]:
+    """The values of a known recipe or of a file."""
+    if source.endswith(".toml") or "/" in source:
+        values = read_toml(Path(source))
+        values.pop("description", None)
+        return values
+    if source not in names("recipes"):
         raise ConfigError(f"{unknown('recipe', source, names('recipes'))}; or give a TOML file")
-    values = read_toml(Path(source)) if is_file else read("recipes", source)
-    values.pop("description", None)
-    if method:
-        values = merged(merged(values, {"run": {"method": method}}), read("methods", method))
-    for over in overrides:
-        values = merged(values, over)
-    return build(values, f"recipe {source}")
+    return read("recipes", source)
+
+
+def _check_subject(over: dict[str, Any]) -> None:
+    """
+    Raises:
+        ConfigError: no model or no task for `start`, which has none of its own.
+    """
+    missing = [section for section in ("model", "task") if "name" not in over.get(section, {})]
+    if missing:
+        raise ConfigError(
+            f"no recipe and no {' or '.join(missing)} to run: give a recipe, as in 'seedtune run quickstart', or both "
+            "--model and --task"
+        )
 
 
 def _folder(kind: Kind) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, install_hint
 from .plan import LEAST_NOISE, Plan
 
 _TOLERANCE = 1e-3  # of a calibrated noise multiplier
@@ -35,7 +35,7 @@ def library() -> ModuleType:
         import dp_accounting
     except ImportError:
         raise ConfigError(
-            'privacy.unit: epsilon is accounted by dp-accounting, which is missing: pip install "seedtune[privacy]"'
+            f"privacy.unit: epsilon is accounted by dp-accounting, which is missing: {install_hint('privacy')}"
         ) from None
     return dp_accounting
 

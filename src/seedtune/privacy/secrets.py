@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ConfigError, RunStoreError
+from ..errors import ConfigError, RunStoreError, install_hint
 
 SECRET = "secret"
 NUM_BYTES = 32
@@ -70,7 +70,7 @@ def words(secret: bytes, purpose: str, count: int, *numbers: int, given: bytes =
         from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
     except ImportError:
         raise ConfigError(
-            'privacy.unit: noise is drawn by the library cryptography, not installed: pip install "seedtune[privacy]"'
+            f"privacy.unit: noise is drawn by the library cryptography, not installed: {install_hint('privacy')}"
         ) from None
     label = purpose.encode()
     packed = len(label).to_bytes(8, "little") + label + len(numbers).to_bytes(8, "little")

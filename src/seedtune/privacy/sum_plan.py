@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ..config import Recipe
-from ..errors import ConfigError
+from ..errors import ConfigError, install_hint
 from .fixed_point import FixedPoint
 
 MOST_CLIENTS = 100
@@ -50,7 +50,7 @@ def check_installed() -> None:
     """
     if not (find_spec("cryptography") and find_spec("Crypto")):
         raise ConfigError(
-            'secure_sum.enabled: secure sums need cryptography and pycryptodome: pip install "seedtune[privacy]"'
+            f"secure_sum.enabled: secure sums need cryptography and pycryptodome: {install_hint('privacy')}"
         )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, install_hint
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -71,7 +71,7 @@ def check_installed() -> None:
     if missing:
         raise ConfigError(
             f"figures and bands need {' and '.join(missing)}, which this installation does not have: "
-            f"pip install 'seedtune[report]'"
+            f"{install_hint('report')}"
         )
 
 

@@ -79,19 +79,26 @@ def command(recipe: Recipe, folder: str) -> str | None:
 def _from(recipe: Recipe, start: str, method: str | None) -> list[str] | None:
     """The command from a known recipe and method on, in parts; None where it gives another recipe."""
     try:
-        base = presets.composed(start, method)
-        changed = [
-            (f"{section}.{key}", getattr(getattr(recipe, section), key))
-            for section, key in _keys()
-            if getattr(getattr(recipe, section), key) != getattr(getattr(base, section), key)
-        ]
-        texts = [f"{name}={_toml(value)}" for name, value in changed]
+        named = {"model": {"name": recipe.model.name}, "task": {"name": recipe.task.name}}
+        texts = _changes(recipe, presets.composed(start, method, named if start == presets.START else {}))
+        if start == presets.START:
+            texts = [f"{section}.name={_toml(keys['name'])}" for section, keys in named.items()] + texts
+        texts += _changes(recipe, presets.composed(start, method, *map(assignment, texts)))  # what stayed behind
         if presets.composed(start, method, *map(assignment, texts)) != recipe:
             return None
     except (ConfigError, ValueError):
         return None
     first = shlex.join(["seedtune", "run", start, *(["--method", method] if method else [])])
     return [first, *(shlex.join(["--set", text]) for text in texts)]
+
+
+def _changes(recipe: Recipe, base: Recipe) -> list[str]:
+    """The settings of `recipe` that `base` has otherwise, as `--set` takes them."""
+    return [
+        f"{section}.{key}={_toml(getattr(getattr(recipe, section), key))}"
+        for section, key in _keys()
+        if getattr(getattr(recipe, section), key) != getattr(getattr(base, section), key)
+    ]
 
 
 def _toml(value: Any) -> str:

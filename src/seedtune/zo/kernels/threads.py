@@ -6,7 +6,7 @@ kernels slower than one thread. So a task runs in the OpenMP pool that torch use
 entry that GCC's compiled loops call. It is safe from several Python threads at once: each has its own team.
 
 On cores that other processes use too, an OpenMP thread may wait milliseconds for one that is not running, in torch's
-products as in here; OMP_WAIT_POLICY=PASSIVE in the environment cures both.
+products as in here; hence threads wait passively and are no more than usable cores (`seedtune.cores`).
 
 Where torch brings another thread library (macOS, Windows), Python threads run the task; they cost more to wake, hence
 take part only in large ones. This module does not split work: a task gives out its own pieces by an atomic counter.

@@ -1,8 +1,8 @@
-"""Makes docs/demo-report.html and its picture anew: `python docs/make_demo_report.py [FOLDER]`.
+"""Makes docs/quickstart-report.html and its picture anew: `python docs/make_quickstart_report.py [FOLDER]`.
 
-It runs the first run in a temporary folder, or takes the one that FOLDER/runs/demo holds, probes its last weights and
-writes its report; docs/figures/report.png is the top of it. Needs scipy, Playwright, Pillow, and a Chromium on the path
-or in SEEDTUNE_BROWSER. Takes a few minutes on two cores.
+It runs the recipe in a temporary folder, or takes the run that FOLDER/runs/quickstart holds, probes its last weights
+and writes its report; docs/figures/report.png is the top of it. Needs scipy, Playwright, Pillow, and a Chromium on the
+path or in SEEDTUNE_BROWSER. Takes a few minutes on two cores.
 """
 
 import os
@@ -17,9 +17,9 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 DOCS = Path(__file__).parent
-PAGE, PICTURE = DOCS / "demo-report.html", DOCS / "figures" / "report.png"
-RUN = Path("runs") / "demo"
-COMMANDS = ("run demo", f"probe effective-rank {RUN}", f"probe perturbation-scale {RUN}")
+PAGE, PICTURE = DOCS / "quickstart-report.html", DOCS / "figures" / "report.png"
+RUN = Path("runs") / "quickstart"
+COMMANDS = ("run quickstart", f"probe effective-rank {RUN}", f"probe perturbation-scale {RUN}")
 WIDTH, HEIGHT = 1100, 1990
 
 

@@ -1,0 +1,171 @@
+"""Every command that README and docs show is run, page by page and in order, on small models and few rows.
+
+Names such as path/to/model are there, as are the runs that a page speaks of; options that make a command small are laid
+over its own. What needs minutes or another machine stands in `NOT_RUN`, with the reason and what is checked of it.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import tiny_runs
+import typer.main
+
+import seedtune.cli as cli
+from seedtune.models.starter import starter_folder
+from seedtune.studies import catalogue
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+SIZES = ("task.max_train=160", "task.max_eval=6", "federation.batch_size=2", "run.num_threads=1")
+A_RUN = (*SIZES, "federation.num_rounds=2", "federation.local_steps=1", "baseline.num_steps=0", "partition.min_examples=1")
+SMALL = {
+    "run": (*(part for text in A_RUN for part in ("--set", text)), "--replace"),
+    "resume": (), "inspect": (), "report": (), "replay": (), "compare": (), "recipes": (),
+    "evaluate": ("--set", "task.max_eval=6"), "generate": ("--tokens", "2"),
+    "probe effective-rank": ("--examples", "2", "--directions", "2", "--eigenvalues", "1", "--no-layers",
+                             "--starts", "2", "--steps", "2", "--set", "task.max_train=160"),
+    "probe perturbation-scale": ("--examples", "2", "--directions", "2", "--scales", "1e-2,1e-1",
+                                 "--dtypes", "float32", "--set", "task.max_train=160"),
+    "probe heterogeneity": ("--alphas", "1", "--examples", "2", "--points", "2", "--set", "partition.num_clients=2",
+                            "--set", "task.max_train=160", "--set", "federation.num_rounds=1"),
+    "probe rate-bound": ("--examples", "2", "--directions", "2", "--batches", "2", "--set", "task.max_train=160"),
+    "deploy keys": (), "deploy node-key": (), "deploy nginx": (), "deploy server": ("--print",),
+    "deploy node": ("--print",), "study --list": (),
+}  # fmt: skip
+"""What makes each command small. A command that is not here, nor in `NOT_RUN`, fails its page."""
+
+INSTEAD = {"--round 50": ("--round", "1"), "min_examples=150": ("--set", "partition.min_examples=15")}
+"""What a small run has otherwise than a page's."""
+
+NOT_RUN = {
+    "study ": "takes minutes to hours: parsed, and the study is known",
+    "run quickstart --engine flower-sim": "starts Ray, which takes half a minute: parsed; tests/deployment runs it",
+}
+ELSEWHERE = {"make": "installs or takes minutes", "pip": "installs", "python": "measures for minutes, or needs a GPU"}
+
+
+def shown(page: Path) -> list[str]:
+    """The commands of a page in order, lines that go on joined."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = (line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+WITH_COMMANDS = [page for page in PAGES if shown(page)]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with all that pages name: models, data, recipes, and runs that have ended or were stopped."""
+    place = tmp_path_factory.mktemp("workplace")
+    for model in ("path/to/model", "DATA/models/stories260k"):
+        tiny_runs.save_model(place / model)
+    tiny_runs.save_encoder(place / "DATA/models/minilm-l6")
+    (place / "path/to/base").symlink_to(starter_folder())
+    for task in ("path/to/sst2", "DATA/tasks/sst2"):
+        write_sst2(place / task)
+    for task in ("path/to/data", "DATA/tasks/code_alpaca"):
+        write_instructions(place / task)
+    table = tiny_runs.save_task(place / "rows.csv", 160)
+    recipe = tiny_runs.values(Path("path/to/model"), table, partition={"num_clients": 8})
+    (place / "my-recipe.toml").write_text(tiny_runs.toml(recipe))
+    run_once(place)
+    return place
+
+
+def write_sst2(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    rows = "".join(f"a film that is {'good' if i % 2 else 'dull'} {i}\t{i % 2}\n" for i in range(200))
+    for name in ("train", "dev"):
+        (folder / f"{name}.tsv").write_text(f"sentence\tlabel\n{rows}")
+
+
+def write_instructions(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    rows = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(200)]
+    (folder / "train.json").write_text(json.dumps(rows))
+
+
+def run_once(place: Path) -> None:
+    """The runs that pages speak of: of the recipe quickstart, of a recipe of one's own, and one that was stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        seedtune(patch, "run", "quickstart", *SMALL["run"], "--out", "runs/quickstart")
+        for name in ("runs/demo", "runs/mine"):
+            shutil.copytree(place / "runs/quickstart", place / name)
+        seedtune(patch, "run", "my-recipe.toml", *SMALL["run"], "--out", "runs/my-recipe")
+        (place / "runs/my-recipe/summary.json").unlink()
+
+
+def seedtune(patch: pytest.MonkeyPatch, *arguments: str) -> None:
+    patch.setattr(sys, "argv", ["seedtune", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert not stop.code, f"{shlex.join(arguments)} ended with {stop.code}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
+def test_commands_of_a_page_run_in_order(page, workplace, tmp_path, monkeypatch, capsys):
+    place = shutil.copytree(workplace, tmp_path / "place", symlinks=True)
+    monkeypatch.chdir(place)
+    (place / "docs").mkdir()
+    for line in shown(page):
+        if (program := shlex.split(line)[0]) != "seedtune":
+            check_elsewhere(program, shlex.split(line)[1:])
+            continue
+        arguments = [word.replace("cuda:1", "cpu").replace("cuda", "cpu") for word in shlex.split(line, comments=True)[1:]]
+        text = " ".join(arguments)
+        if any(text.startswith(start) for start in NOT_RUN) and not text.startswith("study --list"):
+            check_parses(arguments)
+            continue
+        seedtune(monkeypatch, *arguments, *smaller(text))
+        assert "error" not in capsys.readouterr().err, line
+
+
+def smaller(text: str) -> tuple[str, ...]:
+    names = [name for name in SMALL if text == name or text.startswith(f"{name} ")]
+    assert names, f"'seedtune {text}' has no rule: say in SMALL what makes it small, or in NOT_RUN why it is not run"
+    options = SMALL[names[0]]
+    return (*options, *(part for word, instead in INSTEAD.items() if word in text for part in instead))
+
+
+def check_parses(arguments: list[str]) -> None:
+    name, *rest = arguments
+    typer.main.get_command(cli.app).commands[name].make_context(name, list(rest))
+    if name == "study":
+        catalogue.study_of(rest[0])
+
+
+def check_elsewhere(program: str, arguments: list[str]) -> None:
+    """What is not run exists: a target, an extra, a module, a folder."""
+    assert program in ELSEWHERE, f"{program!r} has no rule: say in ELSEWHERE why it is not run"
+    if program == "make":
+        assert all(re.search(rf"^{target}:", MAKEFILE, re.M) for target in arguments)
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert arguments[0] == "install" and set(re.findall(r"\w+", arguments[1])) <= set(extras)
+    elif arguments[:2] == ["-m", "pytest"]:
+        assert (ROOT / arguments[2]).exists()
+    else:
+        assert (ROOT / f"{arguments[1].replace('.', '/')}.py").exists()
+
+
+@pytest.mark.parametrize("line", ["frobnicate", "run"])
+def test_a_command_without_a_rule_fails(line):
+    if line == "run":
+        assert smaller("run x") and smaller("study --list") == ()
+        return
+    with pytest.raises(AssertionError, match="has no rule"):
+        smaller(line)
+    with pytest.raises(AssertionError, match="has no rule"):
+        check_elsewhere(line, [])
