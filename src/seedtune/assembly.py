@@ -25,10 +25,12 @@ from .fed.split_steps import split_of
 from .models import heads
 from .models.blocks import Cut, cut_before, default_cut
 from .models.evaluation import Evaluation, evaluate
+from .models.finite import check_finite
 from .models.load import Tuned, kind_of, load
 from .models.objective import example_losses, loss
 from .models.placement import device_of
 from .privacy.rules import checked
+from .progress import phase
 from .sections import ModelConfig
 from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
 from .zo import noise
@@ -65,13 +67,18 @@ class Experiment:
     def evaluate(self) -> Evaluation:
         """On the test examples, at the server's weights."""
         bind(self.model.module, self.site.replica.weights)
-        return evaluate(self.model, self.test)
+        with phase("evaluating test examples", len(self.test)) as told:
+            return evaluate(self.model, self.test, advance=told.advance)
 
     def evaluate_clients(self) -> dict[int, Evaluation]:
         """Each client's held-out examples, at the server's weights; clients without any are left out."""
         bind(self.model.module, self.site.replica.weights)
         kept = {client: own for client, own in enumerate(self.heldout) if len(own)}
-        return {client: evaluate(self.model, self.train.subset(own)) for client, own in kept.items()}
+        with phase("evaluating held-out examples", sum(map(len, kept.values()))) as told:
+            return {
+                client: evaluate(self.model, self.train.subset(own), advance=told.advance)
+                for client, own in kept.items()
+            }
 
 
 def assemble(
@@ -99,9 +106,12 @@ def assemble(
         torch.set_num_threads(recipe.run.num_threads)
     kind, seed = kind_of(recipe.model), recipe.run.seed
     task = load_task(recipe.task, TASK_KEY, kind, recipe.task.training == "nodes" or own is not None)
-    model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
-    model.module.to(device)
-    train, test = (encode(task, part, model.tokenizer, kind, model.window) for part in (task.train, task.test))
+    with phase(f"loading model {recipe.model.name}"):
+        model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
+        check_finite(model)
+        model.module.to(device)
+    with phase("encoding the task's examples"):
+        train, test = (encode(task, part, model.tokenizer, kind, model.window) for part in (task.train, task.test))
     clients, heldout = _dealt(recipe, task, own)
     if initial is None:
         initial = _head_start(recipe, model, task, train.subset(indices_of(clients)))

@@ -5,12 +5,13 @@ forwards on whatever weights the model is bound to; it moves and perturbs nothin
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..data.batches import eval_batches
+from ..data.batches import Batch, eval_batches
 from ..data.encoding import EncodedSet
 from .load import Tuned
 from .objective import labels_of, scores, token_loss_sum
@@ -34,9 +35,14 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: Tuned, encoded: EncodedSet, batch_size: int = 64) -> Evaluation:
-    """The evaluation over all of `encoded`. Cost: one forward a batch of `batch_size`, in order of length."""
-    batches = (batch.to(model.device) for batch in eval_batches(encoded, batch_size))
+def evaluate(
+    model: Tuned, encoded: EncodedSet, batch_size: int = 64, advance: Callable[[int], None] = lambda count: None
+) -> Evaluation:
+    """The evaluation over all of `encoded`. Cost: one forward a batch of `batch_size`, in order of length.
+
+    `advance` is called with the number of examples of each batch once it is done.
+    """
+    batches = _counted((batch.to(model.device) for batch in eval_batches(encoded, batch_size)), advance)
     if encoded.examples[0].label is None:
         sums = [token_loss_sum(model, batch) for batch in batches]
         return Evaluation(sum(s for s, _ in sums) / sum(n for _, n in sums), None, len(encoded))
@@ -48,3 +54,10 @@ def evaluate(model: Tuned, encoded: EncodedSet, batch_size: int = 64) -> Evaluat
         confusion = confusion + pairs.view(values.shape[1], -1).cpu()
     accuracy = int(confusion.trace()) / len(encoded)
     return Evaluation(loss / len(encoded), accuracy, len(encoded), tuple(map(tuple, confusion.tolist())))
+
+
+def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
+    """The batches; each is reported to `advance` when the next one is asked for."""
+    for batch in batches:
+        yield batch
+        advance(batch.num_examples)
