@@ -109,7 +109,7 @@ def test_tables_hold_whole_values_when_piped(seedtune, ended, tmp_path):
     long.parent.mkdir()
     ended.rename(long)
     assert str(long) in seedtune("compare", long).out
-    assert ["state_digest", digest] in [line.split() for line in seedtune("inspect", long).out.splitlines()]
+    assert ["state", "digest", digest] in [line.split() for line in seedtune("inspect", long).out.splitlines()]
     assert digest in seedtune("evaluate", long).out
     assert "told in keys and scalars" in seedtune("recipes").out
 
@@ -122,7 +122,7 @@ def test_runs_are_compared_at_a_target(seedtune, ended):
     best = max(row["accuracy"] for row in rows if "accuracy" in row)
     never = seedtune("compare", "runs/done", "--to-accuracy", "1").out.splitlines()
     assert "accuracy >= 1" in never[0] and never[1].rstrip().endswith(f"not reached, best {best:.1%}")
-    assert seedtune("compare", "runs/done").out.split()[:3] == ["run", "method", "rounds"]
+    assert seedtune("compare", "runs/done").out.split()[:4] == ["run", "task", "model", "method"]
     refused(
         seedtune("compare", "runs/done", "--to-accuracy", "0.8", "--to-loss", "1"),
         "a target is one of --to-accuracy and --to-loss, and both were given: give one",
@@ -250,11 +250,14 @@ def test_settings_that_do_not_go_together_are_refused(seedtune, tmp_path):
 
 def test_a_run_that_ends_early_says_so(seedtune, monkeypatch):
     worse = iter(range(10))
-    monkeypatch.setattr(assembly, "evaluate", lambda model, encoded: Evaluation(2.0 + next(worse), 0.5, 10))
+    monkeypatch.setattr(assembly, "evaluate", lambda model, encoded, advance: Evaluation(2.0 + next(worse), 0.5, 10))
     result = seedtune("run", "tiny.toml", "--set", "run.patience=1", "--set", "run.eval_every=1")
     assert (result.code, result.err) == (0, "")
     assert "ended early, after 1 rounds: no better evaluation for run.patience of them" in result.out.splitlines()
-    assert "best evaluation: test loss 2.000 after 0 rounds (replay --round)" in result.out.splitlines()
+    assert (
+        "Tuning made the model WORSE: test accuracy 50.0% -> 50.0%, test loss 2.000 -> 3.000. No evaluation was better "
+        "than the base's own, test loss 2.000." in result.out.splitlines()
+    )
 
 
 ARGUMENTS = {
