@@ -46,7 +46,7 @@ class Pace:
         whole = median(self._took) * (self.num_rounds - self.done)
         return max(0.0, whole - min(self.clock() - self._last, median(self._took)))
 
-    def left(self, least: float = 0.0) -> str:
+    def left(self, least: float = 1.0) -> str:
         """Time left in words; "" where it is not known, or less than `least` seconds."""
         seconds = self.seconds_left()
         return "" if seconds is None or seconds < least else f"about {duration(round(seconds))} left"

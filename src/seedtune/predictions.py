@@ -22,8 +22,8 @@ def describe(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
     """`evaluation` of the experiment's present weights as plain data.
 
     test_examples: their number. For choices also labels: their names; confusion: int [C][C], how many examples of each
-    label (row) were given which (column), left out beyond `MOST_CLASSES`; samples: the first `MOST_SAMPLES` test
-    examples, each {"text", "truth", "predicted"}. Cost: one forward of the samples.
+    label (row) were given which (column), left out beyond `MOST_CLASSES`; samples: `MOST_SAMPLES` test examples,
+    evenly through the set, each {"text", "truth", "predicted"}. Cost: one forward of the samples.
     """
     found: dict[str, Any] = {"test_examples": evaluation.num_examples}
     if evaluation.confusion is None:
@@ -54,14 +54,15 @@ def conclude(
 
 @torch.no_grad()
 def _samples(experiment: Experiment) -> list[dict[str, str]]:
-    """The first test examples with what the model answers now."""
-    count = min(MOST_SAMPLES, len(experiment.test))
-    batch = batch_of(experiment.test, range(count)).to(experiment.model.device)
-    chosen = scores(experiment.model, batch).argmax(1).tolist()
-    names = experiment.task.label_names
+    """Test examples, evenly through the set, with what the model answers now."""
+    count, size = min(MOST_SAMPLES, len(experiment.test)), len(experiment.test)
+    places = [i * size // count for i in range(count)]
+    batch = batch_of(experiment.test, places).to(experiment.model.device)
+    chosen, names = scores(experiment.model, batch).argmax(1).tolist(), experiment.task.label_names
+    texts = [_cut(experiment.task.test[place].prompt) for place in places]
     return [
-        {"text": _cut(example.prompt), "truth": names[label], "predicted": names[answer]}
-        for example, label, answer in zip(experiment.task.test, labels_of(batch).tolist(), chosen, strict=False)
+        {"text": text, "truth": names[label], "predicted": names[answer]}
+        for text, label, answer in zip(texts, labels_of(batch).tolist(), chosen, strict=True)
     ]
 
 

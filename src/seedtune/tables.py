@@ -13,7 +13,7 @@ from .console import pairs, table
 from .inspection import differing_tasks
 from .installation import MODEL, SNIPPETS, hint
 from .quantities import amount, duration, operations
-from .terminal import sent, tuned_by
+from .terminal import sent
 
 Part = Table | str
 
@@ -59,7 +59,7 @@ def _run(folder: Path, found: Mapping[str, Any]) -> Iterator[Part]:
     recipe, rows = run_store.recipe_of(folder), run_store.metrics_of(folder)
     summary = run_store.summary_of(folder)
     yield f"{folder}: {_about(recipe, found, summary)}"
-    yield from verdict.sentences(summary) if summary else [so_far(rows)]
+    yield from verdict.sentences(summary) if summary else [verdict.so_far(rows)]
     yield pairs(_facts(recipe, rows, summary) | _record(found) | _privacy(found) | _replay(found))
     yield "Next:"
     yield pairs(_next(folder, summary is not None))
@@ -70,26 +70,8 @@ def _about(recipe: Recipe, found: Mapping[str, Any], summary: Mapping[str, Any] 
     state = "a run that has ended" if summary else "a run that goes on or was interrupted"
     return (
         f"{state}, {done} of {planned} rounds. Model {found['base']} on task {recipe.task.name}, "
-        f"{recipe.partition.num_clients} clients, {method(recipe)}."
+        f"{recipe.partition.num_clients} clients, by {verdict.way(recipe.run.method, recipe.local.order)}."
     )
-
-
-def method(recipe: Recipe) -> str:
-    """How a recipe tunes, in words."""
-    ways = "backpropagation" if recipe.local.order == "first" else "forward passes only"
-    return ways if recipe.run.method == "custom" else f"method {recipe.run.method}, {ways}"
-
-
-def so_far(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How a run stands that has not ended."""
-    evaluated = [row for row in rows if "loss" in row]
-    if not evaluated:
-        return "Nothing was evaluated yet."
-    first, last = evaluated[0], evaluated[-1]
-    if len(evaluated) == 1:
-        return f"Before the first round: {verdict.standing(first)}."
-    changes = verdict.changes({**{f"zero_shot_{name}": value for name, value in first.items()}, **last})
-    return f"So far, after {last['rounds']} rounds: {changes}."
 
 
 def _facts(recipe: Recipe, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None) -> dict[str, str]:

@@ -8,9 +8,10 @@ alone. A run has diverged where it stopped since nothing finite came back, where
 where that is more than `BLOWN_UP` times what it was (or than one nat, if it was less).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any, Literal
 
 Outcome = Literal["helped", "worse", "unchanged", "untuned", "diverged"]
@@ -47,14 +48,14 @@ def outcome(summary: Mapping[str, Any]) -> Outcome:
         return "untuned"
     if summary.get("stopped_by") == "divergence" or has_blown_up(before, after):
         return "diverged"
-    return compare(before, after, summary.get("test_examples"))
+    return compare(before, after, _number(summary.get("test_examples")))
 
 
 def has_blown_up(before: Scores, after: Scores) -> bool:
     return after.loss is None or (before.loss is not None and after.loss > BLOWN_UP * max(before.loss, 1.0))
 
 
-def compare(before: Scores, after: Scores, num_examples: int | None) -> Literal["helped", "worse", "unchanged"]:
+def compare(before: Scores, after: Scores, num_examples: float | None) -> Literal["helped", "worse", "unchanged"]:
     """Which of two states of a model is better, by the rule of this module; the losses are finite."""
     if before.accuracy is not None and after.accuracy is not None:
         change = after.accuracy - before.accuracy
@@ -68,15 +69,15 @@ def compare(before: Scores, after: Scores, num_examples: int | None) -> Literal[
     return "helped" if share < 0 else "worse"
 
 
-def tolerance(before: float, after: float, num_examples: int | None) -> float:
+def tolerance(before: float, after: float, num_examples: float | None) -> float:
     """Two standard errors of the difference of two accuracies; infinite where the number of examples is not known.
 
     >>> round(tolerance(0.5, 0.5, 200), 3)
     0.1
     """
-    if not num_examples:
+    if not num_examples or num_examples < 0:
         return float("inf")
-    return 2 * sqrt((before * (1 - before) + after * (1 - after)) / num_examples)
+    return 2 * sqrt(max(0.0, before * (1 - before) + after * (1 - after)) / num_examples)
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
@@ -86,11 +87,36 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         return [f"Nothing was tuned: the run has no rounds. The base has {standing(summary, 'zero_shot_')}."]
     if found == "diverged":
         return [f"The run DIVERGED: {scores}.{_best(summary)}", _why_diverged(summary)]
-    if found == "worse":
-        return [f"Tuning made the model WORSE: {scores}.{_best(summary)}"]
-    if found == "helped":
-        return [f"Tuning helped: {scores}."]
-    return [f"No measurable change: {scores}{_within(summary)}."]
+    opening = {
+        "helped": "Tuning helped", "worse": "Tuning made the model WORSE", "unchanged": "No measurable change",
+    }[found]  # fmt: skip
+    return [f"{opening}: {scores}{_within(summary)}.{_best(summary) if found == 'worse' else ''}"]
+
+
+def so_far(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How a run stands that has not ended, from its rows of metrics.jsonl.
+
+    >>> so_far([{"rounds": 0, "loss": 2.0}, {"rounds": 1}, {"rounds": 2, "loss": 1.5}])
+    'So far, after 2 rounds: test loss 2.000 -> 1.500.'
+    """
+    evaluated = [row for row in rows if "loss" in row]
+    if not evaluated:
+        return "Nothing was evaluated yet."
+    first, last = evaluated[0], evaluated[-1]
+    if len(evaluated) == 1:
+        return f"Before the first round: {standing(first)}."
+    before = {f"zero_shot_{name}": first.get(name) for name in ("loss", "accuracy", "perplexity")}
+    return f"So far, after {last.get('rounds')} rounds: {changes({**last, **before})}."
+
+
+def way(method: str, order: str) -> str:
+    """How a recipe tunes, by its `run.method` and `local.order`.
+
+    >>> way("fedmezo", "zeroth"), way("custom", "zeroth"), way("fedavg", "first")
+    ('forward passes only (method fedmezo)', 'forward passes only', 'backpropagation (method fedavg)')
+    """
+    passes = "backpropagation" if order == "first" else "forward passes only"
+    return passes if method == "custom" else f"{passes} (method {method})"
 
 
 def changes(values: Mapping[str, Any]) -> str:
@@ -145,11 +171,15 @@ def _best(summary: Mapping[str, Any]) -> str:
 
 
 def _within(summary: Mapping[str, Any]) -> str:
+    """A remark where accuracy changed by no more than its error, so that the loss decided or nothing did."""
     before, after = (Scores.read(summary, prefix).accuracy for prefix in ("zero_shot_", ""))
-    if before is None or after is None or not summary.get("test_examples"):
+    size = _number(summary.get("test_examples"))
+    if before is None or after is None or not size:
         return ""
-    bound = tolerance(before, after, summary["test_examples"])
-    return f" (less than {100 * bound:.1f} points do not count on {summary['test_examples']} test examples)"
+    bound = tolerance(before, after, size)
+    if abs(after - before) > bound:
+        return ""
+    return f" ({size:.0f} test examples cannot tell accuracies apart by less than {100 * bound:.1f} points)"
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -157,4 +187,9 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A finite number; None for anything else that a file may hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    with suppress(OverflowError):
+        return float(value) if isfinite(value) else None
+    return None
