@@ -19,7 +19,7 @@ import typer.core
 
 from . import presets, streams
 from .command_group import CONTEXT, CommandGroup
-from .console import DIVERGED, Device, Json, Set, err, out, pairs, show
+from .console import DIVERGED, STOPPED, Device, Json, Set, err, out, pairs, show
 from .deploy.commands import app as deploy
 from .errors import ConfigError, SeedtuneError, unknown
 from .probing import app as probe
@@ -59,7 +59,9 @@ def main() -> None:
         streams.prepare()
         code = app(prog_name="seedtune", standalone_mode=False)
         sys.stdout.flush()  # here, where a reader that is gone is no error
-        if code:  # what click makes of an exit, or of Ctrl-C in some versions
+        if code == STOPPED:  # what click makes of Ctrl-C, in some versions
+            raise KeyboardInterrupt
+        if code:
             sys.exit(code)
     except SeedtuneError as error:
         _fail(str(error))
@@ -78,7 +80,7 @@ def _end(error: BaseException) -> NoReturn:
     """What is not an error of ours: Ctrl-C, and what click refuses; anything else is raised again."""
     if streams.is_interrupt(error) or isinstance(error, typer.Abort):
         err.print("stopped")
-        sys.exit(130)
+        sys.exit(STOPPED)
     if type(error).__module__.partition(".")[0] not in ("click", "typer"):
         raise error
     told: Any = error  # typer may bring a click of its own, so there is no class to name

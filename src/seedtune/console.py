@@ -14,8 +14,8 @@ WIDE = 10_000
 """Columns where nobody looks at a terminal: no value is folded or cut."""
 
 
-DIVERGED = 3
-"""Exit code of a run that diverged."""
+DIVERGED, STOPPED = 3, 130
+"""Exit codes: of a run that diverged, and after Ctrl-C."""
 
 
 def _console(stream: TextIO | None, **options: Any) -> Console:

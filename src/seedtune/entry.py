@@ -11,6 +11,8 @@ def main() -> None:
         from .cli import main as run
 
         run()
+    except SystemExit:
+        raise
     except BaseException as error:
         if not is_interrupt(error):
             raise

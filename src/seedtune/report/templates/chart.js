@@ -259,7 +259,8 @@ function chart(spec) {
     return { frame, draw: () => {} };
   }
   const xs = [...(spec.xTicks ?? []), ...lines.flatMap((line) => line.known.map((i) => line.x[i]))];
-  const ys = [...lines.flatMap((line) => line.known.map((i) => line.y[i])), ...[...spec.levels, ...spec.guides].map((level) => level.y)];
+  const levels = [...spec.levels, ...spec.guides].map((level) => level.y);
+  const ys = [...lines.flatMap((line) => line.known.map((i) => line.y[i])), ...levels];
   if (spec.isPoints) {
     ys.push(0, ...lines.flatMap((line) => [...line.low, ...line.high]).filter((end) => end !== null));
     lines.forEach((line, i) => (line.shift = (i - (lines.length - 1) / 2) * Math.min(9, 60 / lines.length)));
