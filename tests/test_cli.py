@@ -165,7 +165,7 @@ def test_help_lists_commands_as_a_newcomer_needs_them_in_whole_sentences(seedtun
     shown = seedtune("-h").out
     listed = re.findall(r"^  ([a-z]+) {2,}[A-Z]", shown.partition("Commands:")[2], re.MULTILINE)
     assert listed[:3] == ["run", "resume", "evaluate"] and listed[-3:] == ["study", "probe", "deploy"]
-    assert "..." not in shown and "--install-completion" in shown
+    assert "..." not in shown.partition("Options:")[2] and "--install-completion" in shown
     sentences = re.split(r"\n  [a-z]+ {2,}", "\n" + shown.partition("Commands:\n")[2])[1:]
     assert len(sentences) == len(listed) and all(text.strip().endswith(".") for text in sentences)
 
@@ -192,9 +192,11 @@ def test_a_run_says_first_how_it_went(seedtune, tmp_path):
     assert lines[at + 4].startswith("tuned  ") and "custom" not in "".join(lines)
 
 
-def test_a_run_that_diverged_has_an_exit_code_of_its_own(seedtune, tmp_path):
-    settings = ("local.learning_rate=1e30", "local.perturbation_scale=1e-2", "run.on_surge=ignore")
-    result = seedtune("run", "tiny.toml", *(part for text in settings for part in ("--set", text)))
+def test_a_run_that_diverged_has_an_exit_code_of_its_own(seedtune, tmp_path, monkeypatch):
+    losses = iter([0.618])
+    blown_up = lambda model, encoded, advance: Evaluation(next(losses, 147684.0), 0.5, 10)  # noqa: E731
+    monkeypatch.setattr(assembly, "evaluate", blown_up)
+    result = seedtune("run", "tiny.toml")
     summary = run_store.summary_of(tmp_path / "runs/tiny")
     assert (result.code, result.err, summary["outcome"]) == (3, "", "diverged")
     assert any(line.startswith("The run DIVERGED: ") for line in result.out.splitlines())
@@ -205,7 +207,9 @@ def test_a_run_of_no_rounds_tunes_nothing_and_ends_well(seedtune, tmp_path):
     result = seedtune("run", "tiny.toml", "--rounds", "0")
     summary = run_store.summary_of(tmp_path / "runs/tiny")
     assert (result.code, summary["outcome"], summary["stopped_by"]) == (0, "untuned", None)
-    assert result.out.splitlines()[1].startswith("Nothing was tuned: the run has no rounds. The base has test accuracy ")
+    assert result.out.splitlines()[1].startswith(
+        "Nothing was tuned: the run has no rounds. The base has test accuracy "
+    )
 
 
 def test_a_base_that_is_not_finite_is_refused_and_named(seedtune, tmp_path, tiny_model):
@@ -215,8 +219,8 @@ def test_a_base_that_is_not_finite_is_refused_and_named(seedtune, tmp_path, tiny
     save_file(weights, tmp_path / "broken/model.safetensors", {"format": "pt"})
     refused(
         seedtune("run", "tiny.toml", "--model", tmp_path / "broken"),
-        "model 'llama': 2 of the 1,536 values of its tensor 'model.layers.1.mlp.up_proj.weight' are not finite, before "
-        "any tuning: the base is damaged, or overflowed when it was saved: get another copy",
+        "model 'broken': 2 of the 1,536 values of its tensor 'model.layers.1.mlp.up_proj.weight' are not finite, "
+        "before any tuning: the base is damaged, or overflowed when it was saved: get another copy",
     )
     assert not (tmp_path / "runs").exists()
 
@@ -235,13 +239,14 @@ def test_a_base_whose_loss_is_not_finite_is_refused(seedtune, tmp_path, monkeypa
 def test_a_run_keeps_its_answers_before_and_after(seedtune, tmp_path):
     seedtune("run", "tiny.toml")
     summary, first = run_store.summary_of(tmp_path / "runs/tiny"), run_store.metrics_of(tmp_path / "runs/tiny")[0]
-    assert summary["labels"] == first["labels"] == ["blue", "green", "red"]
+    assert summary["labels"] == first["labels"] == ["red", "green", "blue"]
     for kept, name in ((first, "accuracy"), (summary, "accuracy")):
         counts = kept["confusion"]
         assert sum(map(sum, counts)) == kept["test_examples"]
         assert sum(counts[i][i] for i in range(3)) / kept["test_examples"] == pytest.approx(kept[name])
     assert [sample["before"] for sample in summary["samples"]] == [each["predicted"] for each in first["samples"]]
-    assert all(sample["truth"] in summary["labels"] and sample["text"].startswith("the ") for sample in summary["samples"])
+    for sample in summary["samples"]:
+        assert sample["truth"] in summary["labels"] and sample["text"].startswith("the ")
 
 
 def test_a_resumed_run_keeps_the_same_answers(seedtune, stopped, ended):
@@ -269,7 +274,7 @@ def test_runs_of_unlike_tasks_are_compared_with_a_warning(seedtune, ended):
     assert seedtune("run", "tiny.toml", *other, "task.max_eval=5").code == 0
     shown = seedtune("compare", "runs/done", "runs/other").out
     sizes = [run_store.summary_of(Path("runs") / name)["test_examples"] for name in ("done", "other")]
-    assert f"WARNING: the runs were tested on unlike examples ({sizes[0]}, 5 of them): compare their scores with care" in shown
+    assert f"WARNING: the runs were tested on unlike examples ({sizes[0]}, 5 of them): compare their" in shown
     assert "test accuracy" in shown and " -> " in shown and "perplexity" not in shown
     assert "WARNING" not in seedtune("compare", "runs/done", "runs/done").out
     assert seedtune("run", "tiny.toml", *other, "task.max_tokens=5", "--replace").code == 0
@@ -393,8 +398,9 @@ def test_a_run_that_ends_early_says_so(seedtune, monkeypatch):
     assert (result.code, result.err) == (0, "")
     assert "ended early, after 1 rounds: no better evaluation for run.patience of them" in result.out.splitlines()
     assert (
-        "Tuning made the model WORSE: test accuracy 50.0% -> 50.0%, test loss 2.000 -> 3.000. No evaluation was better "
-        "than the base's own, test loss 2.000." in result.out.splitlines()
+        "Tuning made the model WORSE: test accuracy 50.0% -> 50.0%, test loss 2.000 -> 3.000 (10 test examples "
+        "cannot tell accuracies apart by less than 44.7 points). No evaluation was better than the base's own, test loss 2.000."
+        in result.out.splitlines()
     )
 
 

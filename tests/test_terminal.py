@@ -86,9 +86,7 @@ EVENTLESS = {
     "rounds": 100, "surges": {}, "stopped_by": None, "best_rounds": 100, "best_loss": 1.25, "zero_shot_loss": 2.0,
     "loss": 1.5,
 }  # fmt: skip
-BETTER = (
-    "The best evaluation was after 40 rounds, test loss 1.250: 'seedtune replay --round 40' rebuilds that model."
-)
+BETTER = "The best evaluation was after 40 rounds, test loss 1.250: 'seedtune replay --round 40' rebuilds that model."
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,9 @@ def test_a_divergence_says_what_to_do():
     )
 
 
-@pytest.mark.parametrize("gain, found", [(0.098, "unchanged"), (0.100, "helped"), (-0.098, "unchanged"), (-0.1, "worse")])
+@pytest.mark.parametrize(
+    "gain, found", [(0.098, "unchanged"), (0.100, "helped"), (-0.098, "unchanged"), (-0.1, "worse")]
+)
 def test_accuracy_counts_beyond_two_standard_errors(gain, found):
     """Of the difference of two shares near 1/2 on 200 examples: 2 sqrt(2 * 0.25 / 200) = 0.1, less where they part."""
     summary = RUN | {"zero_shot_accuracy": 0.5, "accuracy": 0.5 + gain, "loss": 1.0, "zero_shot_loss": 1.0}

@@ -33,7 +33,7 @@ class Pace:
         return self.clock() - self.began
 
     def note(self, num_rounds: int, is_round: bool) -> None:
-        """`num_rounds` are done; `is_round`: the last of them ended just now, so the time since the call before counts."""
+        """Note that `num_rounds` are done; `is_round`: the last ended just now, and took the time since the last."""
         now = self.clock()
         if is_round:
             self._took.append(now - self._last)

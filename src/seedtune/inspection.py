@@ -244,7 +244,8 @@ def health() -> dict[str, Any]:
     return {
         "versions": versions(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None, "kernels": list(found),
-        "starter": _starter(), "extras": extras(), "data": data(), "recipes": sorted(presets.names("recipes")), "methods": sorted(presets.names("methods")),
+        "starter": _starter(), "extras": extras(), "data": data(),
+        "recipes": sorted(presets.names("recipes")), "methods": sorted(presets.names("methods")),
         "noise_version": noise.VERSION, "noise": f"differs: {', '.join(wrong)}" if wrong else "as known",
     }  # fmt: skip
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:  # help is printed without loading torch
 
 Probe = Callable[["Experiment", "Tell"], "Finding"]
 
-app = typer.Typer(cls=CommandGroup, help="Measure the loss around a model's weights: what a run can hope for.", no_args_is_help=True)
+app = typer.Typer(
+    cls=CommandGroup, help="Measure the loss around a model's weights: what a run can hope for.", no_args_is_help=True
+)
 
 Source = Annotated[
     str | None,

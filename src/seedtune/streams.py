@@ -44,6 +44,7 @@ def explain(error: OSError) -> str:
     """Name what the system refused: a file, or standard output where it names none."""
     return f"{error.filename or 'standard output'}: {error.strerror or error}"
 
+
 def is_interrupt(error: BaseException | None) -> bool:
     """Ctrl-C, or an error that a library made of it while it was imported."""
     while error is not None:

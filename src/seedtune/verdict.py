@@ -164,10 +164,8 @@ def _best(summary: Mapping[str, Any]) -> str:
         return ""
     if not best:
         return f" No evaluation was better than the base's own, test loss {loss:.3f}."
-    return (
-        f" The best evaluation was after {best} rounds, test loss {loss:.3f}: 'seedtune replay --round {best}' rebuilds "
-        "that model."
-    )
+    hint = f"'seedtune replay --round {best}' rebuilds that model"
+    return f" The best evaluation was after {best} rounds, test loss {loss:.3f}: {hint}."
 
 
 def _within(summary: Mapping[str, Any]) -> str:

@@ -16,7 +16,8 @@ from ..errors import ConfigError
 
 app = typer.Typer(
     cls=CommandGroup,
-    help="Run a federation on several machines: keys, a server, nodes, a reverse proxy.", no_args_is_help=True
+    help="Run a federation on several machines: keys, a server, nodes, a reverse proxy.",
+    no_args_is_help=True,
 )
 
 Keys = Annotated[Path | None, typer.Option("--keys", help="folder made by 'seedtune deploy keys'")]

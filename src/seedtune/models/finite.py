@@ -19,8 +19,8 @@ def check_finite(model: Tuned) -> None:
         if not _is_finite(parameter):
             wrong = int((~torch.isfinite(parameter)).sum())
             raise ModelError(
-                f"model {model.base_id!r}: {wrong:,} of the {parameter.numel():,} values of its tensor {name!r} are not "
-                "finite, before any tuning: the base is damaged, or overflowed when it was saved: get another copy"
+                f"model {model.base_id!r}: {wrong:,} of the {parameter.numel():,} values of its tensor {name!r} are "
+                "not finite, before any tuning: the base is damaged, or overflowed when it was saved: get another copy"
             )
 
 
@@ -33,11 +33,11 @@ def check_zero_shot(model: Tuned, zero_shot: Evaluation) -> None:
     if math.isfinite(zero_shot.loss):
         return
     name, largest = _largest(model.module)
-    dtype = next(model.module.parameters()).dtype
-    advice = "set model.dtype = 'float32'" if dtype == torch.float16 else "choose another base"
+    dtype = str(next(model.module.parameters()).dtype).removeprefix("torch.")
+    advice = "set model.dtype = 'float32'" if dtype == "float16" else "choose another base"
     raise ModelError(
         f"model {model.base_id!r}: its loss on the test examples is not finite before any tuning, though its weights "
-        f"are (the largest, {largest:.3g}, is in {name!r}): its forward overflows in {str(dtype).split('.')[-1]}; {advice}"
+        f"are (the largest, {largest:.3g}, is in {name!r}): its forward overflows in {dtype}; {advice}"
     )
 
 

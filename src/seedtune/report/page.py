@@ -32,7 +32,8 @@ from .settings import command, settings
 SCRIPTS = ("format.js", "chart.js", "curves.js", "client_map.js", "probes.js", "scroll.js", "page.js")
 STYLES = ("charts.css", "answers.css", "page.css")  # the last has what holds on narrow screens
 SECTIONS = (
-    ("results", "Results"), ("answers", "Answers"), ("curves", "Curves"), ("map", "Clients"), ("probes", "Probes"), ("traffic", "Traffic"),
+    ("results", "Results"), ("answers", "Answers"),
+    ("curves", "Curves"), ("map", "Clients"), ("probes", "Probes"), ("traffic", "Traffic"),
     ("time", "Time"),
     ("events", "Events"), ("settings", "Settings"), ("environment", "Environment"), ("again", "Run it again"),
 )  # fmt: skip
