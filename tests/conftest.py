@@ -15,7 +15,7 @@ import small_federation
 import tiny_runs
 import torch
 
-from seedtune import assembly, cli, experiment
+from seedtune import assembly, cli, experiment, terminal
 from seedtune.config import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,8 +79,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def seedtune(tmp_path, capsys, monkeypatch) -> Callable[..., SimpleNamespace]:
-    """Runs a command in `tmp_path`; gives exit code, output and errors."""
+    """Runs a command in `tmp_path`; gives exit code, output and errors, without the lines that only time brings."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(terminal, "SILENCE", 1e6)
 
     def command(*arguments) -> SimpleNamespace:
         capsys.readouterr()

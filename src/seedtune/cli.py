@@ -1,13 +1,14 @@
 """The command line: parse, call, print, exit codes. No logic of runs lives here.
 
-Exit codes: 0 done; 2 a request that cannot be met, with one line that says why; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 the reader of standard output is gone; 2 a request that cannot be met, with one line that says
+why; 3 a run that diverged (`verdict`), its summary written as ever; 130 stopped by Ctrl-C.
 """
 
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from . import presets
-from .console import Device, Json, Set, err, out, pairs, show
+from . import presets, streams
+from .command_group import CONTEXT, CommandGroup
+from .console import DIVERGED, STOPPED, Device, Json, Set, err, out, pairs, show
 from .deploy.commands import app as deploy
 from .errors import ConfigError, SeedtuneError, unknown
 from .probing import app as probe
@@ -26,8 +28,9 @@ from .studies.commands import study
 
 typer.core.HAS_RICH = False  # before 0.21 typer escapes defaults and ranges for rich, even in plain help
 app = typer.Typer(
+    cls=CommandGroup,
+    context_settings=CONTEXT,
     help="Tune language models across devices with forward passes only.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -64,29 +67,43 @@ def main() -> None:
     """The entry point of the command `seedtune`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        streams.prepare()
         code = app(prog_name="seedtune", standalone_mode=False)
         sys.stdout.flush()  # here, where a reader that is gone is no error
-        if code:  # what click makes of an exit, or of Ctrl-C in some versions
+        if code == STOPPED:  # what click makes of Ctrl-C, in some versions
+            raise KeyboardInterrupt
+        if code:
             sys.exit(code)
     except SeedtuneError as error:
         _fail(str(error))
-    except (typer.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except BrokenPipeError:  # a reader such as `head` has seen enough; the interpreter must not try to flush again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        streams.discard()
         sys.exit(1)
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("click", "typer"):
-            raise
-        told: Any = error  # typer may bring a click of its own, so there is no class to name
-        if type(error).__name__ == "NoArgsIsHelpError":
-            err.print(told.format_message())
-            sys.exit(2)
-        _fail(told.format_message())
+    except OSError as error:
+        _fail(streams.explain(error))
+    except (Exception, KeyboardInterrupt) as error:
+        _end(error)
+    finally:
+        streams.finish()
+
+
+def _end(error: BaseException) -> NoReturn:
+    """What is not an error of ours: Ctrl-C, and what click refuses; anything else is raised again."""
+    if streams.is_interrupt(error) or isinstance(error, typer.Abort):
+        err.print("stopped")
+        sys.exit(STOPPED)
+    if type(error).__module__.partition(".")[0] not in ("click", "typer"):
+        raise error
+    told: Any = error  # typer may bring a click of its own, so there is no class to name
+    if type(error).__name__ == "NoArgsIsHelpError":
+        err.print(told.format_message())
+        sys.exit(2)
+    _fail(told.format_message())
 
 
 def _fail(reason: str) -> NoReturn:
-    err.print("error: " + " ".join(reason.splitlines()), style="red", soft_wrap=True)
+    with suppress(OSError):  # standard error may be full too
+        err.print("error: " + " ".join(reason.splitlines()), style="red", soft_wrap=True)
     sys.exit(2)
 
 
@@ -118,7 +135,7 @@ def run(
     keep: Keep = "auto",
     keep_memory: KeepMemory = 1024,
 ) -> None:
-    """Start a run."""
+    """Tune a model on a task: start a run in a folder of its own."""
     flags: dict[str, Any] = {}
     for section, key, value in (
         ("model", "name", model),
@@ -149,7 +166,7 @@ def resume(
     keep: Keep = "auto",
     keep_memory: KeepMemory = 1024,
 ) -> None:
-    """Go on with a run that was stopped, from its last whole round."""
+    """Resume an interrupted run from its last completed round."""
     machine, (_, go_on) = machine_of(kernel, device, keep, keep_memory), _driven_by(engine, nodes)
     from . import run_store
 
@@ -176,7 +193,8 @@ def evaluate(
     overrides, machine = [assignment(text) for text in settings or []], machine_of("auto", device)
     from . import terminal, trying
 
-    found = trying.evaluated(subject, task, *overrides, machine=machine, base=base)
+    with terminal.waiting(err):
+        found = trying.evaluated(subject, task, *overrides, machine=machine, base=base)
     if as_json or "confusion" not in found:
         show(found, as_json)
         return
@@ -197,11 +215,12 @@ def generate(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Let a run's tuned model, or any causal model, write on from a prompt: the most likely token each time."""
+    """Generate text from a prompt with a run's tuned model, or any causal model."""
     machine = machine_of("auto", device)
-    from . import trying
+    from . import terminal, trying
 
-    written = trying.written(subject, sys.stdin.read() if prompt == "-" else prompt, tokens, base, machine)
+    with terminal.waiting(err):
+        written = trying.written(subject, sys.stdin.read() if prompt == "-" else prompt, tokens, base, machine)
     if as_json:
         show(written, as_json)
     else:
@@ -217,10 +236,11 @@ def replay(
     round_: Annotated[int | None, typer.Option("--round", help="number of rounds to replay; default all")] = None,
     merge: Annotated[bool, typer.Option("--merged", help="merge a LoRA adapter into its base")] = False,
 ) -> None:
-    """Rebuild the tuned model from its base and its trajectory, to the bit."""
-    from . import inspection
+    """Rebuild the tuned model from its base and its trajectory, bit for bit."""
+    from . import inspection, terminal
 
-    state = inspection.exported(trajectory, folder, base, round_, merge, _say, gguf)
+    with terminal.waiting(err):
+        state = inspection.exported(trajectory, folder, base, round_, merge, _say, gguf)
     written = " and ".join(str(path) for path in (folder, gguf) if path)
     out.print(
         f"{written}: the model after {state['rounds']} rounds, state digest {state['state_digest']}", soft_wrap=True
@@ -231,10 +251,17 @@ def replay(
 def inspect(
     path: Annotated[Path, typer.Argument(help="a run folder or a trajectory file")], as_json: Json = False
 ) -> None:
-    """Say what a run or a trajectory holds."""
+    """Describe a run or a trajectory file: what was tuned, how it went, what to do next."""
     from . import inspection
 
-    show(inspection.described(path), as_json)
+    found = inspection.described(path)
+    if as_json:
+        show(found, as_json)
+        return
+    from . import tables
+
+    for part in tables.describe(path, found):
+        out.print(part, soft_wrap=isinstance(part, str))
 
 
 @app.command()
@@ -248,17 +275,18 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Put the results of several runs side by side, or what each needed to a target."""
-    from . import inspection, terminal
+    """Compare runs side by side, or by what each needed to reach a target."""
+    from . import inspection, tables
 
     if accuracy is None and loss is None:
-        rows, table = inspection.compared(folders), terminal.side_by_side
+        rows, parts = inspection.compared(folders), tables.compare
     else:
-        rows, table = inspection.compared_at(folders, accuracy, loss), terminal.at_target
+        rows, parts = inspection.compared_at(folders, accuracy, loss), tables.at_target
     if as_json:
         print(json.dumps(rows, indent=2, allow_nan=False))
-    else:
-        out.print(table(rows))
+        return
+    for part in parts(rows):
+        out.print(part, soft_wrap=isinstance(part, str))
 
 
 @app.command()
@@ -271,7 +299,7 @@ def report(
         list[Path] | None, typer.Option("--probe", help="what 'seedtune probe --out' wrote, shown too; may be repeated")
     ] = None,
 ) -> None:
-    """Write one HTML page about a run, or about several to compare them; it needs no network."""
+    """Write one HTML page about a run, or several compared, that needs no network."""
     from .report import page
 
     path = page.write(folders, file, probes or ())
@@ -284,7 +312,7 @@ def watch(
     folder: Annotated[Path, typer.Argument(help="a run folder")],
     once: Annotated[bool, typer.Option("--once", help="show how it stands, and exit")] = False,
 ) -> None:
-    """Show a run while it goes on elsewhere, until it ends; Ctrl-C leaves it alone."""
+    """Watch a run that another process carries out; Ctrl-C stops only the watching."""
     from . import watching
 
     watching.watch(out, folder, once=once)
@@ -305,11 +333,17 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check this installation: versions, cores, kernels, and the noise against known answers."""
+    """Check this installation: versions, kernels, known answers, extras and packaged data."""
     from . import inspection
 
     found = inspection.health()
-    show(found, as_json)
+    if as_json:
+        show(found, as_json)
+    else:
+        from . import tables
+
+        for part in tables.health(found):
+            out.print(part, soft_wrap=isinstance(part, str))
     if found["noise"] != "as known":
         raise SeedtuneError(f"noise: {found['noise']}; directions made here would not replay elsewhere")
 
@@ -367,3 +401,5 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
 
     for part in terminal.results(summary, folder):
         out.print(part, soft_wrap=True)
+    if summary.get("outcome") == "diverged":
+        raise typer.Exit(DIVERGED)

@@ -14,8 +14,13 @@ WIDE = 10_000
 """Columns where nobody looks at a terminal: no value is folded or cut."""
 
 
-def _console(stream: TextIO, **options: Any) -> Console:
-    return Console(width=None if stream.isatty() else WIDE, markup=False, emoji=False, highlight=False, **options)
+DIVERGED, STOPPED = 3, 130
+"""Exit codes: of a run that diverged, and after Ctrl-C."""
+
+
+def _console(stream: TextIO | None, **options: Any) -> Console:
+    is_terminal = stream is not None and stream.isatty()  # None: closed
+    return Console(width=None if is_terminal else WIDE, markup=False, emoji=False, highlight=False, **options)
 
 
 out, err = _console(sys.stdout), _console(sys.stderr, stderr=True)

@@ -34,14 +34,18 @@ from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
 from .keeping import describe_savings
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
+from .models.evaluation import Evaluation
+from .models.finite import check_zero_shot
 from .models.load import pinned
 from .models.placement import slowness
 from .models.source import KNOWN
+from .predictions import conclude, describe
 from .privacy.ledger import ledger, without_cohort
 from .privacy.plan import Plan
 from .privacy.rules import resolved as with_noise
 from .privacy.secrets import new_secret, secret_of
 from .privacy.sum_plan import SumPlan
+from .progress import phase
 from .run_folder import check_room
 from .run_store import RunStore
 from .zo import kernels
@@ -162,11 +166,10 @@ def _told(experiment: Experiment, say: Say) -> tuple[Experiment, Spent]:
     """The experiment with what its recipe leaves open measured, and what that took."""
     if experiment.model.chosen:
         say(experiment.model.chosen)
-    experiment, spent = started(experiment)
+    with phase("measuring the perturbation scale and the learning rate"):
+        experiment, spent = started(experiment)
     if spent.note:
         say(spent.note)
-    if experiment.recipe.is_split or experiment.site.evaluations.batched:
-        say(experiment.site.evaluations.note)
     if note := slowness(experiment.recipe.model, next(experiment.site.module.parameters()).device):
         say(note)
     return experiment, spent
@@ -240,7 +243,7 @@ def _rounds(
     history = History.of(recipe, run_store.metrics_of(store.folder))
     back, exchange = partial(_put_back, experiment, store), exchange_of(recipe)
     rounds = run_rounds(start, protocol, engine, back, engine.gather, exchange)
-    server = start
+    server, evaluation = start, None
     for server, result in () if history.is_out_of_patience else rounds:
         evaluation = _evaluated(experiment) if _is_evaluated(server) else None
         row = round_row(server.round, clock.seconds(), result, evaluation, server.plan)
@@ -255,6 +258,8 @@ def _rounds(
             break
     ended = without_cohort(server.plan, engine.finish(server, protocol))
     summary = _summary(experiment, store, history, server) | {"engine": engine.name, **ended}
+    first = run_store.metrics_of(store.folder)[0]
+    summary |= conclude(experiment, evaluation and evaluation.test, first, summary)
     store.finish(summary)
     return summary
 
@@ -299,7 +304,8 @@ def _begin(experiment: Experiment, spent: Spent, store: RunStore, listen: Listen
     began = time.perf_counter()
     zero_shot = _evaluated(experiment)
     seconds = round(time.perf_counter() - began, 3)
-    row = round_row(0, seconds, None, zero_shot) | spent.as_row()
+    check_zero_shot(experiment.model, zero_shot.test)
+    row = round_row(0, seconds, None, zero_shot) | spent.as_row() | describe(experiment, zero_shot.test)
     store.begin(experiment.recipe, experiment.header, row, experiment.secret)
     listen(0, None, zero_shot)
     return _server(experiment)
@@ -308,7 +314,8 @@ def _begin(experiment: Experiment, spent: Spent, store: RunStore, listen: Listen
 def _continue(experiment: Experiment, trajectory: Trajectory, store: RunStore, listen: Listener) -> Server:
     """The server after the last whole round that the folder holds."""
     folder, num_rounds = store.folder, len(trajectory.records)
-    restore(experiment, trajectory, lambda round_: run_store.snapshot_of(folder, round_))
+    with phase(f"replaying {num_rounds} rounds"):
+        restore(experiment, trajectory, lambda round_: run_store.snapshot_of(folder, round_))
     server = _server(experiment)
     for record, row in zip(trajectory.records, run_store.metrics_of(folder)[1:], strict=True):
         server = after(server, result_of(record, row))
@@ -348,7 +355,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         "evaluations": experiment.site.evaluations.note, "stopped_by": _stopped_by(server, history),
         "surges": {str(row["rounds"]): row["surge"] for row in rows if row.get("surge")},
         "backprop_steps": recipe.baseline.num_steps,
-        **scores_of(backpropagation(experiment) if recipe.baseline.num_steps else None, "backprop_"),
+        **scores_of(_backpropagation(experiment), "backprop_"),
         **{name: _total(rows, name) for name in counted}, **_sent_each(rows),
         "failed_replies": None if hides_cohort else sum(len(row.get("failed", ())) for row in rows),
         "replay": asdict(catching_up(experiment.space, experiment.header, since_last_snapshot(path(server.log)))),
@@ -359,6 +366,14 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         "truncated_examples": (0 if server.plan else experiment.train.num_truncated) + experiment.test.num_truncated,
         "privacy": ledger(server.plan, server.round) if server.plan else None, "versions": versions(recipe),
     }  # fmt: skip
+
+
+def _backpropagation(experiment: Experiment) -> Evaluation | None:
+    """The comparison that the recipe may ask for."""
+    if not (steps := experiment.recipe.baseline.num_steps):
+        return None
+    with phase(f"tuning the base by backpropagation to compare, {steps} steps"):
+        return backpropagation(experiment)
 
 
 def _sent_each(rows: Sequence[Row]) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ from .config import Machine
 from .cores import usable_cores
 from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import versions
+from .installation import data, extras
 from .models import gguf_adapter
 from .models.export import check_free, export
 from .privacy.ledger import ledger
@@ -30,7 +31,8 @@ from .zo.trajectory import Header, Trajectory
 
 COMPARED = (
     "method", "model", "task", "rounds", "loss", "accuracy", "perplexity", "bytes_up", "bytes_down", "forwards",
-    "flops", "seconds", "peak_memory_bytes", "state_digest",
+    "flops", "seconds", "peak_memory_bytes", "state_digest", "zero_shot_loss", "zero_shot_accuracy",
+    "zero_shot_perplexity", "test_examples", "outcome",
 )  # fmt: skip
 SECONDS_WORTH_SAYING = 1.0
 _CPU = Machine()
@@ -159,6 +161,23 @@ def _compared(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: summary.get(name) for name in COMPARED}
 
 
+def differing_tasks(folders: Sequence[Path]) -> list[str]:
+    """Sentences that warn where runs were not tested on the same examples; none where nothing is known to differ."""
+    tasks = [run_store.recipe_of(folder).task.model_dump() for folder in folders]
+    names = list(dict.fromkeys(task["name"] for task in tasks))
+    if len(names) > 1:
+        return [f"the runs are of unlike tasks ({', '.join(names)}): their scores say nothing about each other"]
+    keys = [key for key in tasks[0] if any(task[key] != tasks[0][key] for task in tasks[1:])]
+    sizes = list(dict.fromkeys((run_store.summary_of(folder) or {}).get("test_examples") for folder in folders))
+    if len(sizes) > 1:
+        counts = ", ".join("not known" if size is None else str(size) for size in sizes)
+        return [f"the runs were tested on unlike examples ({counts} of them): compare their scores with care"]
+    if keys:
+        settings = ", ".join(f"task.{key}" for key in keys)
+        return [f"the runs differ in {settings}: they may have been tested on unlike examples"]
+    return []
+
+
 def compared_at(
     folders: Sequence[Path], accuracy: float | None = None, loss: float | None = None
 ) -> list[dict[str, Any]]:
@@ -239,7 +258,8 @@ def health() -> dict[str, Any]:
         "versions": versions(), "cores": os.cpu_count(), "usable_cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None, "kernels": list(found),
-        "starter": _starter(), "recipes": sorted(presets.names("recipes")), "methods": sorted(presets.names("methods")),
+        "starter": _starter(), "extras": extras(), "data": data(),
+        "recipes": sorted(presets.names("recipes")), "methods": sorted(presets.names("methods")),
         "noise_version": noise.VERSION, "noise": f"differs: {', '.join(wrong)}" if wrong else "as known",
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .command_group import CommandGroup
 from .console import Device, Json, Set, err, nested, out
 from .errors import ConfigError, RunStoreError, unknown
 from .recipe_text import machine_of, merged
@@ -23,7 +24,9 @@ if TYPE_CHECKING:  # help is printed without loading torch
 
 Probe = Callable[["Experiment", "Tell"], "Finding"]
 
-app = typer.Typer(help="Measure the loss around a model's weights: what a run can hope for.", no_args_is_help=True)
+app = typer.Typer(
+    cls=CommandGroup, help="Measure the loss around a model's weights: what a run can hope for.", no_args_is_help=True
+)
 
 Source = Annotated[
     str | None,

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
+from rich.text import Text
 
+from . import verdict
 from .console import pairs, table
-from .quantities import amount, operations
+from .heartbeat import Clock, Heartbeat, Pace
+from .progress import Watch, watching
+from .quantities import amount, duration
 
 if TYPE_CHECKING:  # a list of recipes is printed without loading torch
     from .experiment import Listener
@@ -21,21 +34,59 @@ if TYPE_CHECKING:  # a list of recipes is printed without loading torch
 
 PLAIN_LINES = 20
 """A piped run prints about this many lines, and one for each evaluation."""
+SILENCE, LOOK, MOMENT = 10.0, 1.0, 0.5
+"""Seconds: the longest that nothing is said, between two looks for that, and that a phase lasts before it is shown."""
 
 
 @contextmanager
-def progress(console: Console, num_rounds: int, sent: int = 0) -> Iterator[Listener]:
+def progress(console: Console, num_rounds: int, sent: int = 0, clock: Clock = time.monotonic) -> Iterator[Listener]:
     """A listener that shows rounds as they end: loss, quality, bytes sent in all, time left.
 
+    Phases (`progress.phase`) show too. Where nobody looks at a terminal a line comes every `SILENCE` seconds at least.
     `sent`: bytes of the rounds before an interruption.
     """
-    if not console.is_terminal:
-        yield _PlainLines(console, num_rounds, sent)
-        return
-    done, left = (column(table_column=Column(no_wrap=True)) for column in (MofNCompleteColumn, TimeRemainingColumn))
-    state = TextColumn("{task.fields[state]}", markup=False, table_column=Column(overflow="ellipsis", no_wrap=True))
-    with Progress(BarColumn(bar_width=8), done, state, left, console=console) as bar:
-        yield _Bar(bar, num_rounds, sent)
+    with watching() as watch:
+        if not console.is_terminal:
+            lines = _PlainLines(console, num_rounds, sent, watch, clock)
+            with lines.heartbeat.beating():
+                yield lines
+            return
+        done, left = (column(table_column=Column(no_wrap=True)) for column in (MofNCompleteColumn, TimeRemainingColumn))
+        state = _State(watch, table_column=Column(overflow="ellipsis", no_wrap=True))
+        with Progress(BarColumn(bar_width=8), done, state, left, console=console) as bar:
+            yield _Bar(bar, num_rounds, sent)
+
+
+@contextmanager
+def waiting(console: Console) -> Iterator[None]:
+    """Show the phases of work that has no rounds, on `console`: a line that is drawn again, or one now and then."""
+    with watching() as watch:
+        began = time.monotonic()
+
+        def beat() -> None:
+            if watch.innermost:
+                console.print(f"{watch.innermost}  {duration(round(time.monotonic() - began))} so far", soft_wrap=True)
+
+        if not console.is_terminal:
+            with Heartbeat(beat, SILENCE).beating():
+                yield
+            return
+        with Progress(SpinnerColumn(), _State(watch), console=console, transient=True) as bar:
+            bar.add_task("", total=None, state="")
+            yield
+
+
+class _State(ProgressColumn):
+    """The phase that goes on, once it has lasted a moment; else what the task's field `state` says."""
+
+    def __init__(self, watch: Watch, table_column: Column | None = None) -> None:
+        super().__init__(table_column=table_column)
+        self._watch = watch
+
+    def render(self, task: Task) -> Text:
+        phase = self._watch.innermost
+        is_worth_saying = phase is not None and time.monotonic() - phase.began > MOMENT
+        return Text(str(phase) if is_worth_saying else task.fields["state"])
 
 
 class _Bar:
@@ -56,21 +107,36 @@ class _Bar:
 
 
 class _PlainLines:
-    """A line for each piece of news, and some between."""
+    """A line for each piece of news, some between, and one where nothing was said for long."""
 
-    def __init__(self, console: Console, num_rounds: int, sent: int) -> None:
-        self._console, self._total, self._sent = console, num_rounds, sent
+    def __init__(self, console: Console, num_rounds: int, sent: int, watch: Watch, clock: Clock) -> None:
+        self._console, self._total, self._sent, self._watch = console, num_rounds, sent, watch
+        self._pace, self._clock, self._said = Pace(num_rounds, clock), clock, clock()
+        self.heartbeat = Heartbeat(self.beat, LOOK)
 
     def __call__(self, num_rounds: int, result: RoundResult | None, evaluation: Evaluated | None) -> None:
+        self.heartbeat.check()
         self._sent += _bytes_of(result)
+        self._pace.note(num_rounds, result is not None)
         is_resumed = result is None and evaluation is None
         is_news = is_resumed or evaluation is not None or bool(result and (result.failed or result.surge))
         if is_news or num_rounds % max(1, self._total // PLAIN_LINES) == 0:
             text = "resumed" if is_resumed else _joined(
                 _training(result), quality(evaluation) if evaluation else "", f"sent {amount(self._sent)}",
-                _left_out(result), _surge(result),
+                _left_out(result), _surge(result), self._pace.left(SILENCE),
             )  # fmt: skip
-            self._console.print(f"round {num_rounds}/{self._total}  {text}", soft_wrap=True)
+            self._say(f"round {num_rounds}/{self._total}  {text}")
+
+    def beat(self) -> None:
+        """Say where the run is, if nothing was said for `SILENCE` seconds."""
+        if self._clock() - self._said >= SILENCE:
+            pace, phase = self._pace, self._watch.innermost
+            doing = str(phase) if phase else f"round {pace.done + 1} goes on"
+            self._say(_joined(f"round {pace.done}/{self._total}", doing, pace.so_far(), pace.left()))
+
+    def _say(self, text: str) -> None:
+        self._said = self._clock()
+        self._console.print(text, soft_wrap=True)
 
 
 def _joined(*parts: str) -> str:
@@ -112,7 +178,8 @@ def quality(evaluation: Evaluated) -> str:
 
 
 def results(summary: dict[str, Any], folder: Path) -> Iterator[Table | str]:
-    """What a run came to: quality, what a reader must know of the way there, traffic, time, digest."""
+    """What a run came to: whether it helped, quality, what to know of the way there, traffic, time, digest."""
+    yield from verdict.sentences(summary)
     yield outcome(summary)
     for name, text in _NOTES.items():
         if summary[name]:
@@ -141,11 +208,19 @@ def outcome(summary: dict[str, Any]) -> Table:
     """Zero-shot, tuned and, where it was run, backpropagation, side by side."""
     name, form = ("accuracy", ".1%") if summary["zero_shot_accuracy"] is not None else ("perplexity", ".2f")
     shown = table("", name, "test loss")
-    labels = {"zero_shot_": "zero-shot", "": f"tuned ({summary['method']})", "backprop_": "backpropagation"}
+    labels = {"zero_shot_": "zero-shot", "": tuned_by(summary["method"]), "backprop_": "backpropagation"}
     for prefix, label in labels.items():
         if prefix != "backprop_" or summary["backprop_steps"]:
             shown.add_row(label, _number(summary[f"{prefix}{name}"], form), _number(summary[f"{prefix}loss"], ".3f"))
     return shown
+
+
+def tuned_by(method: str) -> str:
+    """
+    >>> tuned_by("fedmezo"), tuned_by("custom")
+    ('tuned (fedmezo)', 'tuned')
+    """
+    return "tuned" if method == "custom" else f"tuned ({method})"
 
 
 def events(summary: dict[str, Any]) -> list[str]:
@@ -155,48 +230,15 @@ def events(summary: dict[str, Any]) -> list[str]:
         reasons = {
             "patience": "no better evaluation for run.patience of them", "surge": "the loss surged",
             "privacy": "another round would be worth more than privacy.target_epsilon",
-            "divergence": "nothing that clients sent was finite any more; these are the last weights that were",
         }  # fmt: skip
-        ended = "diverged" if summary["stopped_by"] == "divergence" else "ended early"
-        found.append(f"{ended}, after {summary['rounds']} rounds: {reasons[summary['stopped_by']]}")
-    if summary["best_rounds"] != summary["rounds"] and summary["best_loss"] is not None:
-        best = _number(summary["best_loss"], ".3f")
-        found.append(f"best evaluation: test loss {best} after {summary['best_rounds']} rounds (replay --round)")
+        if reason := reasons.get(summary["stopped_by"]):  # the first sentence tells of a divergence
+            found.append(f"ended early, after {summary['rounds']} rounds: {reason}")
+    found += verdict.better_state(summary)
     return found
 
 
 def _number(value: float | None, form: str) -> str:
     return "not finite" if value is None else format(value, form)
-
-
-def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
-    """Runs compared, one a row."""
-    shown = table("run", "method", "rounds", "loss", "accuracy", "up", "down", "forwards", "FLOPs", "seconds")
-    for row in rows:
-        quality_ = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
-        loss = _number(row["loss"], ".4f")
-        both = (sent(row["bytes_up"]), sent(row["bytes_down"]))
-        shown.add_row(row["run"], row["method"], str(row["rounds"]), loss, quality_, *both,
-                      _forwards(row["forwards"]),
-                      _counted(row["flops"]), f"{row['seconds']:.1f}")  # fmt: skip
-    return shown
-
-
-def at_target(rows: Sequence[dict[str, Any]]) -> Table:
-    """Runs compared by what they needed to one target, one a row; those that never reached it by their best."""
-    measure, target = rows[0]["measure"], rows[0]["target"]
-    bound, form = {"accuracy": (">=", ".1%"), "loss": ("<=", ".4f")}[measure]
-    shown = table("run", "method", f"{measure} {bound} {target:g}", "rounds", "FLOPs", "forwards", "seconds", "up",
-                   "down")  # fmt: skip
-    for row in rows:
-        if (needed := row["reached"]) is None:
-            shown.add_row(row["run"], row["method"], f"not reached, best {_number(row['best'], form)}")
-            continue
-        both = (sent(needed["bytes_up"]), sent(needed["bytes_down"]))
-        reached, flops = format(needed[measure], form), _counted(needed["flops"])
-        shown.add_row(row["run"], row["method"], reached, str(needed["rounds"]), flops,
-                      _forwards(needed["forwards"]), f"{needed['seconds']:.1f}", *both)  # fmt: skip
-    return shown
 
 
 def spent(privacy: dict[str, Any]) -> str:
@@ -211,14 +253,6 @@ def spent(privacy: dict[str, Any]) -> str:
 def sent(num_bytes: int | None) -> str:
     """An amount of bytes, if it may be told."""
     return "withheld" if num_bytes is None else amount(num_bytes)
-
-
-def _forwards(count: int | None) -> str:
-    return "withheld" if count is None else str(count)
-
-
-def _counted(flops: int | None) -> str:
-    return "not counted" if flops is None else operations(flops)
 
 
 def classes(rows: Sequence[dict[str, Any]]) -> Table:

@@ -65,6 +65,7 @@ def test_stopping_ends_the_whole_group_also_where_it_will_not(tmp_path, monkeypa
 
 
 def test_what_dies_is_started_again_after_a_wait_that_doubles(tmp_path):
+    """And says so once, though it dies four times of the same."""
     said, one = [], child(tmp_path, "raise SystemExit('no luck')")
     one.wait = 0.05
     one.start()
@@ -72,8 +73,22 @@ def test_what_dies_is_started_again_after_a_wait_that_doubles(tmp_path):
         wait_for(lambda: not one.is_running)
         wait_for(lambda: one.revive(said.append))
     assert one.wait == 0.4
-    assert [line for line in said if "runs again" in line] == ["dummy runs again"] * 3
-    assert "dummy ended (exit code 1; " in said[0] and "says: no luck): starting it again in" in said[0]
+    (line,) = said
+    assert "dummy ended (exit code 1; " in line and line.endswith("says: no luck): starting it again until it stays")
+    stop_all([one])
+
+
+def test_what_stays_again_is_said_once_and_its_next_end_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "SETTLED", 0.0)
+    said, one = [], child(tmp_path, SLEEPS)
+    one.wait = 0.01
+    one.start()
+    for _ in range(2):
+        one.process.kill()
+        wait_for(lambda: one.revive(said.append))
+        wait_for(lambda: one.revive(said.append) or said[-1] == "dummy runs again")
+        one.revive(said.append)
+    assert ["ended" in line for line in said] == [True, False, True, False] and said[1] == "dummy runs again"
     stop_all([one])
 
 

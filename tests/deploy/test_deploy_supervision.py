@@ -132,11 +132,20 @@ def test_a_node_starts_again_what_ends_and_says_where_it_stands(tmp_path, monkey
         if not made.status.parent.exists():
             made.status.parent.mkdir()
             made.status.write_text(json.dumps({"run": "abc", "round": 3, "digest": "d1"}))
-        return "worker runs again" in said and any("state digest" in line for line in said)
+        return any("worker ended" in line for line in said) and any("state digest" in line for line in said)
 
     node.supervise(made, said.append, until)
     assert any("worker ended (exit code 1; " in line and "says: out of luck" in line for line in said)
     assert "run abc: in round 4, which begins at state digest d1" in said
+
+
+def test_a_node_that_is_not_let_in_yet_waits_in_words():
+    refused = "supernode ended (exit code 1; /logs/supernode.log says: [code: 2004] Failed to activate.): starting it"
+    assert node._explained(refused) == (
+        "waiting for the server to let this node in: it does not know this node's public key yet, or, for up to a "
+        "minute after this node was killed, takes it for connected; asking again until it does"
+    )
+    assert node._explained("worker ended (SIGKILL)") == "worker ended (SIGKILL)"
 
 
 def test_keys_are_registered_as_they_come_and_unregistered_as_they_go(tmp_path, monkeypatch):

@@ -55,6 +55,26 @@ def save(
     return folder
 
 
+LABELS = ("negative", "positive")
+
+
+def answered(rounds: int, confusion: list[list[int]], **names: str) -> dict[str, Any]:
+    """What a run keeps of its test examples, after no round ("predicted") or at its end ("before", "after")."""
+    texts = ("a film of rare beauty", "two hours of my life that nobody gives back")
+    samples = [{"text": text, "truth": LABELS[1 - i], **names} for i, text in enumerate(texts)]
+    return {"test_examples": sum(map(sum, confusion)), "labels": list(LABELS), "confusion": confusion,
+            "samples": samples}  # fmt: skip
+
+
+def of_two_classes() -> dict[str, Any]:
+    """Options of `save` for a run whose answers were kept, and which got better."""
+    lines = rows(6, 4)
+    lines[0] |= answered(0, [[40, 60], [50, 50]], predicted="positive")
+    scores = {"zero_shot_loss": 3.0, "zero_shot_accuracy": 0.45, "loss": 1.3, "accuracy": 0.9, "rounds": 6,
+              "best_rounds": 6, "best_loss": 1.3}  # fmt: skip
+    return {"lines": lines, "ended": scores | answered(6, [[95, 5], [15, 85]], before="positive", after="negative")}
+
+
 def eventful() -> list[dict[str, Any]]:
     """Rows of 12 rounds of 4 clients: failures in 3 and 4, skipped steps in 5, a surge in 8 that leads back to 6."""
     found = rows(12, 4)

@@ -65,6 +65,7 @@ def runs(tmp_path_factory):
         ended=run_folders.save(home / "ended", ended=backpropagation, personalise=policy),
         probed=run_folders.keep(run_folders.save(home / "probed", ended={}), run_folders.findings()),
         eventful=run_folders.save(home / "eventful", 12, lines=run_folders.eventful(), ended={"stopped_by": "surge"}),
+        answered=run_folders.save(home / "answered", **run_folders.of_two_classes()),
         going_on=run_folders.save(home / "going-on"),
         no_round=run_folders.save(home / "no-round", lines=[]),
     )  # fmt: skip
@@ -275,3 +276,31 @@ def test_without_scripts_all_but_the_drawings_is_there(opened, runs):
     tab = opened(runs.eventful, java_script_enabled=False)
     assert tab.get_by_text("Curves and the map of clients are drawn by the script").is_visible()
     assert tab.get_by_text(run_folders.SURGE).is_visible() and tab.locator("#again code").is_visible()
+
+
+@pytest.mark.parametrize("width, scheme", LOOKS)
+def test_answers_are_shown_and_can_be_read(opened, runs, width, scheme):
+    tab = opened(runs.answered, width=width, scheme=scheme)
+    matrix = tab.locator(".confusion").first
+    assert matrix.locator("td.right").all_text_contents() == ["95", "85"] and matrix.locator("td.shade-9").count() == 1
+    assert tab.locator(".samples .answer.right").count() == 2 and tab.locator(".samples .answer.wrong").count() == 2
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for selector in (".story", ".confusion td.right", ".samples td", ".answer.right", ".answer.wrong"):
+        assert contrast(tab, selector) >= 4.5, selector
+
+
+def test_guessing_is_a_level_of_the_accuracy(opened, runs):
+    tab = opened(runs.answered)
+    assert tab.locator("#charts .guide").count() == 1  # two classes alike: the more frequent one is no better
+    assert tab.locator("#charts .guide-name").text_content() == "chance: 50 %"
+    assert opened(runs.ended).locator("#charts .guide").count() == 0
+
+
+def test_a_table_that_is_wider_than_a_phone_says_that_it_scrolls(opened, runs):
+    tab = opened(runs.ended, runs.eventful, width=390)
+    box, hint = tab.locator("#results .scroll"), tab.locator("#results .scroll-hint")
+    assert hint.is_visible() and "hides-right" in box.get_attribute("class")
+    assert "gradient" in box.evaluate("(node) => getComputedStyle(node).maskImage")
+    box.evaluate("(node) => (node.scrollLeft = node.scrollWidth)")
+    tab.wait_for_function("() => document.querySelector('#results .scroll.hides-left:not(.hides-right)')")
+    assert opened(runs.answered, width=1280).locator("#answers .scroll-hint").first.is_hidden()

@@ -1,6 +1,6 @@
 """`seedtune deploy ...`: parse, call, print. What is started and how is the other modules'.
 
-Exit codes are those of the whole command line (`cli`): 0 done, 2 a request that cannot be met, 130 stopped.
+Exit codes are those of the whole command line (`cli`).
 """
 
 from importlib.resources import files
@@ -10,10 +10,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ..command_group import CommandGroup
+from ..console import DIVERGED
 from ..errors import ConfigError
 
 app = typer.Typer(
-    help="Run a federation on several machines: keys, a server, nodes, a reverse proxy.", no_args_is_help=True
+    cls=CommandGroup,
+    help="Run a federation on several machines: keys, a server, nodes, a reverse proxy.",
+    no_args_is_help=True,
 )
 
 Keys = Annotated[Path | None, typer.Option("--keys", help="folder made by 'seedtune deploy keys'")]
@@ -97,8 +101,11 @@ def server(
     say(f"run folder {folder}")
     begin.begin(folder, recipe, method, settings or [], say)
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
-    for part in terminal.results(serving.serve(made, say), folder):
+    summary = serving.serve(made, say)
+    for part in terminal.results(summary, folder):
         console.print(part)
+    if summary.get("outcome") == "diverged":
+        raise typer.Exit(DIVERGED)
 
 
 @app.command()

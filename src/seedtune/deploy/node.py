@@ -143,12 +143,12 @@ def supervise(node: Node, say: Say, until: Callable[[], bool] = lambda: False) -
 
 
 def _explained(line: str) -> str:
-    """With what a user can do about it."""
+    """In a user's words, where a healthy deployment says it too: nodes may be there before the server."""
     if "Failed to activate" not in line:
         return line
     return (
-        f"{line}. The server is not there yet, does not know this node's public key, or, for up to a minute after this "
-        "node was killed, takes it for connected"
+        "waiting for the server to let this node in: it does not know this node's public key yet, or, for up to a "
+        "minute after this node was killed, takes it for connected; asking again until it does"
     )
 
 

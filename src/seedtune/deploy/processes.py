@@ -23,8 +23,9 @@ Say = Callable[[str], None]
 
 GRACE = 5.0
 """Seconds between the request to end and the kill."""
-FIRST_WAIT, LONGEST_WAIT, STEADY = 1.0, 10.0, 60.0
-"""Seconds: before a process is started again, at most after some failures, and that it must live to start afresh."""
+FIRST_WAIT, LONGEST_WAIT, STEADY, SETTLED = 1.0, 10.0, 60.0, 5.0
+"""Seconds: before a process is started again, at most after some failures, that it must live to start afresh, and until
+it is said to run again."""
 _LAST_BYTES = 65536
 
 
@@ -52,6 +53,8 @@ class Child:
     started: float = 0.0
     again_at: float = 0.0
     log_from: int = 0
+    trouble: str = ""
+    """Why it ended, as it was last said; "" once it has lived for `SETTLED` seconds again."""
 
     @property
     def is_running(self) -> bool:
@@ -78,21 +81,28 @@ class Child:
         stop_all([self])
 
     def revive(self, say: Say) -> bool:
-        """Starts the process again where it has died, after a wait that doubles each time; whether it did."""
-        if self.is_running:
-            return False
+        """Starts the process again where it has died, after a wait that doubles each time; whether it did.
+
+        The same reason is said once, not at every try; and that it runs again, once it has lived for a moment.
+        """
         now = time.monotonic()
+        if self.is_running:
+            if self.trouble and now - self.started > SETTLED:
+                self.trouble = ""
+                say(f"{self.command.name} runs again")
+            return False
         if not self.again_at:
             self.stop()  # whatever it left behind
             self.wait = FIRST_WAIT if now - self.started > STEADY else self.wait
             self.again_at = now + self.wait
-            say(f"{self.command.name} ended ({self.ending()}): starting it again in {self.wait:.0f} s")
+            if (trouble := self.ending()) != self.trouble:
+                self.trouble = trouble
+                say(f"{self.command.name} ended ({trouble}): starting it again until it stays")
             self.wait = min(2 * self.wait, LONGEST_WAIT)
         if now < self.again_at:
             return False
         self.again_at = 0.0
         self.start()
-        say(f"{self.command.name} runs again")
         return True
 
     def ending(self) -> str:

@@ -100,7 +100,7 @@ class Guard:
     def has_diverged(self) -> bool:
         """Whether clients have nothing finite to send any more, or never had in a run of fewer rounds. Where a surge is
         acted on, that comes first."""
-        return self.num_lost >= min(MAX_LOST, self.recipe.federation.num_rounds)
+        return self.num_lost >= max(1, min(MAX_LOST, self.recipe.federation.num_rounds))
 
     @property
     def rate_share(self) -> float:

@@ -5,7 +5,7 @@ forwards on whatever weights the model is bound to; it moves and perturbs nothin
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,13 +40,18 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: Tuned, encoded: EncodedSet, batch_size: int = 64, prepare: Callable[[Batch], Batch] = lambda batch: batch
+    model: Tuned,
+    encoded: EncodedSet,
+    batch_size: int = 64,
+    prepare: Callable[[Batch], Batch] = lambda batch: batch,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
     """The evaluation over all of `encoded`. Cost: one forward a batch of `batch_size`, in order of length.
 
-    prepare: is given each batch on the model's device, and may add outputs of frozen layers to it.
+    `prepare` is given each batch on the model's device, and may add outputs of frozen layers to it. `advance` is called
+    with the number of examples of each batch once it is done.
     """
-    batches = (prepare(batch.to(model.device)) for batch in eval_batches(encoded, batch_size))
+    batches = _counted((prepare(batch.to(model.device)) for batch in eval_batches(encoded, batch_size)), advance)
     if encoded.examples[0].label is None:
         sums = [token_loss_sum(model, batch) for batch in batches]
         return Evaluation(sum(s for s, _ in sums) / sum(n for _, n in sums), None, len(encoded))
@@ -81,3 +86,10 @@ def accuracy_by_group(examples: Sequence[Example], evaluation: Evaluation) -> di
     for example, prediction in zip(examples, evaluation.predictions, strict=True):
         right.setdefault(example.group, []).append(example.label == prediction)
     return {group: sum(each) / len(each) for group, each in sorted(right.items())}
+
+
+def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
+    """The batches; each is reported to `advance` when the next one is asked for."""
+    for batch in batches:
+        yield batch
+        advance(batch.num_examples)

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import ConfigError
 from ..run_folder import replace_text
-from . import facts
+from . import answers, facts
 from .client_map import maps
 from .curves import curves
 from .events import events, surges
@@ -29,10 +29,11 @@ from .probes import findings
 from .reading import Run, known, read
 from .settings import command, settings
 
-SCRIPTS = ("format.js", "chart.js", "curves.js", "client_map.js", "probes.js", "page.js")
-STYLES = ("charts.css", "page.css")  # the last has what holds on narrow screens
+SCRIPTS = ("format.js", "chart.js", "curves.js", "client_map.js", "probes.js", "scroll.js", "page.js")
+STYLES = ("charts.css", "answers.css", "page.css")  # the last has what holds on narrow screens
 SECTIONS = (
-    ("results", "Results"), ("curves", "Curves"), ("map", "Clients"), ("probes", "Probes"), ("traffic", "Traffic"),
+    ("results", "Results"), ("answers", "Answers"),
+    ("curves", "Curves"), ("map", "Clients"), ("probes", "Probes"), ("traffic", "Traffic"),
     ("time", "Time"),
     ("events", "Events"), ("settings", "Settings"), ("environment", "Environment"), ("again", "Run it again"),
 )  # fmt: skip
@@ -106,14 +107,14 @@ def html(runs: Sequence[Run], probes: Sequence[Path] = ()) -> str:
         loader=PackageLoader("seedtune.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    script, style = _joined(SCRIPTS), _joined(STYLES)
+    told, script, style = [_told(run) for run in runs], _joined(SCRIPTS), _joined(STYLES)
+    absent = {"probes": not (compared or damaged), "answers": not any(run["has_answers"] for run in told)}
     page = templates.get_template("page.html").render(
         mark=MARK, script=script, style=style, script_digest=_digest(script), style_digest=_digest(style),
         title="; ".join(run.label for run in runs[:3]) + (" …" if len(runs) > 3 else ""),
-        runs=[_told(run) for run in runs], tables=_tables(runs), settings=settings([run.recipe for run in runs]),
-        data=data(runs, compared), kinds=compared, damaged=damaged, bar_width=BAR_WIDTH, sections=[
-            (id_, name) for id_, name in SECTIONS if id_ != "probes" or compared or damaged
-        ], version=version("seedtune"),
+        runs=told, tables=_tables(runs), settings=settings([run.recipe for run in runs]),
+        data=data(runs, compared), kinds=compared, damaged=damaged, bar_width=BAR_WIDTH,
+        sections=[(id_, name) for id_, name in SECTIONS if not absent.get(id_)], version=version("seedtune"),
     )  # fmt: skip
     return page.encode("utf-8", "replace").decode("utf-8")
 
@@ -128,13 +129,16 @@ def _drawn(run: Run, num_runs: int) -> dict[str, Any]:
     backpropagation = {name: known(run.summary.get(f"backprop_{name}")) for name in ("loss", "accuracy", "perplexity")}
     return {
         "label": run.label, **curves(run, num_runs), "maps": maps(run, num_runs), "surges": surges(run),
-        "policy": run.recipe.personalise.policy, "backpropagation": backpropagation,
+        "policy": run.recipe.personalise.policy, "backpropagation": backpropagation, "guides": answers.guides(run),
     }  # fmt: skip
 
 
 def _told(run: Run) -> dict[str, Any]:
     """What the template says of a run."""
+    matrices, samples = answers.confusions(run), answers.samples(run)
     return {
+        "story": answers.story(run), "confusions": matrices, "samples": samples,
+        "has_answers": bool(matrices or samples),
         "label": run.label, "recipe": run.recipe, "status": facts.status(run), "has_ended": run.has_ended,
         "model": facts.model(run), "shares": facts.time_shares(run), "digest": facts.digest(run),
         "more_events": events(run)[1], "command": command(run.recipe, f"{run.folder}-again"),

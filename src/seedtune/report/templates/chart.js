@@ -179,6 +179,17 @@ function drawSurges(svg, spec, x) {
   });
 }
 
+// Levels that belong to no run, with their names.
+function drawGuides(svg, spec, y, left, width) {
+  spec.guides.forEach(({ name, y: value }, i) => {
+    const place = y.at(value);
+    const [x, anchor] = i % 2 ? [left + 4, "start"] : [width - RIGHT, "end"]; // near ones stay apart
+    svg.append(drawn("path", { class: "guide", d: `M${left} ${place}H${width - RIGHT}` }));
+    const text = `${name}: ${spec.yFormat(value)}`;
+    svg.append(drawn("text", { class: "guide-name", x, y: place - 4, "text-anchor": anchor }, text));
+  });
+}
+
 // What the cross-hair says at x: each line's nearest point.
 function readings(spec, at) {
   const told = [];
@@ -234,8 +245,9 @@ function addCross(frame, svg, spec, x) {
   });
 }
 
-// spec: {title, xLabel, xFormat, yFormat, isLog, surges, lines: [{run, name, x, y, minor, dash, joined}], levels}, and
-// of points with bounds: {isPoints, lines: [{low, high}]}; where x is no plain number: {isLogX, xTicks, xPad, xTold}
+// spec: {title, xLabel, xFormat, yFormat, isLog, surges, lines: [{run, name, x, y, minor, dash, joined}], levels,
+// guides: [{name, y}]}, and of points with bounds: {isPoints, lines: [{low, high}]}; where x is no plain number:
+// {isLogX, xTicks, xPad, xTold}
 function chart(spec) {
   const frame = element("figure", { class: "chart" }, element("figcaption", {}, spec.title));
   const lines = (spec.lines = spec.lines.map((line) => ({
@@ -247,7 +259,8 @@ function chart(spec) {
     return { frame, draw: () => {} };
   }
   const xs = [...(spec.xTicks ?? []), ...lines.flatMap((line) => line.known.map((i) => line.x[i]))];
-  const ys = [...lines.flatMap((line) => line.known.map((i) => line.y[i])), ...spec.levels.map((level) => level.y)];
+  const levels = [...spec.levels, ...spec.guides].map((level) => level.y);
+  const ys = [...lines.flatMap((line) => line.known.map((i) => line.y[i])), ...levels];
   if (spec.isPoints) {
     ys.push(0, ...lines.flatMap((line) => [...line.low, ...line.high]).filter((end) => end !== null));
     lines.forEach((line, i) => (line.shift = (i - (lines.length - 1) / 2) * Math.min(9, 60 / lines.length)));
@@ -266,6 +279,7 @@ function chart(spec) {
     drawAxes(svg, x, measured, width, left, spec);
     drawSurges(svg, spec, x);
     for (const line of lines) (spec.isPoints ? drawPoints : drawLine)(svg, line, x, measured, spec.isLog);
+    drawGuides(svg, spec, measured, left, width);
     for (const level of spec.levels) {
       const place = measured.at(level.y);
       svg.append(

@@ -24,6 +24,7 @@ const CHARTS = [
     title: "Accuracy",
     format: percent,
     level: "accuracy",
+    hasGuides: true,
     lines: [
       ["accuracy", "test", {}],
       ["heldout_accuracy", "held out", { dash: "2 3" }],
@@ -107,8 +108,15 @@ function specOf(what, runs, state) {
     isLog: isLogarithmic(what, lines, state),
     lines,
     levels,
+    guides: what.hasGuides ? guidesOf(shown.map(({ run }) => run)) : [],
     surges: surges.slice(0, 40),
   };
+}
+
+// Accuracies that need no model, each once; those of runs with other classes stand beside each other.
+function guidesOf(runs) {
+  const all = runs.flatMap((run) => Object.entries(run.guides).map(([name, y]) => ({ name, y })));
+  return all.filter((one, i) => all.findIndex((other) => Math.abs(other.y - one.y) < 0.005) === i);
 }
 
 function kindKeys(runs) {

@@ -18,5 +18,6 @@ function onResize(node, redraw) {
   showCurves(runs);
   showMap(runs);
   showProbes(probes);
+  document.querySelectorAll(".scroll").forEach(hintAtScrolling);
   document.documentElement.dataset.drawn = "yes";
 }

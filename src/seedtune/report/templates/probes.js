@@ -18,6 +18,7 @@ function probeSpec(found, isNamed) {
     isPoints: !found.keys.length,
     surges: [],
     levels: [],
+    guides: [],
     lines: found.lines.map((line) => ({
       ...line,
       dash: line.dash || undefined,

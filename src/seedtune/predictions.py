@@ -1,0 +1,71 @@
+"""What a model answered on the test examples: kept with a run, before its first round and after its last one.
+
+Test examples only, which lie where the run is: nothing here reads what clients train on.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .assembly import Experiment
+from .data.batches import batch_of
+from .models.evaluation import Evaluation
+from .models.objective import labels_of, scores
+from .verdict import outcome
+
+MOST_SAMPLES, MOST_CLASSES, MOST_LETTERS = 8, 50, 400
+"""Kept of a run: examples shown with their answers, classes of a confusion matrix, letters of an example."""
+
+
+def describe(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
+    """`evaluation` of the experiment's present weights as plain data.
+
+    test_examples: their number. For choices also labels: their names; confusion: int [C][C], how many examples of each
+    label (row) were given which (column), left out beyond `MOST_CLASSES`; samples: `MOST_SAMPLES` test examples,
+    evenly through the set, each {"text", "truth", "predicted"}. Cost: one forward of the samples.
+    """
+    found: dict[str, Any] = {"test_examples": evaluation.num_examples}
+    if evaluation.confusion is None:
+        return found
+    found["labels"] = list(experiment.task.label_names)
+    if len(evaluation.confusion) <= MOST_CLASSES:
+        found["confusion"] = [list(row) for row in evaluation.confusion]
+    return found | {"samples": _samples(experiment)}
+
+
+def conclude(
+    experiment: Experiment, last: Evaluation | None, first: Mapping[str, Any], summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run's summary says beside its numbers: its outcome, and answers before and after.
+
+    last: the evaluation of the present weights, None: it is made anew; first: the row before round 0; summary: the
+    numbers. A sample has "before" and "after" where that row has samples. Cost: one forward of the samples.
+    """
+    found = describe(experiment, last or experiment.evaluate())
+    if samples := found.get("samples"):
+        before = [sample["predicted"] for sample in first.get("samples", ())]
+        found["samples"] = [
+            {"text": sample["text"], "truth": sample["truth"], "before": old, "after": sample["predicted"]}
+            for sample, old in zip(samples, before, strict=False)
+        ]
+    return {"outcome": outcome({**summary, **found}), **found}
+
+
+@torch.no_grad()
+def _samples(experiment: Experiment) -> list[dict[str, str]]:
+    """Test examples, evenly through the set, with what the model answers now."""
+    count, size = min(MOST_SAMPLES, len(experiment.test)), len(experiment.test)
+    places = [i * size // count for i in range(count)]
+    batch = batch_of(experiment.test, places).to(experiment.model.device)
+    chosen, names = scores(experiment.model, batch).argmax(1).tolist(), experiment.task.label_names
+    texts = [_cut(experiment.task.test[place].prompt) for place in places]
+    return [
+        {"text": text, "truth": names[label], "predicted": names[answer]}
+        for text, label, answer in zip(texts, labels_of(batch).tolist(), chosen, strict=True)
+    ]
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_LETTERS else line[: MOST_LETTERS - 1] + "…"
