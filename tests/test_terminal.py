@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from seedtune import tables, terminal
+from seedtune import results, tables, terminal
 from seedtune.console import pairs
 from seedtune.fed.guard import Surge
 from seedtune.fed.rounds import RoundResult
@@ -106,7 +106,7 @@ BETTER = "The best evaluation was after 40 rounds, test loss 1.250: 'seedtune re
     ],
 )  # fmt: skip
 def test_events_are_what_the_results_do_not_show(changed, lines):
-    assert terminal.events(EVENTLESS | changed) == lines
+    assert results.events(EVENTLESS | changed) == lines
 
 
 SUMMARY = {
@@ -143,12 +143,12 @@ def table(rows) -> list[str]:
     ],
 )
 def test_the_outcome_beside_zero_shot_and_backpropagation(changed, lines):
-    assert table(terminal.outcome(SUMMARY | changed))[1:] == lines
+    assert table(results.outcome(SUMMARY | changed))[1:] == lines
 
 
 def test_texts_are_judged_by_perplexity():
     text = {"zero_shot_accuracy": None, "zero_shot_perplexity": 7.389, "accuracy": None, "perplexity": 4.48}
-    assert table(terminal.outcome(SUMMARY | text))[1].split() == ["zero-shot", "7.39", "2.000"]
+    assert table(results.outcome(SUMMARY | text))[1].split() == ["zero-shot", "7.39", "2.000"]
 
 
 def test_runs_at_a_target_say_what_they_needed_or_their_best():

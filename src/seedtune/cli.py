@@ -397,9 +397,9 @@ def _say_after(notes: list[str]) -> Callable[..., None]:
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
-    from . import terminal
+    from .results import results
 
-    for part in terminal.results(summary, folder):
+    for part in results(summary, folder):
         out.print(part, soft_wrap=True)
     if summary.get("outcome") == "diverged":
         raise typer.Exit(DIVERGED)

@@ -356,7 +356,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         "surges": {str(row["rounds"]): row["surge"] for row in rows if row.get("surge")},
         "backprop_steps": recipe.baseline.num_steps,
         **scores_of(_backpropagation(experiment), "backprop_"),
-        **{name: _total(rows, name) for name in counted}, **_sent_each(rows),
+        **_known_before(recipe), **{name: _total(rows, name) for name in counted}, **_sent_each(rows),
         "failed_replies": None if hides_cohort else sum(len(row.get("failed", ())) for row in rows),
         "replay": asdict(catching_up(experiment.space, experiment.header, since_last_snapshot(path(server.log)))),
         "trajectory_bytes": (store.folder / run_store.TRAJECTORY).stat().st_size,
@@ -374,6 +374,17 @@ def _backpropagation(experiment: Experiment) -> Evaluation | None:
         return None
     with phase(f"tuning the base by backpropagation to compare, {steps} steps"):
         return backpropagation(experiment)
+
+
+def _known_before(recipe: Recipe) -> dict[str, Any]:
+    """What backpropagation of all tensors reached, where the recipe says so."""
+    baseline = recipe.baseline
+    if not baseline.whole_model_accuracy:
+        return {}
+    return {
+        "backprop_all_accuracy": baseline.whole_model_accuracy,
+        "backprop_all_command": baseline.whole_model_command,
+    }
 
 
 def _sent_each(rows: Sequence[Row]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ import torch
 
 from .assembly import Experiment
 from .data.batches import batch_of
-from .models.evaluation import Evaluation
+from .models.evaluation import Evaluation, accuracy_by_group
 from .models.objective import labels_of, scores
 from .verdict import outcome
 
@@ -21,11 +21,13 @@ MOST_SAMPLES, MOST_CLASSES, MOST_LETTERS = 8, 50, 400
 def describe(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
     """`evaluation` of the experiment's present weights as plain data.
 
-    test_examples: their number. For choices also labels: their names; confusion: int [C][C], how many examples of each
+    test_examples: their number. accuracy_by_domain: by the examples' group, where they have one. For choices also labels: their names; confusion: int [C][C], how many examples of each
     label (row) were given which (column), left out beyond `MOST_CLASSES`; samples: `MOST_SAMPLES` test examples,
     evenly through the set, each {"text", "truth", "predicted"}. Cost: one forward of the samples.
     """
     found: dict[str, Any] = {"test_examples": evaluation.num_examples}
+    if domains := accuracy_by_group(experiment.task.test, evaluation):
+        found["accuracy_by_domain"] = domains
     if evaluation.confusion is None:
         return found
     found["labels"] = list(experiment.task.label_names)
@@ -43,6 +45,8 @@ def conclude(
     numbers. A sample has "before" and "after" where that row has samples. Cost: one forward of the samples.
     """
     found = describe(experiment, last or experiment.evaluate())
+    if domains := first.get("accuracy_by_domain"):
+        found["zero_shot_accuracy_by_domain"] = domains
     if samples := found.get("samples"):
         before = [sample["predicted"] for sample in first.get("samples", ())]
         found["samples"] = [
@@ -57,7 +61,7 @@ def _samples(experiment: Experiment) -> list[dict[str, str]]:
     """Test examples, evenly through the set, with what the model answers now."""
     count, size = min(MOST_SAMPLES, len(experiment.test)), len(experiment.test)
     places = [i * size // count for i in range(count)]
-    batch = batch_of(experiment.test, places).to(experiment.model.device)
+    batch = experiment.prepare(batch_of(experiment.test, places))
     chosen, names = scores(experiment.model, batch).argmax(1).tolist(), experiment.task.label_names
     texts = [_cut(experiment.task.test[place].prompt) for place in places]
     return [

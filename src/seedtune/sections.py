@@ -244,6 +244,10 @@ class BaselineConfig(Section):
     num_steps: int = Field(0, ge=0, le=1_000_000, description="steps of backpropagation; 0: no comparison")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="which optimizer tunes it")
     learning_rate: float = Field(1e-3, gt=0, le=1e6, description="its learning rate, constant")
+    whole_model_accuracy: float = Field(
+        0.0, ge=0, le=1, description="test accuracy of all tensors tuned so, as measured before; 0: not known"
+    )
+    whole_model_command: str = Field("", description="the command that measured it")
 
 
 class PrivacyConfig(Section):

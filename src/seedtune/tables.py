@@ -13,7 +13,7 @@ from .console import pairs, table
 from .inspection import differing_tasks
 from .installation import MODEL, SNIPPETS, hint
 from .quantities import amount, duration, operations
-from .terminal import sent
+from .results import sent
 
 Part = Table | str
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -21,7 +20,6 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from . import verdict
 from .console import pairs, table
 from .heartbeat import Clock, Heartbeat, Pace
 from .progress import Watch, watching
@@ -175,84 +173,6 @@ def quality(evaluation: Evaluated) -> str:
     if test.accuracy is not None:
         return f"test loss {test.loss:.3f}  accuracy {test.accuracy:.1%}"
     return f"test loss {test.loss:.3f}  perplexity {test.perplexity:.2f}"
-
-
-def results(summary: dict[str, Any], folder: Path) -> Iterator[Table | str]:
-    """What a run came to: whether it helped, quality, what to know of the way there, traffic, time, digest."""
-    yield from verdict.sentences(summary)
-    yield outcome(summary)
-    for name, text in _NOTES.items():
-        if summary[name]:
-            yield f"{summary[name]} {text}"
-    yield from events(summary)
-    if privacy := summary.get("privacy"):
-        yield spent(privacy)
-    both = f"{sent(summary['bytes_up'])} up, {sent(summary['bytes_down'])} down"
-    each = [summary[f"bytes_{way}_per_client_round"] for way in ("up", "down")]
-    if None not in each:
-        both += f" ({amount(each[0])} and {amount(each[1])} a client and round)"
-    kept, pace = amount(summary["trajectory_bytes"]), summary["round_seconds"] / max(1, summary["rounds"])
-    yield f"sent in all: {both}; the tuned model is {folder}/trajectory.seedtune, {kept}"
-    yield f"{summary['rounds']} rounds in {summary['seconds']:.0f} s ({pace:.3f} s a round, evaluation apart)"
-    yield f"state digest {summary['state_digest']}"
-
-
-_NOTES = {
-    "truncated_examples": "examples were cut to the task's window",
-    "skipped_steps": "local steps were skipped, since a loss was not finite",
-    "failed_replies": "replies were missing or not usable; metrics.jsonl names clients and reasons",
-}
-
-
-def outcome(summary: dict[str, Any]) -> Table:
-    """Zero-shot, tuned and, where it was run, backpropagation, side by side."""
-    name, form = ("accuracy", ".1%") if summary["zero_shot_accuracy"] is not None else ("perplexity", ".2f")
-    shown = table("", name, "test loss")
-    labels = {"zero_shot_": "zero-shot", "": tuned_by(summary["method"]), "backprop_": "backpropagation"}
-    for prefix, label in labels.items():
-        if prefix != "backprop_" or summary["backprop_steps"]:
-            shown.add_row(label, _number(summary[f"{prefix}{name}"], form), _number(summary[f"{prefix}loss"], ".3f"))
-    return shown
-
-
-def tuned_by(method: str) -> str:
-    """
-    >>> tuned_by("fedmezo"), tuned_by("custom")
-    ('tuned (fedmezo)', 'tuned')
-    """
-    return "tuned" if method == "custom" else f"tuned ({method})"
-
-
-def events(summary: dict[str, Any]) -> list[str]:
-    """What a reader of the results must know of the way there: surges, an early end, a better round before the last."""
-    found = [f"loss surge in round {rounds}: {reason}" for rounds, reason in summary["surges"].items()]
-    if summary["stopped_by"]:
-        reasons = {
-            "patience": "no better evaluation for run.patience of them", "surge": "the loss surged",
-            "privacy": "another round would be worth more than privacy.target_epsilon",
-        }  # fmt: skip
-        if reason := reasons.get(summary["stopped_by"]):  # the first sentence tells of a divergence
-            found.append(f"ended early, after {summary['rounds']} rounds: {reason}")
-    found += verdict.better_state(summary)
-    return found
-
-
-def _number(value: float | None, form: str) -> str:
-    return "not finite" if value is None else format(value, form)
-
-
-def spent(privacy: dict[str, Any]) -> str:
-    """A private run's ledger in a line."""
-    return (
-        f"privacy: epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:g}, for each {privacy['unit']} "
-        f"({privacy['neighbours']}), {privacy['noise']} noise of {privacy['noise_multiplier']:.3f} times the clip, "
-        f"{privacy['events']} rounds"
-    )
-
-
-def sent(num_bytes: int | None) -> str:
-    """An amount of bytes, if it may be told."""
-    return "withheld" if num_bytes is None else amount(num_bytes)
 
 
 def classes(rows: Sequence[dict[str, Any]]) -> Table:

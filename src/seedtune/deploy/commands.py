@@ -86,7 +86,7 @@ def server(
     """Start a run's server and see it through to its summary: SuperLink, the app, nodes' keys; again where one ends."""
     _ready()
     _check_choice(keys is None, plain_http, "--keys FOLDER")
-    from .. import terminal
+    from ..results import results
     from . import begin, show
     from . import server as serving
 
@@ -102,7 +102,7 @@ def server(
     begin.begin(folder, recipe, method, settings or [], say)
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
     summary = serving.serve(made, say)
-    for part in terminal.results(summary, folder):
+    for part in results(summary, folder):
         console.print(part)
     if summary.get("outcome") == "diverged":
         raise typer.Exit(DIVERGED)

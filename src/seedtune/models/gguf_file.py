@@ -136,8 +136,8 @@ def _cut_short(path: Path, given: str) -> str:
 
 
 def _architectures() -> set[str]:
-    from transformers.integrations.gguf import GGUF_ARCHS
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+    from transformers.integrations.gguf import GGUF_ARCHS
 
     spelled = {"qwen2moe", "qwen3moe", "gpt-oss", "minimax-m2"}  # its own names of these have a _
     return {*GGUF_ARCHS, *GGUF_CONFIG_MAPPING, *spelled} - {

@@ -26,6 +26,7 @@ _MEASURABLE = (("local", "learning_rate"), ("local", "perturbation_scale"))
 _RATES = (
     *_MEASURABLE, ("split", "rate_ratio"), ("auto", "learning_rate"), ("auto", "rate_ratio"),
     ("auto", "perturbation_scale"), ("baseline", "num_steps"), ("baseline", "optimizer"), ("baseline", "learning_rate"),
+    ("baseline", "whole_model_accuracy"), ("baseline", "whole_model_command"),
 )  # fmt: skip
 _OF_MODEL = (*_RATES, ("model", "trainable"), ("model", "lora_targets"), ("split", "cut"))
 _NOT_OF_TASK = ("name", "training", "max_train", "max_eval")
