@@ -135,9 +135,9 @@ def table(rows) -> list[str]:
         (
             {"backprop_steps": 9},
             [
-                "zero-shot         25.0%       2.000",
-                "tuned (seedtune)  50.0%       1.500",
-                "backpropagation   not finite  not finite",
+                "zero-shot                            25.0%       2.000",
+                "tuned (seedtune)                     50.0%       1.500",
+                "backpropagation of the same tensors  not finite  not finite",
             ],
         ),
     ],
