@@ -25,7 +25,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 SIZES = ("task.max_train=160", "task.max_eval=6", "federation.batch_size=2", "run.num_threads=1")
-A_RUN = (*SIZES, "federation.num_rounds=2", "federation.local_steps=1", "baseline.num_steps=0", "partition.min_examples=1")
+A_RUN = (
+    *SIZES,
+    "federation.num_rounds=2",
+    "federation.local_steps=1",
+    "baseline.num_steps=0",
+    "partition.min_examples=1",
+)
 SMALL = {
     "run": (*(part for text in A_RUN for part in ("--set", text)), "--replace"),
     "resume": (), "inspect": (), "report": (), "replay": (), "compare": (), "recipes": (),
@@ -123,7 +129,9 @@ def test_commands_of_a_page_run_in_order(page, workplace, tmp_path, monkeypatch,
         if (program := shlex.split(line)[0]) != "seedtune":
             check_elsewhere(program, shlex.split(line)[1:])
             continue
-        arguments = [word.replace("cuda:1", "cpu").replace("cuda", "cpu") for word in shlex.split(line, comments=True)[1:]]
+        arguments = [
+            word.replace("cuda:1", "cpu").replace("cuda", "cpu") for word in shlex.split(line, comments=True)[1:]
+        ]
         text = " ".join(arguments)
         if any(text.startswith(start) for start in NOT_RUN) and not text.startswith("study --list"):
             check_parses(arguments)
