@@ -1,4 +1,4 @@
-"""How much longer a round takes where a busy process sits on every core, with threads that wait passively and that spin.
+"""How much longer a round takes beside a busy process a core, with threads that wait passively and threads that spin.
 
 The first rounds of the recipe quickstart, on all usable cores: alone, and beside one `while True: pass` a core, in
 turns. Spinning is what OpenMP does where nothing is set: 300,000 looks before a thread sleeps (GOMP_SPINCOUNT).
