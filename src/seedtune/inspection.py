@@ -13,6 +13,7 @@ import torch
 from . import presets, run_store
 from .assembly import assemble, load_replayed
 from .config import Machine
+from .data.forms import write_form
 from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import versions
 from .models.export import check_free, export
@@ -20,6 +21,7 @@ from .privacy.ledger import ledger
 from .privacy.plan import Plan
 from .quantities import duration, operations
 from .recipe_text import build
+from .run_folder import writing
 from .space import Weights, bound_weights, digest
 from .zo import kernels, noise, trajectory, trajectory_file
 from .zo.catching_up import CatchingUp, pace_here
@@ -74,6 +76,9 @@ def exported(
 
     model, space = load_replayed(state, base, num_rounds, snapshot, foretell)
     export(model, folder, merged=merge)
+    if snapshot:  # a run, whose recipe says the task; a bare trajectory does not
+        with writing(folder, "choose another folder with --out"):
+            write_form(folder, run_store.recipe_of(path).task, model.kind)
     rounds = len(state.records) if num_rounds is None else num_rounds
     return {"rounds": rounds, "state_digest": digest(bound_weights(model.module, space)).hex()}
 

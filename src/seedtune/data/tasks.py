@@ -114,7 +114,7 @@ def _stdlib_topics(config: TaskConfig, kind: ModelKind) -> Task:
     docstrings = _held_back()
     train, test = split_by_hash([example(d) for d in docstrings], [d.text for d in docstrings])
     shown = () if kind == "classifier" else answers
-    return Task(config.name, "choice", shown, stdlib.HELD_BACK, train, test, 72, _TOPIC_DESCRIPTIONS)
+    return Task(config.name, "choice", shown, stdlib.HELD_BACK, train, test, stdlib.MAX_TOKENS, _TOPIC_DESCRIPTIONS)
 
 
 def _stdlib_text(config: TaskConfig, kind: ModelKind) -> Task:

@@ -76,3 +76,16 @@ def accuracy_by_group(examples: Sequence[Example], evaluation: Evaluation) -> di
     for example, prediction in zip(examples, evaluation.predictions, strict=True):
         right.setdefault(example.group, []).append(example.label == prediction)
     return {group: sum(each) / len(each) for group, each in sorted(right.items())}
+
+
+@torch.no_grad()
+def predict_probabilities(model: Tuned, encoded: EncodedSet, batch_size: int = 64) -> np.ndarray:
+    """The probability of each choice for each example of a choice task, float32 [N, C], in the examples' order.
+
+    They are the softmax that training lowers the cross-entropy of; labels are not looked at. Cost: one forward a batch.
+    """
+    batches = (batch.to(model.device) for batch in eval_batches(encoded, batch_size))
+    values = np.concatenate([scores(model, batch).softmax(1).cpu().numpy() for batch in batches])
+    found = np.empty_like(values)
+    found[eval_order(encoded)] = values
+    return found

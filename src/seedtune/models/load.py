@@ -131,6 +131,17 @@ def kind_of(config: ModelConfig) -> Kind:
     return _kind(config.kind, read_config(source), source)
 
 
+def load_tokenizer(config: ModelConfig) -> tuple[PreTrainedTokenizerBase, Kind, int]:
+    """(tokenizer, kind, window) of the model that `config` names, as `load` will have them; no weights are read.
+
+    Raises:
+        ModelError: not found, of no known architecture, or without a tokenizer.
+    """
+    source = find(config.name)
+    tokenizer, hf_config = read_tokenizer(source), read_config(source)
+    return tokenizer, _kind(config.kind, hf_config, source), _window(tokenizer, hf_config)
+
+
 def num_layers_of(config: ModelConfig) -> int | None:
     """What the configuration file of the model that `config` names says; None where it says nothing.
 
