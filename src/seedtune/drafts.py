@@ -29,8 +29,10 @@ COVERED = 95
 """Percent of the examples that the drafted window holds whole."""
 
 
-def draft_recipe(path: str, model: str, over: Mapping[str, Any]) -> str:
+def draft_recipe(path: str, model: str, over: Mapping[str, Any], name: str = "recipe.toml") -> str:
     """The TOML text of a recipe for the table at `path`, checked: it builds, and its task loads for the model.
+
+    `name`: the file that it will be written to, for the commands in its first lines.
 
     Raises:
         SeedtuneError: columns that cannot be guessed, a table or a model that cannot be used.
@@ -39,7 +41,7 @@ def draft_recipe(path: str, model: str, over: Mapping[str, Any]) -> str:
     config = find_subject(path, model, over).recipe.task
     config, task = _with_usable_answers(config, kind, tokenizer)
     rows = read_rows(next(iter(split_files(Path(path)).values()))[0])
-    text = _written(model, config, kind, task, rows, _max_tokens(task, tokenizer, kind, window))
+    text = _format_recipe(name, model, config, kind, task, rows, _max_tokens(task, tokenizer, kind, window))
     load_task(build(tomllib.loads(text), "the drafted recipe").task, TASK_KEY, kind)
     return text
 
@@ -86,13 +88,15 @@ def _max_tokens(task: Task, tokenizer: Any, kind: ModelKind, window: int) -> int
     return min(max(wanted, 16), window or wanted)
 
 
-def _written(model: str, config: TaskConfig, kind: ModelKind, task: Task, rows: Sequence[Row], max_tokens: int) -> str:
+def _format_recipe(
+    name: str, model: str, config: TaskConfig, kind: ModelKind, task: Task, rows: Sequence[Row], max_tokens: int
+) -> str:
     num_clients = max(1, min(8, len(task.train) // 4))
     lines = [
         f"# A first recipe for {config.path}. Look at its task, run it, and use what it tuned on new rows:",
-        "#   seedtune task THIS.toml",
-        "#   seedtune run THIS.toml --out runs/mine",
-        "#   seedtune predict runs/mine NEW-ROWS.csv",
+        f"#   seedtune task {name}",
+        f"#   seedtune run {name} --out runs/mine",
+        "#   seedtune predict runs/mine new-rows.csv",
         "",
         "[model]",
         f"name = {_quoted(model)}  # a folder or a hub id; 'starter' is a tiny model to try things with",

@@ -21,7 +21,7 @@ LABEL_NAMES = (
     "label", "labels", "class", "category", "target", "sentiment", "topic", "intent", "rating", "stars", "y",
 )  # fmt: skip
 GROUP_NAMES = (
-    "client", "client_id", "user", "user_id", "author", "speaker", "group", "domain", "site", "source", "device",
+    "client", "client_id", "user", "user_id", "author", "speaker", "group", "domain", "site", "shop", "device",
 )  # fmt: skip
 _PAIRS = (("prompt", "completion"), ("question", "answer"), ("input", "output"), ("source", "target"))
 _RESPONSES = {"output", "response", "answer"}
