@@ -13,7 +13,7 @@ from ..sections import TaskConfig
 from . import stdlib
 from .benchmarks import BENCHMARKS
 from .examples import Example, ModelKind, Task
-from .keyed import keyed_balanced_choice, keyed_choice, sub_key
+from .keyed import keyed_balanced_choice, keyed_choice, keyed_shots, sub_key
 from .labelled import load_benchmark, load_custom
 from .prompts import MASK_SLOT, fill
 from .snippets import load_snippets
@@ -58,6 +58,8 @@ def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal", is_
         )
     if is_undivided:
         task = replace(task, train=task.train + task.test, test=task.train + task.test)
+    if config.shots:
+        task = replace(task, train=_few_shots(task, config.shots, sub_key(seed_key, "shots")))
     for split, examples in (("train", task.train), ("test", task.test)):
         if not examples:
             raise DataError(_without_examples(task, split))
@@ -87,6 +89,14 @@ def _check_settings(config: TaskConfig, settings: tuple[str, ...]) -> None:
                 f"task.{name} is set, but task {config.name!r} does not use it: leave it out, or choose "
                 f"task.name = 'custom'"
             )
+
+
+def _few_shots(task: Task, count: int, key: int) -> tuple[Example, ...]:
+    if task.kind != "choice":
+        raise DataError(f"task.shots = {count}: counts examples of a class, and task {task.name!r} has no classes: use "
+                        f"task.max_train")  # fmt: skip
+    labels = np.array([example.label for example in task.train], np.int64)
+    return tuple(task.train[i] for i in keyed_shots(key, labels, count))
 
 
 def _limited(task: Task, examples: tuple[Example, ...], count: int, key: int) -> tuple[Example, ...]:
