@@ -357,8 +357,8 @@ SETTINGS = {
     "task.template='the {shape} is'": "template 'the {shape} is' names the column 'shape', which task 'custom', data "
     "does not have: it has thing, colour; write braces that are text as {{ and }}",
     "task.label_column=shade": "task.label_column is 'shade', but task 'custom', data has the columns thing, colour",
-    "task.answers={red = ' red', green = ' green'}": "column 'colour' has 3 labels, and 'blue' has no answer word: "
-    "task.answers has words for red, green; add one for each label",
+    "task.answers={red = ' red', green = ' green'}": "task 'custom', data row 3: its colour is 'blue', which "
+    "has no answer word: task.answers has words for red, green; add one for each label, or mend the row",
     "task.answers={red = ' red', green = ' redder', blue = ' blue'}": "answers ' red' and ' redder' of task 'custom' "
     "begin with the same token 'Ġred' (270): choose words that differ from the start",
     "task.path=gone.csv": "gone.csv: no such file or folder; set task.path to the task's data",

@@ -25,6 +25,7 @@ from .errors import ConfigError, SeedtuneError, unknown
 from .probing import app as probe
 from .recipe_text import assignment, machine_of, merged
 from .studies.commands import study
+from .task_commands import register as register_task_commands
 
 typer.core.HAS_RICH = False  # before 0.21 typer escapes defaults and ranges for rich, even in plain help
 app = typer.Typer(
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(probe, name="probe")
 app.add_typer(deploy, name="deploy")
 app.command()(study)
+register_task_commands(app)
 Kernel = Annotated[
     str,
     typer.Option("--kernel", help="noise kernel: auto, compiled or torch; the result is the same", show_default=False),

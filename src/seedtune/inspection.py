@@ -14,6 +14,7 @@ from . import presets, run_store
 from .assembly import assemble, load_replayed
 from .config import Machine
 from .cores import usable_cores
+from .data.forms import write_form
 from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import versions
 from .installation import data, extras
@@ -23,6 +24,7 @@ from .privacy.ledger import ledger
 from .privacy.plan import Plan
 from .quantities import duration, operations
 from .recipe_text import build
+from .run_folder import writing
 from .space import Weights, bound_weights, digest
 from .zo import kernels, noise, trajectory, trajectory_file
 from .zo.catching_up import CatchingUp, pace_here
@@ -89,6 +91,9 @@ def exported(
         gguf_adapter.write_adapter(model, adapter_file)
     if folder is not None:
         export(model, folder, merged=merge)
+        if snapshot:  # a run, whose recipe says the task; a bare trajectory does not
+            with writing(folder, "choose another folder with --out"):
+                write_form(folder, run_store.recipe_of(path).task, model.kind)
     rounds = len(state.records) if num_rounds is None else num_rounds
     return {"rounds": rounds, "state_digest": digest(bound_weights(model.module, space)).hex()}
 

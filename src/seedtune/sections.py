@@ -70,6 +70,7 @@ class TaskConfig(Section):
     answers: dict[str, str] = Field({}, description="custom choice tasks: answer word for each label")
     group_column: str | None = Field(None, description="column for the natural partition into clients")
     max_tokens: int = Field(0, ge=0, le=1_000_000, description="tokens kept of an example; 0: the task's default")
+    shots: int = Field(0, ge=0, description="k: training examples kept of each class, the same for every seed; 0: all")
     max_train: int = Field(0, ge=0, description="training examples kept, the same for every seed; 0: all")
     max_eval: int = Field(0, ge=0, description="test examples kept, the same for every seed; 0: all")
 

@@ -10,6 +10,8 @@ from . import run_store
 from .assembly import Experiment, assemble, initial_values, load_replayed, restore
 from .config import Machine, Recipe
 from .data import metrics
+from .data.forms import FORM_FILE, read_form
+from .errors import DataError
 from .inspection import opened
 from .metrics import scores_of
 from .models.evaluation import Evaluation
@@ -52,7 +54,7 @@ def evaluated(
         restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
         stands = {"rounds": len(state.records)}
     else:
-        recipe = _put({"model": {"name": subject, "base": base}}, task, overrides, subject)
+        recipe = _put(_values_of_model(subject, base, task, overrides), task, overrides, subject)
         experiment, stands = assemble(recipe, machine), {}
     found = experiment.evaluate()
     return {
@@ -60,6 +62,26 @@ def evaluated(
         "examples": found.num_examples, **scores_of(found), **_written(experiment), **_by_class(experiment, found),
         "truncated_examples": experiment.test.num_truncated, "state_digest": experiment.site.replica.digest.hex(),
     }  # fmt: skip
+
+
+def _values_of_model(
+    subject: str, base: str | None, task: str | None, overrides: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The model, and the task that its folder names where no other is asked for.
+
+    Raises:
+        DataError: neither the folder nor the request names a task.
+    """
+    named = task or next((over["task"]["name"] for over in overrides if "name" in over.get("task", {})), None)
+    found = read_form(Path(subject))
+    if found and named in (None, found[0].name):
+        return {"model": {"name": subject, "base": base, "kind": found[1]}, "task": found[0].model_dump()}
+    if named is None and subject != "starter":
+        raise DataError(
+            f"model {subject!r}: says no task (there is no {FORM_FILE}, which 'seedtune replay' writes for a run): "
+            f"name one with --task"
+        )
+    return {"model": {"name": subject, "base": base}}
 
 
 def _put(values: dict[str, Any], task: str | None, overrides: Sequence[dict[str, Any]], source: str) -> Recipe:

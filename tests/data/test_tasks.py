@@ -42,6 +42,19 @@ def test_limits_choose_by_key_and_keep_the_order():
     assert places == sorted(places)
 
 
+def test_shots_keep_so_many_of_each_class(tmp_path):
+    every, few = load_task(TaskConfig(), 1), load_task(TaskConfig(shots=7), 1)
+    assert [sum(e.label == label for e in few.train) for label in range(8)] == [7] * 8
+    places = [every.train.index(e) for e in few.train]
+    assert places == sorted(places) and few.test == every.test
+    assert load_task(TaskConfig(shots=7), 2).train != few.train
+    with pytest.raises(DataError) as error:
+        load_task(TaskConfig(name="stdlib-text", shots=7), 1)
+    assert str(error.value) == (
+        "task.shots = 7: counts examples of a class, and task 'stdlib-text' has no classes: use task.max_train"
+    )
+
+
 def test_max_tokens_of_the_recipe_wins():
     assert load_task(TaskConfig(max_tokens=40), 0).max_tokens == 40
 

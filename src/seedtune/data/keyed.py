@@ -53,11 +53,26 @@ def keyed_balanced_choice(key: int, classes: np.ndarray, count: int) -> np.ndarr
     """
     if count == 0 or count >= len(classes):
         return np.arange(len(classes))
+    drawn, turns = _drawn_by_class(key, classes)
+    return np.sort(drawn[np.lexsort((classes[drawn], turns))[:count]])
+
+
+def keyed_shots(key: int, classes: np.ndarray, count: int) -> np.ndarray:
+    """`count` examples of each class, or all where it has fewer, in ascending order, int64.
+
+    >>> classes = np.array([0] * 9 + [1] * 9 + [2])
+    >>> np.bincount(classes[keyed_shots(7, classes, 2)]).tolist()
+    [2, 2, 1]
+    """
+    drawn, turns = _drawn_by_class(key, classes)
+    return np.sort(drawn[turns < count])
+
+
+def _drawn_by_class(key: int, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(all examples class by class, each class in an order drawn by `key`; the place of each in its class), int64."""
     order = keyed_permutation(key, len(classes))
-    by_class = order[np.argsort(classes[order], kind="stable")]
-    sorted_classes = classes[by_class]
-    turn = np.arange(len(classes)) - np.searchsorted(sorted_classes, sorted_classes)
-    return np.sort(by_class[np.lexsort((sorted_classes, turn))[:count]])
+    drawn = order[np.argsort(classes[order], kind="stable")]
+    return drawn, np.arange(len(classes)) - np.searchsorted(classes[drawn], classes[drawn])
 
 
 def client_batch_indices(key: int, num_examples: int, batch_size: int) -> np.ndarray:

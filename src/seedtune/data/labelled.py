@@ -107,12 +107,12 @@ def _from_hub(name: str, benchmark: Benchmark) -> list[tuple[str, list[Row]]]:
 def _built(where: str, rows: list[Row], benchmark: Benchmark, form: Form, group: str) -> Iterable[Built]:
     needed = (*columns_of(form.template), *([group] if group else []))
     for number, given in enumerate(rows, 1):
-        row, place = prepare(given, benchmark), f"{where} row {number}"
+        row, place = prepare_row(given, benchmark), f"{where} row {number}"
         check_texts(row, needed, place)
         yield empty_cell(row, needed, place) or _example(row, benchmark, form, group, place)
 
 
-def prepare(given: Row, benchmark: Benchmark) -> Row:
+def prepare_row(given: Row, benchmark: Benchmark) -> Row:
     """A file's row with the columns that the benchmark's templates name."""
     row = benchmark.prepared({k: v.strip() if isinstance(v, str) else v for k, v in given.items()})
     return row | {ours: row[theirs] for ours, theirs in benchmark.aliases if theirs in row and ours not in row}
@@ -221,6 +221,18 @@ def _templates(config: TaskConfig) -> tuple[str, ...]:
 def _used_columns(config: TaskConfig) -> tuple[str, ...]:
     """The columns that a row must have something in."""
     return tuple(dict.fromkeys(name for template in _templates(config) for name in columns_of(template)))
+
+
+def read_labels(config: TaskConfig, kind: ModelKind) -> tuple[str, ...]:
+    """The labels of a custom choice in their order: those of `answers`, else those in its files.
+
+    Raises:
+        DataError: the files cannot be read, or have no two labels.
+    """
+    if config.answers:
+        return tuple(config.answers)
+    paths = [path for paths in split_files(Path(config.path or "")).values() for path in paths]
+    return _custom_labels(config, kind, [row for path in paths for row in read_rows(path)])
 
 
 def _custom_labels(config: TaskConfig, kind: ModelKind, rows: Sequence[Row]) -> tuple[str, ...]:

@@ -36,9 +36,10 @@ LEAST_RATING = 1.0
 """Texts whose mean rating lies nearer to 0 are left out: people did not agree that they say anything."""
 
 LABELS = ("negative", "positive")
+MAX_TOKENS = 64
 _DESCRIPTIONS = ("terrible, bad, awful and disappointing", "great, good, wonderful and lovely")
 _WORDS = (" terrible", " great")
-_FORMS: dict[ModelKind, Form] = {
+FORMS: dict[ModelKind, Form] = {
     "causal": Form("{text} It was", "text", _WORDS),
     "masked": Form("{text} It was {mask}.", "text", _WORDS),
     "classifier": Form("{text}", "text"),
@@ -55,14 +56,23 @@ def load_snippets(config: TaskConfig, kind: ModelKind) -> Task:
     Raises:
         DataError: the archive is not there, or is another file than the pinned one.
     """
-    form = _FORMS[kind]
+    form = FORMS[kind]
     examples = [
         Example(*fill(form.template, {"text": text}, form.body), form.answers[label] if form.answers else "", label, d)
         for d, label, text in rated_texts(_read_archive(config.path))
     ]
     train, test = split_by_hash(examples)
     return Task(
-        config.name, "choice", form.answers, LABELS, train, test, 64, _DESCRIPTIONS, ends=False, is_balanced=True
+        config.name,
+        "choice",
+        form.answers,
+        LABELS,
+        train,
+        test,
+        MAX_TOKENS,
+        _DESCRIPTIONS,
+        ends=False,
+        is_balanced=True,
     )
 
 

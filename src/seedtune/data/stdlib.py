@@ -22,6 +22,7 @@ FORM = "{text}\nThis text documents the package"
 """How `stdlib-topics` puts a masked docstring to a causal model; the starter's pretraining uses the same words."""
 
 MASK = "___"
+MAX_TOKENS = 72
 MIN_CHARACTERS = 30
 _SKIPPED = {"__pycache__", "dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tests"}
 

@@ -13,7 +13,7 @@ from ..sections import TaskConfig
 from . import stdlib
 from .benchmarks import BENCHMARKS
 from .examples import Example, ModelKind, Task
-from .keyed import keyed_balanced_choice, keyed_choice, sub_key
+from .keyed import keyed_balanced_choice, keyed_choice, keyed_shots, sub_key
 from .labelled import load_benchmark, load_custom
 from .prompts import MASK_SLOT, fill
 from .snippets import load_snippets
@@ -58,6 +58,8 @@ def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal", is_
         )
     if is_undivided:
         task = replace(task, train=task.train + task.test, test=task.train + task.test)
+    if config.shots:
+        task = replace(task, train=_few_shots(task, config.shots, sub_key(seed_key, "shots")))
     for split, examples in (("train", task.train), ("test", task.test)):
         if not examples:
             raise DataError(_without_examples(task, split))
@@ -89,6 +91,14 @@ def _check_settings(config: TaskConfig, settings: tuple[str, ...]) -> None:
             )
 
 
+def _few_shots(task: Task, count: int, key: int) -> tuple[Example, ...]:
+    if task.kind != "choice":
+        raise DataError(f"task.shots = {count}: counts examples of a class, and task {task.name!r} has no classes: use "
+                        f"task.max_train")  # fmt: skip
+    labels = np.array([example.label for example in task.train], np.int64)
+    return tuple(task.train[i] for i in keyed_shots(key, labels, count))
+
+
 def _limited(task: Task, examples: tuple[Example, ...], count: int, key: int) -> tuple[Example, ...]:
     if task.is_balanced:
         groups = np.unique([example.group for example in examples], return_inverse=True)[1]
@@ -114,7 +124,7 @@ def _stdlib_topics(config: TaskConfig, kind: ModelKind) -> Task:
     docstrings = _held_back()
     train, test = split_by_hash([example(d) for d in docstrings], [d.text for d in docstrings])
     shown = () if kind == "classifier" else answers
-    return Task(config.name, "choice", shown, stdlib.HELD_BACK, train, test, 72, _TOPIC_DESCRIPTIONS)
+    return Task(config.name, "choice", shown, stdlib.HELD_BACK, train, test, stdlib.MAX_TOKENS, _TOPIC_DESCRIPTIONS)
 
 
 def _stdlib_text(config: TaskConfig, kind: ModelKind) -> Task:

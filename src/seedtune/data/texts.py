@@ -52,7 +52,7 @@ def load_instruction(config: TaskConfig, kind: ModelKind) -> Task:
 
 
 def _instruction(place: str, row: Row, group: str | None) -> Built:
-    asked, response = (next((n for n in names if n in row), "") for names in (_INSTRUCTION, _RESPONSE))
+    asked, response = _find_column(row, _INSTRUCTION), _find_column(row, _RESPONSE)
     if not asked or not response:
         raise DataError(
             f"{place}: instruction data needs a column {' or '.join(_INSTRUCTION)} and a column "
@@ -66,10 +66,22 @@ def _instruction(place: str, row: Row, group: str | None) -> Built:
     return Example(*instruction_prompt(row), row[response], None, str(row.get(group or "category", "")))
 
 
+def _find_column(row: Row, names: tuple[str, ...]) -> str:
+    """The first of `names` that the row has; "" where it has none."""
+    return next((name for name in names if name in row), "")
+
+
+def instruction_columns(row: Row) -> tuple[str, ...]:
+    """The columns of a row that make its prompt: the request, and its input where there is one."""
+    given = _find_column(row, _INPUT)
+    return (_find_column(row, _INSTRUCTION) or _INSTRUCTION[0], *([given] if given else []))
+
+
 def instruction_prompt(row: Row) -> tuple[str, str, str]:
     """(head, body, tail) of a row's prompt in Alpaca's form; its response is not looked at."""
-    asked, given = (next((row[n] for n in names if n in row), "") for names in (_INSTRUCTION, _INPUT))
-    return fill(ALPACA_WITH_INPUT if given else ALPACA, {"instruction": asked, "input": given})
+    asked, *given = (row[name] for name in instruction_columns(row))
+    text = given[0] if given else ""
+    return fill(ALPACA_WITH_INPUT if text else ALPACA, {"instruction": asked, "input": text})
 
 
 def load_prompt_completion(config: TaskConfig, kind: ModelKind) -> Task:

@@ -93,3 +93,16 @@ def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterat
     for batch in batches:
         yield batch
         advance(batch.num_examples)
+
+
+@torch.no_grad()
+def predict_probabilities(model: Tuned, encoded: EncodedSet, batch_size: int = 64) -> np.ndarray:
+    """The probability of each choice for each example of a choice task, float32 [N, C], in the examples' order.
+
+    They are the softmax that training lowers the cross-entropy of; labels are not looked at. Cost: one forward a batch.
+    """
+    batches = (batch.to(model.device) for batch in eval_batches(encoded, batch_size))
+    values = np.concatenate([scores(model, batch).softmax(1).cpu().numpy() for batch in batches])
+    found = np.empty_like(values)
+    found[eval_order(encoded)] = values
+    return found

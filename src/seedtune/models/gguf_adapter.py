@@ -82,7 +82,9 @@ def _architecture(model: Tuned) -> tuple[str, bool]:
             "convert it with llama.cpp"
         )
     if model.kind != "causal":
-        raise ModelError(f"a GGUF adapter was asked for, and the model is {model.kind}, not causal: export it with --out")
+        raise ModelError(
+            f"a GGUF adapter was asked for, and the model is {model.kind}, not causal: export it with --out"
+        )
     model_type = model.module.config.model_type
     if model_type not in _ARCHITECTURES:
         raise ModelError(
@@ -97,9 +99,7 @@ def _layers(model: Tuned) -> dict[str, LoraLayer]:
     network: Network = model.module
     layers = {name: layer for name, layer in network.get_base_model().named_modules() if isinstance(layer, LoraLayer)}
     pairs = {id(factor) for layer in layers.values() for factor in _factors(layer)}
-    others = [
-        name for name, tensor in network.named_parameters() if lora.is_adapter(name) and id(tensor) not in pairs
-    ]
+    others = [name for name, tensor in network.named_parameters() if lora.is_adapter(name) and id(tensor) not in pairs]
     if others:
         raise ModelError(
             f"a GGUF adapter holds pairs of A and B, and this one has {len(others)} other tensors, such as {others[0]!r}: "

@@ -145,7 +145,9 @@ def _check_source(source: Source, config: ModelConfig) -> None:
             "(model.sha256, which a run writes down): give that file"
         )
     if source.file and config.kind not in ("auto", "causal"):
-        raise ModelError(f"model {source.name!r}: a GGUF file is read as a causal model: leave model.kind = {config.kind!r} out")
+        raise ModelError(
+            f"model {source.name!r}: a GGUF file is read as a causal model: leave model.kind = {config.kind!r} out"
+        )
     if source.file and config.quantisation != "none":
         raise ModelError(
             f"model {source.name!r}: a GGUF file is dequantized, and not packed anew with model.quantisation = "
@@ -163,6 +165,17 @@ def kind_of(config: ModelConfig) -> Kind:
         return config.kind
     source = find(config.name, config.base)
     return "causal" if source.file else _kind(config.kind, read_config(source), source)
+
+
+def load_tokenizer(config: ModelConfig) -> tuple[PreTrainedTokenizerBase, Kind, int]:
+    """(tokenizer, kind, window) of the model that `config` names, as `load` will have them; no weights are read.
+
+    Raises:
+        ModelError: not found, of no known architecture, or without a tokenizer.
+    """
+    source = find(config.name)
+    tokenizer, hf_config = read_tokenizer(source), read_config(source)
+    return tokenizer, _kind(config.kind, hf_config, source), _window(tokenizer, hf_config)
 
 
 def num_layers_of(config: ModelConfig) -> int | None:
