@@ -144,7 +144,9 @@ def resume(
 
 @app.command()
 def evaluate(
-    subject: Annotated[str, typer.Argument(help="a run folder, or a model: a known name, a folder, a GGUF file, a hub id")],
+    subject: Annotated[
+        str, typer.Argument(help="a run folder, or a model: a known name, a folder, a GGUF file, a hub id")
+    ],
     task: Annotated[str | None, typer.Option(help="another task than the run's")] = None,
     base: Annotated[str | None, typer.Option(help="where an adapter's or a run's base is now, if it has moved")] = None,
     settings: Set = None,
@@ -167,7 +169,9 @@ def evaluate(
 
 @app.command()
 def generate(
-    subject: Annotated[str, typer.Argument(help="a run folder, or a model: a known name, a folder, a GGUF file, a hub id")],
+    subject: Annotated[
+        str, typer.Argument(help="a run folder, or a model: a known name, a folder, a GGUF file, a hub id")
+    ],
     prompt: Annotated[str, typer.Argument(help="the text to go on from; '-' reads it from standard input")],
     tokens: Annotated[int, typer.Option(min=1, help="most tokens to write")] = 64,
     base: Annotated[str | None, typer.Option(help="where the base is now, if it has moved")] = None,

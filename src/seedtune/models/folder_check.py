@@ -52,12 +52,14 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     settings = read_json(folder / ADAPTER_CONFIG, given)
     if settings.get("peft_type") != "LORA":
         raise ModelError(
-            f"{given}: is of PEFT type {settings.get('peft_type')!r}, and LORA is what can be loaded: merge it into its "
-            "base with PEFT and give that folder"
+            f"{given}: is of PEFT type {settings.get('peft_type')!r}, and LORA is what can be loaded: merge it into "
+            "its base with PEFT and give that folder"
         )
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
-        raise ModelError(f"{given}: has no adapter_model.safetensors: save the adapter there with PEFT's save_pretrained")
+        raise ModelError(
+            f"{given}: has no adapter_model.safetensors: save the adapter there with PEFT's save_pretrained"
+        )
     _check_whole(weights, given)
     return settings
 
@@ -153,6 +155,4 @@ def _check_whole(path: Path, given: str) -> None:
             f"{given}: {path.name} ({size:,} bytes) is no whole safetensors file: fetch it again"
         ) from None
     if size < wanted:
-        raise ModelError(
-            f"{given}: {path.name} has {size:,} of its {wanted:,} bytes, half a download: fetch it again"
-        )
+        raise ModelError(f"{given}: {path.name} has {size:,} of its {wanted:,} bytes, half a download: fetch it again")

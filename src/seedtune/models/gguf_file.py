@@ -136,8 +136,8 @@ def _cut_short(path: Path, given: str) -> str:
 
 
 def _architectures() -> set[str]:
-    from transformers.integrations.gguf import GGUF_ARCHS
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+    from transformers.integrations.gguf import GGUF_ARCHS
 
     spelled = {"qwen2moe", "qwen3moe", "gpt-oss", "minimax-m2"}  # its own names of these have a _
     return {*GGUF_ARCHS, *GGUF_CONFIG_MAPPING, *spelled} - {
@@ -190,12 +190,12 @@ def _reader_class() -> type:
         """
 
         @property
-        def data(self) -> np.ndarray:
+        def data(self) -> Any:
             return self._data
 
         @data.setter
         def data(self, mapped: np.memmap) -> None:
-            self._data = np.asarray(mapped)
+            self._data: Any = np.asarray(mapped)
 
         def _get_field_parts(self, start: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
             kinds = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING]

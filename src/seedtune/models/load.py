@@ -140,7 +140,9 @@ def _check_source(source: Source, config: ModelConfig) -> None:
             "(model.sha256, which a run writes down): give that file"
         )
     if source.file and config.kind not in ("auto", "causal"):
-        raise ModelError(f"model {source.name!r}: a GGUF file is read as a causal model: leave model.kind = {config.kind!r} out")
+        raise ModelError(
+            f"model {source.name!r}: a GGUF file is read as a causal model: leave model.kind = {config.kind!r} out"
+        )
     if source.file and config.quantisation != "none":
         raise ModelError(
             f"model {source.name!r}: a GGUF file is dequantized, and not packed anew with model.quantisation = "

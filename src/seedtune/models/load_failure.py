@@ -59,7 +59,9 @@ def first_line(error: Exception) -> str:
 
 def _of_transformers(given: str, words: str) -> str | None:
     if "trust_remote_code" in words or "custom code" in words:
-        return f"{given}: needs code that it brings along, which is never run here: choose a model that transformers knows"
+        return (
+            f"{given}: needs code that it brings along, which is never run here: choose a model that transformers knows"
+        )
     if "does not recognize this architecture" in words:
         return (
             f"{given}: its model type is unknown to transformers {transformers.__version__}: install a version that "
