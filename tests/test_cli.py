@@ -310,7 +310,9 @@ def test_a_model_that_is_nowhere_is_one_line(seedtune, tmp_path):
     result = seedtune("run", "tiny.toml", "--model", "no-such-model")
     assert result.code == 2 and result.err.count("\n") == 1 and os.listdir(tmp_path) == ["tiny.toml"]
     assert result.err.startswith("error: model 'no-such-model': is neither a folder nor a file here, and the ")
-    assert result.err.endswith("check the id; without a network, download it elsewhere and give its folder\n")
+    assert result.err.endswith(
+        "): check the name, or download it elsewhere and give its folder; 'seedtune run quickstart' needs no network\n"
+    )
 
 
 def test_a_full_disk_is_refused_before_anything_is_loaded(seedtune, tmp_path, monkeypatch):

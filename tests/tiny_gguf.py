@@ -45,6 +45,7 @@ def save(
     writer.add_head_count(config.num_attention_heads)
     if architecture == "gpt2":
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        writer.add_feed_forward_length(4 * config.hidden_size)
     else:
         writer.add_feed_forward_length(config.intermediate_size)
         writer.add_head_count_kv(config.num_key_value_heads)

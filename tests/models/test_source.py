@@ -49,7 +49,9 @@ def test_a_hub_id_that_cannot_be_had(monkeypatch):
     assert found.startswith(
         "tokenizer 'nobody/nothing': is neither a folder nor a file here, and the Hugging Face hub cannot be reached ("
     )
-    assert found.endswith("): download it elsewhere and give its folder; 'seedtune run quickstart' needs no network")
+    assert found.endswith(
+        "): check the name, or download it elsewhere and give its folder; 'seedtune run quickstart' needs no network"
+    )
 
 
 def test_a_hub_model_with_pickled_weights_only(monkeypatch):
