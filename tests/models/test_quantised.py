@@ -31,7 +31,7 @@ from seedtune.zo.update import Update, apply
 
 HAS_BITSANDBYTES = find_spec("bitsandbytes") is not None
 needs_bitsandbytes = pytest.mark.skipif(
-    not HAS_BITSANDBYTES, reason="bitsandbytes is not installed: pip install 'seedtune[quant]'"
+    not HAS_BITSANDBYTES, reason="bitsandbytes is not installed: pip install '.[quant]'"
 )
 MAPS = Path("/proc/self/maps")
 BITS = ("8bit", "4bit")
@@ -106,7 +106,7 @@ def test_packed_weights_cannot_be_tuned(tiny):
 def test_without_bitsandbytes_the_extra_is_named(tiny, monkeypatch):
     monkeypatch.setattr(quantised, "find_spec", lambda name: None)
     assert message(tiny("llama"), "8bit") == (
-        "model.quantisation = '8bit' needs bitsandbytes, which is not installed: pip install 'seedtune[quant]'"
+        "model.quantisation = '8bit' needs bitsandbytes, which is not installed: pip install '.[quant]'"
     )
 
 
