@@ -367,7 +367,8 @@ SETTINGS = {
     "or partition.min_examples",
     "model.lora_targets=['q_prj']": "model.lora_targets: 'q_prj' matches no linear module (the output head cannot be "
     "adapted); there are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or 'all-linear' alone",
-    "model.name=./gone": "model './gone': there is no such folder; give a folder, a hub id or 'starter'",
+    "model.name=./gone": "model './gone': there is no such folder or file; give a folder, a GGUF file, a hub id or one "
+    "of 'starter', 'smollm2-135m-instruct'",
 }
 
 
@@ -426,7 +427,7 @@ ARGUMENTS = {
     ("inspect", "gone"): "trajectory gone: cannot be read: No such file or directory",
     ("inspect", "tiny.toml"): "tiny.toml: is not a trajectory, or its first bytes were altered or cut off",
     ("replay", "gone", "--out", "x"): "trajectory gone: cannot be read: No such file or directory",
-    ("replay", "gone"): "Missing option '--out'.",
+    ("replay", "gone"): "nothing to write was named: give --out FOLDER, --gguf FILE or both",
     ("trian",): "No such command 'trian'.",
     ("runn",): "No such command 'runn'. Did you mean 'run'?",
 }
@@ -459,8 +460,10 @@ def test_a_task_is_unknown_with_the_nearest(seedtune, tmp_path):
 def test_a_model_that_is_nowhere_is_one_line(seedtune, tmp_path):
     result = seedtune("run", "tiny.toml", "--model", "no-such-model")
     assert result.code == 2 and result.err.count("\n") == 1 and os.listdir(tmp_path) == ["tiny.toml"]
-    assert result.err.startswith("error: model 'no-such-model': is neither a folder here nor available from the ")
-    assert result.err.endswith("check the id; without a network, download it elsewhere and give its folder\n")
+    assert result.err.startswith("error: model 'no-such-model': is neither a folder nor a file here, and the ")
+    assert result.err.endswith(
+        "): check the name, or download it elsewhere and give its folder; 'seedtune run quickstart' needs no network\n"
+    )
 
 
 def test_a_full_disk_is_refused_before_anything_is_loaded(seedtune, tmp_path, monkeypatch):

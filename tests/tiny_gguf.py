@@ -36,7 +36,7 @@ def save(
     path: Path, made: torch.nn.Module, kind: str = "F32", with_tokenizer: bool = True, extra: dict | None = None,
     **texts: str,
 ) -> Path:  # fmt: skip
-    """Writes `made` with its matrices as `kind` (F32, F16, Q8_0); `extra` tensors; `texts`: metadata that are strings."""
+    """Writes `made`, its matrices as `kind` (F32, F16, Q8_0), with `extra` tensors and `texts` as further metadata."""
     config, architecture = made.config, made.config.model_type
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
@@ -45,6 +45,7 @@ def save(
     writer.add_head_count(config.num_attention_heads)
     if architecture == "gpt2":
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        writer.add_feed_forward_length(4 * config.hidden_size)
     else:
         writer.add_feed_forward_length(config.intermediate_size)
         writer.add_head_count_kv(config.num_key_value_heads)
@@ -58,7 +59,7 @@ def save(
         _add_tokenizer(writer)
     names = gguf.get_tensor_name_map(_key(architecture), config.num_hidden_layers)
     for name, values in {**_in_gguf_order(made), **(extra or {})}.items():
-        stem, dot, suffix = name.rpartition(".")
+        stem, _, suffix = name.rpartition(".")
         found = names.get_name(stem) if stem else None
         _add_tensor(writer, f"{found}.{suffix}" if found else name, values, kind)
     writer.write_header_to_file()
@@ -89,12 +90,13 @@ def _key(architecture: str) -> gguf.MODEL_ARCH:
 
 def _in_gguf_order(made: torch.nn.Module) -> dict[str, np.ndarray]:
     return {
-        name: _reordered(made, name, parameter.detach().numpy(), back=False) for name, parameter in made.named_parameters()
+        name: _reordered(made, name, parameter.detach().numpy(), back=False)
+        for name, parameter in made.named_parameters()
     }
 
 
 def _reordered(made: torch.nn.Module, name: str, values: np.ndarray, back: bool) -> np.ndarray:
-    """Query and key rows of Llama: row i of a head's first half is followed by row i of its second. GPT-2: transposed."""
+    """Llama's query and key rows: row i of a head's first half, then row i of its second. GPT-2: transposed."""
     if made.config.model_type == "gpt2" and name.endswith(_TRANSPOSED):
         return np.ascontiguousarray(values.T)
     if made.config.model_type != "llama" or not name.endswith(("q_proj.weight", "k_proj.weight")):

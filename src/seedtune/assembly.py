@@ -134,7 +134,8 @@ def assemble(
     header = Header(
         base=model.base_id, base_digest=model_digest(model.module).hex(), space=space.fingerprint, seed=seed,
         keys=recipe.federation.keys, distribution=Distribution(recipe.local.distribution),
-        model=recipe.model.model_dump(exclude={"name"}), num_choices=len(task.label_names) or None, initial=initial,
+        model=recipe.model.model_dump(exclude={"name", "base"}), num_choices=len(task.label_names) or None,
+        initial=initial,
         key_pool=recipe.federation.key_pool, split=split_of(recipe, cut, space) if cut else None,
     )  # fmt: skip
     site = _site(recipe, machine, model, space, header, train, clients, cut, meter, kept)

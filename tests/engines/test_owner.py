@@ -20,6 +20,7 @@ def recipe(**over) -> Recipe:
         ({"model": {"name": "/home/me/model"}}, "--model", "/home/me/model"),
         ({"model": {"name": "~/model"}}, "--model", "~/model"),
         ({"model": {"name": "../model"}}, "--model", "../model"),
+        ({"model": {"base": "/home/me/base"}}, "--model", "/home/me/base"),
         ({"task": {"path": "/home/me/letters"}}, "--data", "/home/me/letters"),
         ({"task": {"test_path": "/home/me/letters.csv"}}, "--data", "/home/me/letters.csv"),
     ],

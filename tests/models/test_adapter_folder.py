@@ -109,7 +109,9 @@ def test_an_adapter_on_the_packaged_model(adapter, monkeypatch, tmp_path):
     monkeypatch.setattr(packaged, "packaged_file", lambda: path)
     model = tuned(packaged.NAME)
     export(model, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == packaged.NAME
+    assert (
+        json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == packaged.NAME
+    )
     assert packaged.REQUIREMENT in (tmp_path / "out" / "README.md").read_text()
     assert torch.equal(logits(loaded(tmp_path / "out")), logits(model))
 
@@ -118,6 +120,17 @@ def test_a_base_that_does_not_fit(adapter, tiny):
     found = message(adapter, base=tiny("gpt2"))
     assert found.startswith(f"adapter folder {str(adapter)!r}: does not fit its base (")
     assert found.endswith("): name the base that it was tuned on with --base")
+
+
+def test_a_base_with_fewer_layers(tiny, tmp_path):
+    more, fewer = (tiny_gguf.save(tmp_path / f"{n}.gguf", tiny_gguf.module(num_hidden_layers=n)) for n in (3, 2))
+    export(tuned(more), tmp_path / "out")
+    assert message(tmp_path / "out", base=str(fewer)) == (
+        f"adapter folder {str(tmp_path / 'out')!r}: does not fit its base (it has 12 tensors, and 8 have a place): "
+        "name the base that it was tuned on with --base"
+    )
+    export(tuned(fewer), tmp_path / "few")
+    assert "does not fit its base (Found missing adapter keys" in message(tmp_path / "few", base=str(more))
 
 
 def test_a_base_that_is_gone(adapter, tmp_path):
@@ -137,16 +150,16 @@ def test_adapters_on_adapters(adapter):
 
 def test_lora_over_an_adapter(adapter):
     assert message(adapter, adapter="lora") == (
-        f"model {str(adapter)!r}: is a LoRA adapter, and model.adapter = 'lora' asks for another on top: leave that out, "
-        "and its own tensors are tuned; or merge it first"
+        f"model {str(adapter)!r}: is a LoRA adapter, and model.adapter = 'lora' asks for another on top: leave that "
+        "out, and its own tensors are tuned; or merge it first"
     )
 
 
 def test_adapters_of_another_kind(adapter):
     rewritten(adapter, peft_type="IA3")
     assert message(adapter) == (
-        f"adapter folder {str(adapter)!r}: is of PEFT type 'IA3', and LORA is what can be loaded: merge it into its base "
-        "with PEFT and give that folder"
+        f"adapter folder {str(adapter)!r}: is of PEFT type 'IA3', and LORA is what can be loaded: merge it into its "
+        "base with PEFT and give that folder"
     )
 
 
@@ -155,8 +168,8 @@ def test_weights_that_are_missing_or_half(adapter):
     data = weights.read_bytes()
     weights.write_bytes(data[:-8])
     assert message(adapter) == (
-        f"adapter folder {str(adapter)!r}: adapter_model.safetensors has {len(data) - 8:,} of its {len(data):,} bytes, half "
-        "a download: fetch it again"
+        f"adapter folder {str(adapter)!r}: adapter_model.safetensors has {len(data) - 8:,} of its {len(data):,} bytes, "
+        "half a download: fetch it again"
     )
     weights.unlink()
     assert message(adapter) == (

@@ -128,15 +128,15 @@ def test_a_file_that_cannot_be_written_leaves_nothing(folders, tmp_path, monkeyp
 
 def test_what_is_no_lora(folders, tmp_path):
     assert message(tuned(folders("llama")[0], adapter="none"), tmp_path / "a.gguf") == (
-        "a GGUF adapter was asked for, and the model was tuned without LoRA: export a folder with --out, and convert it "
-        "with llama.cpp"
+        "a GGUF adapter was asked for, and the model was tuned without LoRA: export a folder with --out, and convert "
+        "it with llama.cpp"
     )
 
 
 def test_models_that_gguf_is_not_known_for(tiny, tmp_path):
     assert message(tuned(tiny("opt")), tmp_path / "a.gguf") == (
-        "a GGUF adapter was asked for, and the order of 'opt' weights in GGUF is known for llama, mistral, qwen2, qwen3, "
-        "gemma2, gemma3_text, phi3, gpt2 alone: export a PEFT adapter with --out, and convert it with llama.cpp"
+        "a GGUF adapter was asked for, and the order of 'opt' weights in GGUF is known for llama, mistral, qwen2, "
+        "qwen3, gemma2, gemma3_text, phi3, gpt2 alone: export a PEFT adapter with --out, and convert it with llama.cpp"
     )
     assert message(tuned(tiny("bert_classifier")), tmp_path / "a.gguf") == (
         "a GGUF adapter was asked for, and the model is classifier, not causal: export it with --out"
@@ -146,8 +146,8 @@ def test_models_that_gguf_is_not_known_for(tiny, tmp_path):
 def test_a_target_that_gguf_cannot_name(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf.TensorNameMap, "get_name", lambda *args: None)
     assert message(tuned(folders("llama")[0]), tmp_path / "a.gguf") == (
-        "a GGUF adapter was asked for, and GGUF has no name for 'model.layers.0.self_attn.q_proj' of a llama model: leave "
-        "it out of model.lora_targets, or export a PEFT adapter with --out"
+        "a GGUF adapter was asked for, and GGUF has no name for 'model.layers.0.self_attn.q_proj' of a llama model: "
+        "leave it out of model.lora_targets, or export a PEFT adapter with --out"
     )
 
 

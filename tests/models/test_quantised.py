@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft.utils import load_peft_weights
+from safetensors.torch import save_file
 from tiny_models import batch_of, gaussian
 
 from seedtune import experiment, run_store
@@ -115,7 +116,7 @@ def test_without_bitsandbytes_the_extra_is_named(tiny, monkeypatch):
 def test_a_checkpoint_that_comes_quantised_is_refused(tiny, tmp_path, bits):
     model = loaded(tiny("llama"), "8bit")
     model.module.get_base_model().config.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").touch()
+    save_file({}, tmp_path / "model.safetensors")
     model.tokenizer.save_pretrained(tmp_path)
     assert message(tmp_path, bits) == (
         f"model {str(tmp_path)!r}: its checkpoint is quantised already; give the one that it was made from, with "

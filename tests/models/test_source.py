@@ -50,7 +50,7 @@ def test_a_hub_id_that_cannot_be_had(monkeypatch):
         "tokenizer 'nobody/nothing': is neither a folder nor a file here, and the Hugging Face hub cannot be reached ("
     )
     assert found.endswith(
-        "): download it elsewhere and give its folder; 'seedtune run quickstart' needs no network"
+        "): check the name, or download it elsewhere and give its folder; 'seedtune run quickstart' needs no network"
     )
 
 
@@ -179,8 +179,8 @@ def test_a_tokenizer_of_sentencepiece_without_the_package(copied, monkeypatch):
     monkeypatch.setattr(load_failure, "find_spec", lambda name: None)
     error = load_failure.folder_failure("tokenizer", "x", copied, ValueError("no slow tokenizer"))
     assert error == (
-        "tokenizer in folder 'x' cannot be loaded (no slow tokenizer): tokenizer.model needs the package sentencepiece: "
-        "pip install sentencepiece protobuf"
+        "tokenizer in folder 'x' cannot be loaded (no slow tokenizer): tokenizer.model needs the package "
+        "sentencepiece: pip install sentencepiece protobuf"
     )
 
 
@@ -190,13 +190,13 @@ def test_a_tokenizer_of_sentencepiece_without_the_package(copied, monkeypatch):
         (
             OSError("x/y is not a valid model identifier listed on the hub"),
             "model 'x/y': is neither a folder nor a file here, and the Hugging Face hub does not give it (x/y is not a "
-            "valid model identifier listed on the hub): check the id; for a gated model, accept its terms and log in with "
-            "'hf auth login'",
+            "valid model identifier listed on the hub): check the id; for a gated model, accept its terms and log in "
+            "with 'hf auth login'",
         ),
         (
             ValueError("The checkpoint has model type `z` but Transformers does not recognize this architecture"),
-            f"model 'x/y': its model type is unknown to transformers {transformers.__version__}: install a version that "
-            "knows it, or choose another model",
+            f"model 'x/y': its model type is unknown to transformers {transformers.__version__}: install a version "
+            "that knows it, or choose another model",
         ),
         (
             ValueError("x/y contains custom code: set trust_remote_code=True"),
@@ -205,8 +205,8 @@ def test_a_tokenizer_of_sentencepiece_without_the_package(copied, monkeypatch):
         ),
         (
             RuntimeError("size mismatch"),
-            "model 'x/y': is neither a folder nor a file here, and what the Hugging Face hub gives cannot be loaded (size "
-            "mismatch): check the id",
+            "model 'x/y': is neither a folder nor a file here, and what the Hugging Face hub gives cannot be loaded "
+            "(size mismatch): check the id",
         ),
     ],
 )

@@ -52,8 +52,8 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     settings = read_json(folder / ADAPTER_CONFIG, given)
     if settings.get("peft_type") != "LORA":
         raise ModelError(
-            f"{given}: is of PEFT type {settings.get('peft_type')!r}, and LORA is what can be loaded: merge it into its "
-            "base with PEFT and give that folder"
+            f"{given}: is of PEFT type {settings.get('peft_type')!r}, and LORA is what can be loaded: merge it into "
+            "its base with PEFT and give that folder"
         )
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():

@@ -1,7 +1,7 @@
 """A tuned LoRA adapter as a GGUF file, which llama.cpp puts on top of its own copy of the base.
 
-The file says `general.type = "adapter"`, `adapter.type = "lora"` and `adapter.lora.alpha`, and holds two float32 tensors
-for each adapted weight: `blk.N.attn_q.weight.lora_a` [rank, in] and `.lora_b` [out, rank]. llama.cpp adds
+The file says `general.type = "adapter"`, `adapter.type = "lora"` and `adapter.lora.alpha`, and holds two float32
+tensors for each adapted weight: `blk.N.attn_q.weight.lora_a` [rank, in] and `.lora_b` [out, rank]. llama.cpp adds
 alpha / rank * B A to the weight, as PEFT does.
 
 Llama's query and key weights have their rows in another order in GGUF: a head's two halves, which transformers turns
@@ -97,13 +97,14 @@ def _architecture(model: Tuned) -> tuple[str, bool]:
 def _layers(model: Tuned) -> dict[str, LoraLayer]:
     """The adapted modules by their names in the base."""
     network: Network = model.module
-    layers = {name: layer for name, layer in network.get_base_model().named_modules() if isinstance(layer, LoraLayer)}
+    modules = network.get_base_model().named_modules()
+    layers = {name: layer for name, layer in modules if isinstance(layer, LoraLayer) and len(layer.lora_A)}
     pairs = {id(factor) for layer in layers.values() for factor in _factors(layer)}
     others = [name for name, tensor in network.named_parameters() if lora.is_adapter(name) and id(tensor) not in pairs]
     if others:
         raise ModelError(
-            f"a GGUF adapter holds pairs of A and B, and this one has {len(others)} other tensors, such as {others[0]!r}: "
-            "export it with --out"
+            f"a GGUF adapter holds pairs of A and B, and this one has {len(others)} other tensors, such as "
+            f"{others[0]!r}: export it with --out"
         )
     return layers
 
@@ -111,7 +112,9 @@ def _layers(model: Tuned) -> dict[str, LoraLayer]:
 def _factors(layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
     """A [rank, in] and B [out, rank]."""
     (name,) = layer.active_adapters
-    return layer.lora_A[name].weight, layer.lora_B[name].weight
+    first, second = layer.lora_A[name], layer.lora_B[name]
+    assert isinstance(first, torch.nn.Linear) and isinstance(second, torch.nn.Linear)  # of linear layers, all of them
+    return first.weight, second.weight
 
 
 def _alpha(model: Tuned) -> float:
@@ -147,8 +150,8 @@ def _name(name: str, architecture: str, model: Tuned) -> str:
     found = gguf.get_tensor_name_map(key, config.num_hidden_layers).get_name(name)
     if found is None:
         raise ModelError(
-            f"a GGUF adapter was asked for, and GGUF has no name for {name!r} of a {architecture} model: leave it out of "
-            "model.lora_targets, or export a PEFT adapter with --out"
+            f"a GGUF adapter was asked for, and GGUF has no name for {name!r} of a {architecture} model: leave it out "
+            "of model.lora_targets, or export a PEFT adapter with --out"
         )
     return found
 

@@ -190,12 +190,12 @@ def _reader_class() -> type:
         """
 
         @property
-        def data(self) -> np.ndarray:
+        def data(self) -> Any:
             return self._data
 
         @data.setter
         def data(self, mapped: np.memmap) -> None:
-            self._data = np.asarray(mapped)
+            self._data: Any = np.asarray(mapped)
 
         def _get_field_parts(self, start: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
             kinds = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING]

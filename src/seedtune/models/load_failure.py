@@ -23,8 +23,8 @@ def hub_failure(what: str, name: str, error: Exception) -> str:
     given = f"{what} {name!r}: is neither a folder nor a file here"
     if any(words in whole for words in _UNREACHABLE):
         return (
-            f"{given}, and the Hugging Face hub cannot be reached ({reason}): download it elsewhere and give its "
-            "folder; 'seedtune run quickstart' needs no network"
+            f"{given}, and the Hugging Face hub cannot be reached ({reason}): check the name, or download it elsewhere "
+            "and give its folder; 'seedtune run quickstart' needs no network"
         )
     if any(words in whole for words in _UNKNOWN_ID):
         return (

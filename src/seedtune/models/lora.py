@@ -11,9 +11,11 @@ Not here: merging and saving (`seedtune.models.export`).
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
@@ -60,16 +62,27 @@ def attach_saved(module: torch.nn.Module, source: Source) -> PeftModel:
         ModelError: it does not fit this base, or cannot be read.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # of adapter tensors that are missing, or too many
-        warnings.filterwarnings("ignore", "fan_in_fan_out")
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", "Found missing adapter keys")
         try:
-            return PeftModel.from_pretrained(module, source.adapter)
+            model = PeftModel.from_pretrained(module, source.adapter)
+            _check_all_taken(model, Path(source.adapter))
+            return model
         except Exception as error:  # shapes, names and settings of any version of PEFT
             reason = first_line(error)
             raise ModelError(
                 f"adapter folder {source.name!r}: does not fit its base ({reason}): name the base that it was tuned "
                 "on with --base"
             ) from error
+
+
+def _check_all_taken(model: PeftModel, folder: Path) -> None:
+    """PEFT passes over tensors of layers that the base does not have."""
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        num_saved = len(file.keys())
+    num_taken = sum(is_adapter(name) for name, _ in model.named_parameters())
+    if num_saved != num_taken:
+        raise ValueError(f"it has {num_saved} tensors, and {num_taken} have a place")
 
 
 @torch.no_grad()

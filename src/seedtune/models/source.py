@@ -115,14 +115,13 @@ def _of_file(name: str, path: Path, base_id: str) -> Source:
 
 def _of_adapter(name: str, folder: Path, base: str | None) -> Source:
     recorded = folder_check.check_adapter(folder).get("base_model_name_or_path")
-    if not (base or recorded):
+    place = base or recorded
+    if not isinstance(place, str):
         raise ModelError(f"adapter folder {name!r}: does not say what its base is: name it with --base")
-    if folder_check.is_adapter(Path(base or recorded)):
-        raise ModelError(
-            f"adapter folder {name!r}: its base {base or recorded!r} is an adapter too: merge that one first"
-        )
+    if folder_check.is_adapter(Path(place)):
+        raise ModelError(f"adapter folder {name!r}: its base {place!r} is an adapter too: merge that one first")
     try:
-        below = find(base or recorded)
+        below = find(place)
     except ModelError as error:
         hint = "" if base else ": if its base has moved, name it with --base"
         raise ModelError(f"adapter folder {name!r}: its base is not found ({error}){hint}") from None
