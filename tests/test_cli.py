@@ -399,9 +399,9 @@ def test_a_run_that_ends_early_says_so(seedtune, monkeypatch):
     assert (result.code, result.err) == (0, "")
     assert "ended early, after 1 rounds: no better evaluation for run.patience of them" in result.out.splitlines()
     assert (
-        "Tuning made the model WORSE: test accuracy 50.0% -> 50.0%, test loss 2.000 -> 3.000 (10 test examples "
-        "cannot tell accuracies apart by less than 44.7 points). No evaluation was better than the base's own, test loss 2.000."
-        in result.out.splitlines()
+        "Tuning made the model WORSE: test accuracy 50.0% -> 50.0%, test loss 2.000 -> 3.000 "
+        "(10 test examples cannot tell accuracies apart by less than 44.7 points). No evaluation was better than the "
+        "base's own, test loss 2.000." in result.out.splitlines()
     )
 
 

@@ -121,7 +121,7 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
     """Runs that have ended, one a row, from zero-shot to tuned; warns where they were not tested alike."""
     columns = {
         "run": [row["run"] for row in rows], "task": [row["task"] for row in rows],
-        "model": [row["model"] for row in rows], "method": [row["method"] for row in rows],
+        "model": [row["model"] for row in rows], "method": [verdict.method_name(row["method"]) for row in rows],
         "rounds": [str(row["rounds"]) for row in rows],
         "test accuracy": [_change(row, "accuracy", ".1%") for row in rows],
         "perplexity": [_change(row, "perplexity", ".4g") for row in rows],
@@ -157,11 +157,11 @@ def at_target(rows: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
     for row in rows:
         if (needed := row["reached"]) is None:
             best = "not finite" if row["best"] is None else format(row["best"], form)
-            shown.add_row(row["run"], row["method"], f"not reached, best {best}")
+            shown.add_row(row["run"], verdict.method_name(row["method"]), f"not reached, best {best}")
             continue
         both = (sent(needed["bytes_up"]), sent(needed["bytes_down"]))
         reached, flops = format(needed[measure], form), _counted(needed["flops"])
-        shown.add_row(row["run"], row["method"], reached, str(needed["rounds"]), flops,
+        shown.add_row(row["run"], verdict.method_name(row["method"]), reached, str(needed["rounds"]), flops,
                       _forwards(needed["forwards"]), f"{needed['seconds']:.1f}", *both)  # fmt: skip
     yield shown
     yield from (f"WARNING: {text}" for text in differing_tasks([Path(row["run"]) for row in rows]))

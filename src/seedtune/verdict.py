@@ -109,6 +109,14 @@ def so_far(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"So far, after {last.get('rounds')} rounds: {changes({**last, **before})}."
 
 
+def method_name(method: str) -> str:
+    """
+    >>> method_name("fedmezo"), method_name("custom")
+    ('fedmezo', 'own settings')
+    """
+    return "own settings" if method == "custom" else method
+
+
 def way(method: str, order: str) -> str:
     """How a recipe tunes, by its `run.method` and `local.order`.
 

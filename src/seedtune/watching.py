@@ -19,6 +19,7 @@ from rich.text import Text
 from . import run_store
 from .config import Recipe
 from .quantities import amount, duration, operations
+from .verdict import method_name
 
 LEVELS = "▁▂▃▄▅▆▇█"
 CURVE = 40
@@ -103,7 +104,10 @@ def picture(seen: Sight) -> Group:
     """All that is known, on a dozen lines."""
     total, recipe = seen.recipe.federation.num_rounds, seen.recipe
     head = Text(f"{seen.folder}", style="bold")
-    head.append(f"  {recipe.run.method}, {recipe.task.name}, {recipe.partition.num_clients} clients", style="default")
+    head.append(
+        f"  {method_name(recipe.run.method)}, {recipe.task.name}, {recipe.partition.num_clients} clients",
+        style="default",
+    )
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_row("rounds", f"{seen.num_rounds} of {total}, {_pace(seen)}")
     table.add_row("", ProgressBar(total=max(total, 1), completed=seen.num_rounds, width=CURVE))

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import ConfigError
 from ..run_folder import replace_text
+from ..verdict import method_name
 from . import answers, facts
 from .client_map import maps
 from .curves import curves
@@ -142,7 +143,7 @@ def _told(run: Run) -> dict[str, Any]:
         "label": run.label, "recipe": run.recipe, "status": facts.status(run), "has_ended": run.has_ended,
         "model": facts.model(run), "shares": facts.time_shares(run), "digest": facts.digest(run),
         "more_events": events(run)[1], "command": command(run.recipe, f"{run.folder}-again"),
-        "folder": str(run.folder), "num_rounds": run.num_rounds,
+        "folder": str(run.folder), "num_rounds": run.num_rounds, "method": method_name(run.recipe.run.method),
     }  # fmt: skip
 
 
