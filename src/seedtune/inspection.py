@@ -85,7 +85,8 @@ def described(path: Path) -> dict[str, Any]:
     found = {
         "base": header.base, "base_digest": header.base_digest, "space": header.space, "seed": header.seed,
         "keys": header.keys, "key_pool": header.key_pool, "distribution": str(header.distribution),
-        "noise_version": header.noise_version, **_split_of(header), "rounds": len(records),
+        "noise_version": header.noise_version, "inputs": dict(header.inputs), "versions": dict(header.versions),
+        **_split_of(header), "rounds": len(records),
         "snapshots": sum(record.is_snapshot for record in records),
         "scalars": sum(record.scalars.size for record in records),
         "skipped_scalars": sum(int(np.isnan(record.scalars).sum()) for record in records),

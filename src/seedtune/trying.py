@@ -16,6 +16,7 @@ from .models.evaluation import Evaluation
 from .models.generate import generate
 from .models.load import Tuned, load
 from .models.placement import device_of
+from .pinned_inputs import BASE, TEST
 from .recipe_text import build, merged
 from .sections import ModelConfig
 
@@ -43,7 +44,9 @@ def evaluated(
         state = run_store.trajectory_of(folder)
         recipe = _put(run_store.recipe_of(folder).model_dump(), task, overrides, subject)
         experiment = assemble(recipe, machine, state.header.initial)
-        restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
+        is_its_own = not task and not any("task" in over for over in overrides)
+        parts = (*BASE, TEST) if is_its_own else BASE
+        restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_), parts)
         stands = {"rounds": len(state.records)}
     else:
         recipe = _put({"model": {"name": subject}}, task, overrides, subject)
