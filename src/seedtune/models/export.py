@@ -30,6 +30,7 @@ from ..errors import ModelError
 from .encoder import HEAD_FILE, EncoderWithHead
 from .load import Tuned
 from .source import Network, quiet
+from .verify import find_difference
 
 
 def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
@@ -55,6 +56,7 @@ def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             _write(model, Path(scratch) / "model", merged)
+            _check(model, Path(scratch) / "model", folder, merged)
             (Path(scratch) / "model").replace(folder)
     except OSError as error:
         raise ModelError(f"export to {str(folder)!r}: cannot be written ({error.strerror or error})") from None
@@ -67,6 +69,19 @@ def check_free(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"export to {str(folder)!r}: it exists and is not empty; give a new folder or empty this one")
+
+
+def _check(model: Tuned, written: Path, folder: Path, merged: bool) -> None:
+    """
+    Raises:
+        ModelError: what users would load is not the tuned model.
+    """
+    if difference := find_difference(model, written, merged):
+        advice = "export without merging" if merged else "choose other tensors with model.trainable or lora_targets"
+        raise ModelError(
+            f"export to {str(folder)!r}: read back, it is not the tuned model: {difference}. Nothing was kept; {advice}, "
+            "or replay the trajectory where the model is used"
+        )
 
 
 def _write(model: Tuned, folder: Path, merged: bool) -> None:
