@@ -73,9 +73,11 @@ def exported(
             say(f"replaying {many}: about {duration(seconds)} here")
 
     model, space = load_replayed(state, base, num_rounds, snapshot, foretell)
-    export(model, folder, merged=merge)
     rounds = len(state.records) if num_rounds is None else num_rounds
-    return {"rounds": rounds, "state_digest": digest(bound_weights(model.module, space)).hex()}
+    stands = {"rounds": rounds, "state_digest": digest(bound_weights(model.module, space)).hex()}
+    about = {"base": state.header.base, "model": dict(state.header.model), "merged": merge}
+    export(model, folder, merged=merge, origin=stands | about)
+    return stands
 
 
 def described(path: Path) -> dict[str, Any]:

@@ -21,7 +21,9 @@ Weights are written in the dtype that they have. Not here: trajectories, which s
 
 import copy
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from safetensors.torch import save_file
@@ -29,19 +31,27 @@ from safetensors.torch import save_file
 from ..errors import ModelError
 from .encoder import HEAD_FILE, EncoderWithHead
 from .load import Tuned
+from .origin import write_origin
 from .source import Network, quiet
 from .verify import find_difference
 
 
-def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
+def export(
+    model: Tuned, folder: str | Path, *, merged: bool = False, origin: Mapping[str, Any] | None = None
+) -> None:
     """Writes `model` to `folder`, complete or not at all: into a temporary folder beside it, then renamed.
 
+    What was written is loaded back and compared with `model` before it is renamed (`verify`).
+
     Args:
-        merged: add LoRA's product to the base's weights and write a whole model. Needs a second copy in memory.
+        merged: add LoRA's product to the base's weights and write a whole model.
+        origin: what `seedtune.json` says beside it (`models.origin`); None: no such file.
+
+    Cost: a second copy of the model in memory, with `merged` for a while a third.
 
     Raises:
-        ModelError: the folder exists and is not empty, cannot be written, or `merged` without LoRA or with a quantised
-            base.
+        ModelError: the folder exists and is not empty, cannot be written, `merged` without LoRA or with a quantised
+            base, or what is loaded back is another model; nothing is left then.
     """
     folder = Path(folder)
     check_free(folder)
@@ -57,6 +67,8 @@ def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             _write(model, Path(scratch) / "model", merged)
             _check(model, Path(scratch) / "model", folder, merged)
+            if origin is not None:
+                write_origin(Path(scratch) / "model", origin)
             (Path(scratch) / "model").replace(folder)
     except OSError as error:
         raise ModelError(f"export to {str(folder)!r}: cannot be written ({error.strerror or error})") from None
