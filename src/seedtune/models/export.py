@@ -72,6 +72,9 @@ def export(
             (Path(scratch) / "model").replace(folder)
     except OSError as error:
         raise ModelError(f"export to {str(folder)!r}: cannot be written ({error.strerror or error})") from None
+    except (RuntimeError, ValueError) as error:  # of merging and saving, where tensors share storage unforeseen
+        reason = str(error).partition("\n")[0][:300]
+        raise ModelError(f"export to {str(folder)!r}: cannot be written ({reason}): replay the trajectory instead") from None
 
 
 def check_free(folder: Path) -> None:
