@@ -209,7 +209,9 @@ def test_a_digest_of_examples_covers_tokens_labels_order_and_who_has_them():
     found.add(digest_examples(encoded(3, 4, 5, label=0), groups))
     found.add(digest_examples(encoded(3, 4, 6), groups))
     found.add(digest_examples(replace(data, answers=(np.array([4]),)), groups))
-    found.add(digest_examples(replace(data, examples=(replace(data.examples[0], answer_at=1), *data.examples[1:])), groups))
+    found.add(
+        digest_examples(replace(data, examples=(replace(data.examples[0], answer_at=1), *data.examples[1:])), groups)
+    )
     found.add(digest_examples(data, groups, b"a secret"))
     assert len(found) == 8 and digest_examples(data, groups) in found
 
@@ -291,5 +293,3 @@ def test_where_nodes_have_examples_of_their_own_none_are_in_the_header_or_the_he
     assert shared.keys() == {"recipe", "model config", "tokenizer", "answers"}
     own = assemble(tiny_recipe(task={"training": "nodes"}), MACHINE, own=(0, 2))
     assert own.header.inputs == shared
-
-

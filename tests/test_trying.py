@@ -137,7 +137,9 @@ def test_what_replay_wrote_has_the_state_digest_and_the_losses_of_its_run(ended,
     tuned, stands = exported_from(ended, tmp_path / "tuned")
     task = tiny_recipe(task={"max_tokens": 5}).task.model_dump()
     found, of_run = evaluated(tuned, None, {"task": task}), evaluated(str(ended))
-    assert found["state_digest"] == stands["state_digest"] == of_run["state_digest"] == summary_of(ended)["state_digest"]
+    assert (
+        found["state_digest"] == stands["state_digest"] == of_run["state_digest"] == summary_of(ended)["state_digest"]
+    )
     assert {**found, "model": ""} == {**of_run, "model": ""} and found["rounds"] == 3
     origin = json.loads((tmp_path / "tuned" / "seedtune.json").read_text())
     assert origin["base"] == "llama" and origin["rounds"] == 3 and origin["state_digest"] == stands["state_digest"]

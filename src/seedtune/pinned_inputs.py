@@ -119,7 +119,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
 
 
 def share_inputs(recipe: Recipe, inputs: Inputs) -> Inputs:
-    """Return the parts that every node of a run can check: no examples of private runs or where nodes have their own."""
+    """Return the parts that each node of a run can check: no examples of private runs, or of nodes with their own."""
     hidden = EXAMPLES if recipe.is_private or recipe.task.training == "nodes" else ()
     return {name: digest for name, digest in inputs.items() if name not in hidden}
 

@@ -36,9 +36,7 @@ from .source import Network, quiet
 from .verify import find_difference
 
 
-def export(
-    model: Tuned, folder: str | Path, *, merged: bool = False, origin: Mapping[str, Any] | None = None
-) -> None:
+def export(model: Tuned, folder: str | Path, *, merged: bool = False, origin: Mapping[str, Any] | None = None) -> None:
     """Writes `model` to `folder`, complete or not at all: into a temporary folder beside it, then renamed.
 
     What was written is loaded back and compared with `model` before it is renamed (`verify`).
@@ -74,7 +72,9 @@ def export(
         raise ModelError(f"export to {str(folder)!r}: cannot be written ({error.strerror or error})") from None
     except (RuntimeError, ValueError) as error:  # of merging and saving, where tensors share storage unforeseen
         reason = str(error).partition("\n")[0][:300]
-        raise ModelError(f"export to {str(folder)!r}: cannot be written ({reason}): replay the trajectory instead") from None
+        raise ModelError(
+            f"export to {str(folder)!r}: cannot be written ({reason}): replay the trajectory instead"
+        ) from None
 
 
 def check_free(folder: Path) -> None:
@@ -94,8 +94,8 @@ def _check(model: Tuned, written: Path, folder: Path, merged: bool) -> None:
     if difference := find_difference(model, written, merged):
         advice = "export without merging" if merged else "choose other tensors with model.trainable or lora_targets"
         raise ModelError(
-            f"export to {str(folder)!r}: read back, it is not the tuned model: {difference}. Nothing was kept; {advice}, "
-            "or replay the trajectory where the model is used"
+            f"export to {str(folder)!r}: read back, it is not the tuned model: {difference}. Nothing was kept; "
+            f"{advice}, or replay the trajectory where the model is used"
         )
 
 

@@ -63,4 +63,6 @@ def _rules(source: Source, tokenizer: PreTrainedTokenizerBase) -> bytes:
     if backend is None:
         return digest_json(tokenizer.get_vocab()).encode()
     values = json.loads(backend.to_str())
-    return digest_json({name: value for name, value in values.items() if name not in ("padding", "truncation")}).encode()
+    return digest_json(
+        {name: value for name, value in values.items() if name not in ("padding", "truncation")}
+    ).encode()

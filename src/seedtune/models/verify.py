@@ -114,7 +114,9 @@ def _different_tensor(expected: dict[str, torch.Tensor], found: dict[str, torch.
     if made_up:
         return f"loading it adds {len(made_up)} tensors, such as {made_up[0]!r}"
     is_same = _is_one_rounding_off if merged else _has_same_bits
-    return next((f"its tensor {name!r} is another" for name in expected if not is_same(expected[name], found[name])), "")
+    return next(
+        (f"its tensor {name!r} is another" for name in expected if not is_same(expected[name], found[name])), ""
+    )
 
 
 def _has_same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -155,7 +155,8 @@ def _check_header(header: Header) -> None:
 def _is_text(values: object, form: str) -> bool:
     """Whether it is an object of short names, each with a text of a form."""
     return isinstance(values, dict) and all(
-        len(name) <= _LONGEST_NAME and isinstance(text, str) and re.fullmatch(form, text) for name, text in values.items()
+        len(name) <= _LONGEST_NAME and isinstance(text, str) and re.fullmatch(form, text)
+        for name, text in values.items()
     )
 
 
