@@ -4,9 +4,9 @@ A node is greeted with the run and says what it has, whom it serves and where ea
 space, dtype, labels, noise, messages or inputs differ is refused, with both values. Before a round the engine waits
 until `federation.min_replies` clients of the cohort can be reached, or as many as a secure sum needs; who joins later
 is told the rounds before, or sent the weights. In a round each node gets one message with the orders of its clients.
-A node that is not there when the round begins is left out of it; one that is, is waited for: until the deadline, or for as
-long as it takes where there is none or fewer than these have answered. Who is left out is named. At the end all nodes
-are brought to the last state, and their digests compared with the server's.
+A node that is not there when the round begins is left out of it; one that is, is waited for: until the deadline, or for
+as long as it takes where there is none or fewer than these have answered. Who is left out is named. At the end all
+nodes are brought to the last state, and their digests compared with the server's.
 
 Not here: how a message is sent again (`flower_post`), what a node does (`node`).
 """
