@@ -16,7 +16,7 @@ from small_federation import without_a_model
 from tiny_runs import MACHINE, NOTHING, StopAfter, child, save_model, toml, values
 from transformers import AutoModelForCausalLM
 
-from seedtune import baseline, experiment, run_store
+from seedtune import baseline, experiment, pinned_inputs, run_store
 from seedtune.assembly import assemble, load_replayed
 from seedtune.errors import (
     DigestMismatch,
@@ -396,7 +396,7 @@ def test_a_second_process_is_refused_and_ctrl_c_says_how_to_go_on(long_recipe, t
 
 
 def test_versions_name_what_packs_the_base(monkeypatch):
-    monkeypatch.setattr(experiment, "version", lambda name: f"{name} 1")
+    monkeypatch.setattr(pinned_inputs, "version", lambda name: f"{name} 1")
     packed = small_federation.recipe(model={"name": "a", "adapter": "lora", "quantisation": "4bit"})
     assert experiment.versions(packed) == experiment.versions() | {"bitsandbytes": "bitsandbytes 1"}
     assert experiment.versions(small_federation.recipe()) == experiment.versions()

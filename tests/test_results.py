@@ -54,7 +54,9 @@ def test_what_kept_activations_spared_is_told():
 
 def test_two_sentences_say_what_a_comparison_means():
     first, second = results.meaning(COMPARED)
-    assert first.startswith("Forward passes alone went 75% of the way from zero-shot to backpropagation of the same 1,576")
+    assert first.startswith(
+        "Forward passes alone went 75% of the way from zero-shot to backpropagation of the same 1,576"
+    )
     assert second.startswith("No example and no weight left a client: 3.0 kB of seeds and scalars were exchanged")
 
 

@@ -328,10 +328,10 @@ def damage(folder: Path, name: str, data: bytes) -> None:
     [
         (MANIFEST, b"{", trajectory_of, "manifest.json is damaged: the run cannot be continued"),
         (MANIFEST, b"[]", metrics_of, "manifest.json is damaged: the run cannot be continued"),
-        (MANIFEST, b'{"format": 9}', trajectory_of, "format 9 is not ours, 1"),
+        (MANIFEST, b'{"format": 9}', trajectory_of, "format 9 is not ours, 2"),
         (TRAJECTORY, b"short", trajectory_of, "trajectory.seedtune has 5 bytes where manifest.json counts"),
         (METRICS, b"", metrics_of, "metrics.jsonl has 0 bytes where manifest.json counts"),
-        (METRICS, b"x" * 99, metrics_of, "metrics.jsonl is damaged: the run cannot be continued"),
+        (METRICS, b"x" * 99, metrics_of, "metrics.jsonl is damaged or was altered since it was written"),
         (RECIPE, b"\xff", recipe_of, "recipe.json is damaged"),
         (SUMMARY, b"{", summary_of, "summary.json is damaged; delete it and 'seedtune resume"),
     ],

@@ -177,7 +177,7 @@ def test_predictions_are_the_models_scores_of_the_rows(seedtune, tuned, tiny_rec
 
 
 def test_a_replayed_folder_knows_its_task_and_predicts_alike(seedtune, tuned, tmp_path):
-    assert json.loads((tmp_path / "tuned" / FORM_FILE).read_text())["task"]["template"] == "the {thing} is"
+    assert json.loads((tmp_path / "tuned" / FORM_FILE).read_text())["form"]["task"]["template"] == "the {thing} is"
     assert seedtune("predict", "tuned", "new.csv").out == seedtune("predict", tuned, "new.csv").out
     evaluated, summary = json.loads(seedtune("evaluate", "tuned", "--json").out), summary_of(tuned)
     assert (evaluated["task"], evaluated["loss"]) == ("custom", summary["loss"])
@@ -207,7 +207,7 @@ def test_predictions_on_the_test_rows_have_the_runs_accuracy(seedtune, tuned, ti
          "taken.csv: has a column 'prediction' already, which predictions are written to: rename it"),
         (("tuned", "new.csv", "--base", "x"), "--base 'x': is for runs, and 'tuned' is none: leave it out"),
         (("MODEL", "new.csv"),
-         "'MODEL': says no task (there is no seedtune_task.json, which 'seedtune replay' writes for a run): name it "
+         "'MODEL': says no task (there is no seedtune.json, which 'seedtune replay' writes for a run): name it "
          "with --task"),
     ],
 )  # fmt: skip
@@ -222,7 +222,7 @@ def test_what_cannot_be_predicted_is_one_line(seedtune, tuned, tiny_model, tmp_p
 def test_a_model_without_a_task_is_asked_for_one(seedtune, tiny_model):
     found = seedtune("evaluate", tiny_model)
     assert found.code == 2 and found.err == (
-        f"error: model '{tiny_model}': says no task (there is no seedtune_task.json, which 'seedtune replay' writes "
+        f"error: model '{tiny_model}': says no task (there is no seedtune.json, which 'seedtune replay' writes "
         f"for a run): name one with --task\n"
     )
 

@@ -6,14 +6,17 @@ import math
 
 import numpy as np
 import pytest
-from tiny_runs import MACHINE, save_task
+from safetensors.torch import load_file, save_file
+from tiny_runs import MACHINE, NOTHING, save_task
 
 from seedtune import trying
 from seedtune.data.batches import batch_of
 from seedtune.errors import DataError, ModelError
+from seedtune.experiment import run
+from seedtune.inspection import exported
 from seedtune.models.evaluation import Evaluation, evaluate
 from seedtune.models.objective import scores
-from seedtune.run_store import summary_of
+from seedtune.run_store import summary_of, trajectory_of
 from seedtune.trying import evaluated, written
 
 
@@ -121,3 +124,62 @@ def test_a_base_that_moved_is_named(ended, tiny_model, tmp_path):
     assert written(str(ended), "the", 3, base=str(moved))["text"] == written(str(ended), "the", 3)["text"]
     with pytest.raises(ModelError):
         written(str(ended), "the", 3, base=str(tmp_path / "nowhere"))
+
+
+# What replay wrote, evaluated.
+
+
+def exported_from(run_, folder, **merge):
+    return str(folder), exported(run_, folder, None, None, merge.get("merge", False))
+
+
+def test_what_replay_wrote_has_the_state_digest_and_the_losses_of_its_run(ended, tiny_recipe, tmp_path):
+    tuned, stands = exported_from(ended, tmp_path / "tuned")
+    task = tiny_recipe(task={"max_tokens": 5}).task.model_dump()
+    found, of_run = evaluated(tuned, None, {"task": task}), evaluated(str(ended))
+    assert (
+        found["state_digest"] == stands["state_digest"] == of_run["state_digest"] == summary_of(ended)["state_digest"]
+    )
+    assert {**found, "model": ""} == {**of_run, "model": ""} and found["rounds"] == 3
+    origin = json.loads((tmp_path / "tuned" / "seedtune.json").read_text())
+    assert origin["base"] == "llama" and origin["rounds"] == 3 and origin["state_digest"] == stands["state_digest"]
+
+
+@pytest.mark.parametrize("model", [{"trainable": ["*.mlp.*"]}, {"dtype": "bfloat16"}])
+def test_a_part_of_the_tensors_and_16_bits_keep_their_digest(model, tiny_recipe, tmp_path):
+    settings = tiny_recipe(model=model, local={"perturbation_scale": 0.1})
+    summary = run(settings, MACHINE, tmp_path / "run", NOTHING)
+    tuned, _ = exported_from(tmp_path / "run", tmp_path / "tuned")
+    found = evaluated(tuned, None, {"task": settings.task.model_dump()})
+    assert (found["state_digest"], found["loss"]) == (summary["state_digest"], summary["loss"])
+
+
+def test_a_merged_model_has_no_state_digest_since_its_tuned_tensors_are_gone(tiny_recipe, tmp_path):
+    settings = tiny_recipe(model={"adapter": "lora", "lora_targets": ["q_proj"]})
+    summary = run(settings, MACHINE, tmp_path / "run", NOTHING)
+    tuned, stands = exported_from(tmp_path / "run", tmp_path / "tuned", merge=True)
+    assert stands["state_digest"] == summary["state_digest"]
+    found = evaluated(tuned, None, {"task": settings.task.model_dump()})
+    assert found["state_digest"] is None and found["loss"] == pytest.approx(summary["loss"], rel=1e-4)
+
+
+def test_weights_that_were_altered_after_an_export_are_not_taken_for_the_runs(ended, tiny_recipe, tmp_path):
+    tuned, _ = exported_from(ended, tmp_path / "tuned")
+    task = {"task": tiny_recipe().task.model_dump()}
+    assert evaluated(tuned, None, task, {"model": {"trainable": ["*.mlp.*"]}})["state_digest"] is None
+    path = tmp_path / "tuned" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"seedtune.json says state digest .* altered since .* delete seedtune.json"):
+        evaluated(tuned, None, task)
+    (tmp_path / "tuned" / "seedtune.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"its seedtune.json is damaged: delete it, or export the model again"):
+        evaluated(tuned, None, task)
+    (tmp_path / "tuned" / "seedtune.json").unlink()
+    assert "state_digest" not in evaluated(tuned, None, task)
+
+
+def test_a_base_has_the_digest_that_a_header_on_it_records(tiny_model, tiny_recipe, ended):
+    found = evaluated(str(tiny_model), None, {"task": tiny_recipe().task.model_dump()})
+    assert found["base_digest"] == trajectory_of(ended).header.base_digest and "state_digest" not in found

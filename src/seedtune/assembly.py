@@ -3,7 +3,7 @@
 Nothing is trained, written or printed here.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from .models.finite import check_finite
 from .models.load import Tuned, kind_of, load
 from .models.objective import example_losses, loss
 from .models.placement import device_of
+from .pinned_inputs import BASE, check_inputs, digest_base, digest_inputs, library_versions
 from .privacy.rules import checked
 from .progress import phase
 from .sections import ModelConfig
@@ -137,6 +138,8 @@ def assemble(
         model=recipe.model.model_dump(exclude={"name", "base"}), num_choices=len(task.label_names) or None,
         initial=initial,
         key_pool=recipe.federation.key_pool, split=split_of(recipe, cut, space) if cut else None,
+        inputs=digest_inputs(recipe, model, task, train, test, (clients, heldout), own, secret),
+        versions=library_versions(recipe),
     )  # fmt: skip
     site = _site(recipe, machine, model, space, header, train, clients, cut, meter, kept)
     if kept:
@@ -233,11 +236,18 @@ def _site(
     )  # fmt: skip
 
 
-def restore(experiment: Experiment, trajectory: Trajectory, snapshot: Callable[[int], Weights]) -> None:
+def restore(
+    experiment: Experiment,
+    trajectory: Trajectory,
+    snapshot: Callable[[int], Weights],
+    parts: Collection[str] | None = BASE,
+) -> None:
     """Brings the experiment's weights to where `trajectory` stands.
 
+    `parts`: those of the header's inputs that must be the same (`pinned_inputs`); None: all, as to go on with a run.
+
     Raises:
-        DigestMismatch: another base, or other weights. TrajectoryError: another seed or other directions.
+        DigestMismatch: another base, other weights or inputs. TrajectoryError: another seed or other directions.
     """
     weights, header = experiment.site.replica.weights, experiment.header
     check_base(trajectory.header, bytes.fromhex(header.base_digest), experiment.space)
@@ -246,6 +256,7 @@ def restore(experiment: Experiment, trajectory: Trajectory, snapshot: Callable[[
         if recorded != found:
             raise TrajectoryError(f"the trajectory was recorded with {name} = {recorded}, the recipe now says {found}: "
                                   f"put it back, or start another run")  # fmt: skip
+    check_inputs(trajectory.header.inputs, header.inputs, parts)
     replay(experiment.space, weights, trajectory, None, snapshot)
     experiment.site.replica.digest = digest(weights)
 
@@ -279,7 +290,8 @@ def load_replayed(
     `before` is told what the replay will take, before it begins.
 
     Raises:
-        ModelError: the base is not found. DigestMismatch: the base is not the one recorded, or the outcome is not.
+        ModelError: the base is not found. DigestMismatch: the base is not the one recorded, its configuration and
+            tokenizer included, or the outcome is not.
     """
     header = trajectory.header
     config = ModelConfig(**{**header.model, "name": base or header.base})
@@ -291,6 +303,7 @@ def load_replayed(
     install_initial(model, header.initial)
     space = space_of(model.module, model.trainable)
     check_base(header, model_digest(model.module), space)
+    check_inputs(header.inputs, digest_base(config, model), BASE)
     before(catching_up(space, header, since_last_snapshot(path(trajectory.records[:num_rounds]))))
     replay(space, bound_weights(model.module, space), trajectory, num_rounds, snapshot)
     return model, space

@@ -30,6 +30,7 @@ from .errors import ConfigError
 from .fed.auto import first_share, found_at_start
 from .fed.client import Site, probed, told, working_copy
 from .fed.slopes import Losses
+from .pinned_inputs import RECIPE, digest_recipe
 from .space import Weights, copy_into
 from .zo import noise
 from .zo.expansion import updates_of
@@ -93,7 +94,8 @@ def _with(experiment: Experiment, **found: float) -> Experiment:
     """The experiment with these values in its recipe's section [auto], and what follows from them."""
     auto = experiment.recipe.auto.model_copy(update={name: float(f"{value:.4g}") for name, value in found.items()})
     recipe = experiment.recipe.model_copy(update={"auto": auto})
-    header = replace(experiment.header, split=experiment.header.split_at(recipe.rate_ratio))
+    inputs = {**experiment.header.inputs, RECIPE: digest_recipe(recipe)}
+    header = replace(experiment.header, split=experiment.header.split_at(recipe.rate_ratio), inputs=inputs)
     return replace(
         experiment, recipe=recipe, header=header, site=replace(experiment.site, recipe=recipe, header=header)
     )

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from .models.finite import check_zero_shot
 from .models.load import pinned
 from .models.placement import slowness
 from .models.source import KNOWN
+from .pinned_inputs import describe_versions, library_versions
 from .predictions import conclude, describe
 from .privacy.ledger import ledger, without_cohort
 from .privacy.plan import Plan
@@ -139,8 +139,8 @@ def resume(
     machine and device with the same number of threads.
 
     Raises:
-        RunStoreError: no run, in use, ended, or damaged. DigestMismatch: its model or its weights are no longer the
-            same.
+        RunStoreError: no run, in use, ended, or damaged. DigestMismatch: its weights, or a part of what it computes
+            from, is no longer the same; the part is named.
     """
     with run_store.open_run(folder) as store, kernels.using(machine.kernel):
         summary = run_store.summary_of(folder)
@@ -157,6 +157,8 @@ def resume(
                 experiment, start, (), store, _noting(listen, experiment, say), engine(experiment, store, say)
             )
         trajectory, secret = run_store.trajectory_of(folder), secret_of(folder) if recipe.is_private else b""
+        if note := describe_versions(trajectory.header.versions, library_versions(recipe)):
+            say(note)
         experiment, _ = _told(assemble(recipe, machine, trajectory.header.initial, None, secret, folder), say)
         start = _continue(experiment, trajectory, store, listen)
         return _rounds(experiment, start, trajectory.records, store, listen, engine(experiment, store, say))
@@ -315,7 +317,7 @@ def _continue(experiment: Experiment, trajectory: Trajectory, store: RunStore, l
     """The server after the last whole round that the folder holds."""
     folder, num_rounds = store.folder, len(trajectory.records)
     with phase(f"replaying {num_rounds} rounds"):
-        restore(experiment, trajectory, lambda round_: run_store.snapshot_of(folder, round_))
+        restore(experiment, trajectory, lambda round_: run_store.snapshot_of(folder, round_), parts=None)
     server = _server(experiment)
     for record, row in zip(trajectory.records, run_store.metrics_of(folder)[1:], strict=True):
         server = after(server, result_of(record, row))
@@ -430,8 +432,5 @@ def peak_memory_bytes() -> int:
 
 
 def versions(recipe: Recipe | None = None) -> dict[str, str]:
-    """Versions of what a result depends on; of what packs the base too, where the recipe has it packed."""
-    names = ["seedtune", "torch", "transformers", "peft", "numpy"]
-    if recipe and recipe.model.quantisation != "none":
-        names.append("bitsandbytes")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    """Versions of what a result depends on, Python's too."""
+    return {"python": platform.python_version(), **library_versions(recipe)}

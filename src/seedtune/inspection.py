@@ -14,7 +14,7 @@ from . import presets, run_store
 from .assembly import assemble, load_replayed
 from .config import Machine
 from .cores import usable_cores
-from .data.forms import write_form
+from .data.forms import describe_form
 from .errors import ConfigError, RunStoreError, SeedtuneError
 from .experiment import versions
 from .installation import data, extras
@@ -24,7 +24,6 @@ from .privacy.ledger import ledger
 from .privacy.plan import Plan
 from .quantities import duration, operations
 from .recipe_text import build
-from .run_folder import writing
 from .space import Weights, bound_weights, digest
 from .zo import kernels, noise, trajectory, trajectory_file
 from .zo.catching_up import CatchingUp, pace_here
@@ -89,13 +88,14 @@ def exported(
     model, space = load_replayed(state, base, num_rounds, snapshot, foretell)
     if adapter_file is not None:
         gguf_adapter.write_adapter(model, adapter_file)
-    if folder is not None:
-        export(model, folder, merged=merge)
-        if snapshot:  # a run, whose recipe says the task; a bare trajectory does not
-            with writing(folder, "choose another folder with --out"):
-                write_form(folder, run_store.recipe_of(path).task, model.kind)
     rounds = len(state.records) if num_rounds is None else num_rounds
-    return {"rounds": rounds, "state_digest": digest(bound_weights(model.module, space)).hex()}
+    stands = {"rounds": rounds, "state_digest": digest(bound_weights(model.module, space)).hex()}
+    about = {"base": state.header.base, "model": dict(state.header.model), "merged": merge}
+    if snapshot:  # a run, whose recipe says the task; a bare trajectory does not
+        about["form"] = describe_form(run_store.recipe_of(path).task, model.kind)
+    if folder is not None:
+        export(model, folder, merged=merge, origin=stands | about)
+    return stands
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -105,7 +105,8 @@ def described(path: Path) -> dict[str, Any]:
     found = {
         "base": header.base, "base_digest": header.base_digest, "space": header.space, "seed": header.seed,
         "keys": header.keys, "key_pool": header.key_pool, "distribution": str(header.distribution),
-        "noise_version": header.noise_version, **_split_of(header), "rounds": len(records),
+        "noise_version": header.noise_version, "inputs": dict(header.inputs), "versions": dict(header.versions),
+        **_split_of(header), "rounds": len(records),
         "snapshots": sum(record.is_snapshot for record in records),
         "scalars": sum(record.scalars.size for record in records),
         "skipped_scalars": sum(int(np.isnan(record.scalars).sum()) for record in records),

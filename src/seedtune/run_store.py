@@ -5,7 +5,8 @@
     metrics.jsonl          one line a round, and one before the first
     snapshots/             weights after a round, where clients upload weights
     id                     16 bytes as hex, drawn where the run's messages travel between machines
-    manifest.json          how much of the files above counts; written last, replaced in one rename
+    manifest.json          how much of the files above counts, and a digest of the lines of metrics.jsonl that do;
+                           written last, replaced in one rename
     summary.json           the results, when the run has ended
     probes/                what probes of the run found, a file each; no part of the run
     secret                 of a private run: gives its noise and its secret samples; never to be passed on
@@ -23,6 +24,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +44,23 @@ TRAJECTORY, METRICS, MANIFEST, SUMMARY, RECIPE, ID = (
     "trajectory.seedtune", "metrics.jsonl", "manifest.json", "summary.json", "recipe.json", "id",
 )  # fmt: skip
 SNAPSHOTS, FINDINGS = "snapshots", "probes"
-FORMAT = 1
+FORMAT = 2
 _FILES = (RECIPE, MANIFEST, SUMMARY, TRAJECTORY, METRICS, ID, SECRET)
 ID_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """How many bytes of each file count; `num_rounds` of them are in both."""
+    """How many bytes of each file count; `num_rounds` of them are in both.
+
+    metrics_digest: of the lines that count, each chained to those before it (`_chained`), since a resumed run reads
+    signals, slopes and losses back from them.
+    """
 
     num_rounds: int
     trajectory_bytes: int
     metrics_bytes: int
+    metrics_digest: str
     format: int = FORMAT
 
 
@@ -73,8 +80,9 @@ class RunStore:
             if secret:
                 keep_secret(self.folder, secret)
             replace_text(self.folder / RECIPE, recipe.model_dump_json(indent=2) + "\n")
-            sizes = self._append(TRAJECTORY, header_frame(header)), self._append(METRICS, _line(first_row))
-            self._commit(Manifest(0, *sizes))
+            line = _line(first_row)
+            sizes = self._append(TRAJECTORY, header_frame(header)), self._append(METRICS, line)
+            self._commit(Manifest(0, *sizes, _chained("", line)))
 
     def reserve(self, recipe: Recipe) -> None:
         """Keeps the folder for a run that another process begins, by resuming it."""
@@ -84,9 +92,10 @@ class RunStore:
     def append(self, record: RoundRecord, row: Mapping[str, Any]) -> None:
         """Adds one round. When it returns, the round survives a crash."""
         with self._writing():
-            written = _last_bytes(self.folder / TRAJECTORY, DIGEST_BYTES)
-            sizes = self._append(TRAJECTORY, round_frame(written, record)), self._append(METRICS, _line(row))
-            self._commit(Manifest(record.round + 1, *sizes))
+            written, before, line = _last_bytes(self.folder / TRAJECTORY, DIGEST_BYTES), self.manifest(), _line(row)
+            sizes = self._append(TRAJECTORY, round_frame(written, record)), self._append(METRICS, line)
+            digest = _chained(before.metrics_digest if before else "", line)
+            self._commit(Manifest(record.round + 1, *sizes, digest))
 
     def keep_snapshot(self, round_: int, weights: Weights, others: Collection[int] | None) -> None:
         """Keeps the weights after a round; called before the round is appended, so the last whole round has them.
@@ -244,7 +253,20 @@ def _counted(folder: Path, name: str) -> bytes | None:
     size = {TRAJECTORY: manifest.trajectory_bytes, METRICS: manifest.metrics_bytes}[name]
     data = (folder / name).read_bytes() if (folder / name).is_file() else b""
     _check_length(folder / name, len(data), size)
+    if name == METRICS:
+        _check_lines(folder, data[:size], manifest.metrics_digest)
     return data[:size]
+
+
+def _check_lines(folder: Path, data: bytes, expected: str) -> None:
+    digest = ""
+    for line in data.splitlines(keepends=True):
+        digest = _chained(digest, line)
+    if digest != expected:
+        raise RunStoreError(
+            f"run {folder}: {METRICS} is damaged or was altered since it was written, and rates follow from it: put it "
+            "back as it was, or start another run"
+        )
 
 
 def summary_of(folder: Path) -> dict[str, Any] | None:
@@ -357,6 +379,11 @@ def _last_bytes(path: Path, count: int) -> bytes:
     with open(path, "rb") as file:
         file.seek(-count, os.SEEK_END)
         return file.read(count)
+
+
+def _chained(digest: str, line: bytes) -> str:
+    """Return the hex digest of a line and of those before it, whose digest is given."""
+    return blake2b(digest.encode() + line, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

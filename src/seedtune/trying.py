@@ -17,7 +17,9 @@ from .metrics import scores_of
 from .models.evaluation import Evaluation
 from .models.generate import generate
 from .models.load import Tuned, load
+from .models.origin import check_state, model_settings, read_origin
 from .models.placement import device_of
+from .pinned_inputs import BASE, TEST
 from .recipe_text import build, merged
 from .sections import ModelConfig
 
@@ -37,6 +39,9 @@ def evaluated(
 ) -> dict[str, Any]:
     """A run's tuned model, or a model as it is, on a task's test examples.
 
+    `state_digest` is the run's, for the run and for what `replay` wrote of it; None where a merged model no longer has
+    the tuned tensors. Any other model has a `base_digest`, as the header of a trajectory on it would.
+
     `task`: another task than the run's, with none of that one's settings; `overrides` are laid over it all. `base`:
     where a run's base, or that of a folder with an adapter, is found now, if it has moved.
 
@@ -51,17 +56,37 @@ def evaluated(
         moved = {"model": {"name": base}} if base else {}
         recipe = _put(merged(run_store.recipe_of(folder).model_dump(), moved), task, overrides, subject)
         experiment = assemble(recipe, machine, state.header.initial)
-        restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_))
-        stands = {"rounds": len(state.records)}
+        is_its_own = not task and not any("task" in over for over in overrides)
+        parts = (*BASE, TEST) if is_its_own else BASE
+        restore(experiment, state, lambda round_: run_store.snapshot_of(folder, round_), parts)
+        stands = {"rounds": len(state.records), "state_digest": experiment.site.replica.digest.hex()}
     else:
-        recipe = _put(_values_of_model(subject, base, task, overrides), task, overrides, subject)
-        experiment, stands = assemble(recipe, machine), {}
+        experiment, stands = _as_it_is(subject, base, task, overrides, machine)
     found = experiment.evaluate()
     return {
-        "model": experiment.model.base_id, **stands, "task": experiment.recipe.task.name,
+        "model": experiment.model.base_id, "task": experiment.recipe.task.name,
         "examples": found.num_examples, **scores_of(found), **_written(experiment), **_by_class(experiment, found),
-        "truncated_examples": experiment.test.num_truncated, "state_digest": experiment.site.replica.digest.hex(),
+        "truncated_examples": experiment.test.num_truncated, **stands,
     }  # fmt: skip
+
+
+def _as_it_is(
+    subject: str, base: str | None, task: str | None, overrides: Sequence[dict[str, Any]], machine: Machine
+) -> tuple[Experiment, dict[str, Any]]:
+    """A model that is no run, and where it stands: an export at its run's state, any other at the digest of a base.
+
+    Raises:
+        ModelError: an export whose weights were altered. DataError: neither a folder nor the request names a task.
+    """
+    origin = read_origin(subject)
+    settings = model_settings(origin) if origin else {}
+    values = merged(_values_of_model(subject, base, task, overrides), {"model": settings})
+    experiment = assemble(_put(values, task, overrides, subject), machine)
+    if origin is None:
+        return experiment, {"base_digest": experiment.header.base_digest}
+    is_as_exported = not any("model" in over for over in overrides)
+    state = check_state(origin, subject, experiment.site.replica.digest.hex(), is_as_exported)
+    return experiment, {"rounds": origin.get("rounds"), "state_digest": state}
 
 
 def _values_of_model(

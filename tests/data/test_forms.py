@@ -5,7 +5,7 @@ import json
 import pytest
 
 from seedtune.data import snippets
-from seedtune.data.forms import FORM_FILE, find_form, read_form, write_form
+from seedtune.data.forms import FORM_FILE, describe_form, find_form, read_form
 from seedtune.data.tasks import KNOWN, load_task
 from seedtune.errors import DataError
 from seedtune.sections import TaskConfig
@@ -81,14 +81,14 @@ def test_a_benchmark_without_a_form_for_the_model_is_named():
 def test_a_folder_keeps_the_task(tmp_path):
     config = TaskConfig(name="custom", template="{text} It was", label_column="stars", answers=ANSWERS, max_tokens=9)
     assert read_form(tmp_path) is None
-    write_form(tmp_path, config, "causal")
+    (tmp_path / FORM_FILE).write_text(json.dumps({"rounds": 3, "form": describe_form(config, "causal")}))
     assert read_form(tmp_path) == (config, "causal")
 
 
 def test_labels_that_are_only_in_the_files_are_kept_too(tmp_path):
     path = write(tmp_path / "a.jsonl", TABLE)
     config = TaskConfig(name="custom", path=path, template="{text}", label_column="stars")
-    write_form(tmp_path, config, "classifier")
+    (tmp_path / FORM_FILE).write_text(json.dumps({"form": describe_form(config, "classifier")}))
     (tmp_path / "a.jsonl").unlink()
     kept, kind = read_form(tmp_path)
     assert find_form(kept, kind).label_names == ("0", "1", "2") and find_form(kept, kind).answers == ()
@@ -98,10 +98,10 @@ def test_labels_that_are_only_in_the_files_are_kept_too(tmp_path):
     ("text", "reason"),
     [
         ("{", "Expecting property name"),
-        ("[]", "list indices must be integers"),
-        ('{"version": 2}', "version 2, this seedtune reads 1"),
-        ('{"version": 1, "model_kind": "x", "task": {}}', "no known kind of model"),
-        ('{"version": 1, "model_kind": "causal", "task": {"nme": 1}}', "not as it was written"),
+        ('{"form": []}', "list indices must be integers"),
+        ('{"form": {"version": 2}}', "version 2, this seedtune reads 1"),
+        ('{"form": {"version": 1, "model_kind": "x", "task": {}}}', "no known kind of model"),
+        ('{"form": {"version": 1, "model_kind": "causal", "task": {"nme": 1}}}', "not as it was written"),
     ],
 )
 def test_a_damaged_form_is_named(tmp_path, text, reason):

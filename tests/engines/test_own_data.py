@@ -1,6 +1,8 @@
 """A server that has none of the nodes' data, and nodes that each bring a file of their own."""
 
 import csv
+import json
+from pathlib import Path
 
 import pytest
 import tiny_runs
@@ -9,7 +11,16 @@ from grid_runs import MACHINE, in_one_process, nodes_of, on_grid
 
 from seedtune import assembly, run_store
 from seedtune.assembly import assemble
+from seedtune.engines.bench import Benches, Options
+from seedtune.engines.flower_grid import hello_of
+from seedtune.engines.frames import NODE, Parcel
+from seedtune.engines.node import Node
+from seedtune.engines.node_state import NodeState
 from seedtune.errors import ConfigError, DataError
+from seedtune.fed.hello import encode_hello
+from seedtune.fed.messages import encode_order
+from seedtune.fed.rounds import Server
+from seedtune.fed.seed_scalar import SeedScalar
 from seedtune.recipe_text import merged
 
 
@@ -28,10 +39,6 @@ def settings(tables, **over):
 
 
 def own_nodes(folder, tables):
-    from seedtune.engines.bench import Benches, Options
-    from seedtune.engines.node import Node
-    from seedtune.engines.node_state import NodeState
-
     nodes = nodes_of(folder, ((0, 2), (1, 3)), assemble)
     for number, (clients, name) in enumerate((((0, 2), "north"), ((1, 3), "south")), 1):
         options = Options(clients, data=tables[name], recipe_paths=True)
@@ -87,3 +94,55 @@ def test_a_node_with_other_labels_is_refused(tiny_recipe, tables, tmp_path):
     summary = on_grid(recipe, tmp_path / "run", FakeGrid(own_nodes(tmp_path, tables)))
     refused = summary["nodes_refused"]["site-2"]
     assert "its labels is 'blue, green, red, violet', the run's is 'blue, green, red'" in refused
+
+
+# A node's own examples are pinned with its run, and told to nobody.
+
+
+def own_node(folder, tables, name="north"):
+    return Node(NodeState(folder / "node"), Options((0, 2), data=tables[name], recipe_paths=True), Benches())
+
+
+def test_a_node_refuses_a_file_that_changed_since_it_began_the_run(tiny_recipe, tables, tmp_path):
+    made = assemble(tiny_recipe(**settings(tables)), MACHINE)
+    hello = hello_of(made, bytes(16))
+    greet = Parcel(hello.run.hex(), (NODE,), (encode_hello(hello),))
+    first = own_node(tmp_path, tables).answers(greet)
+    assert first.errors == ("",)
+    own = own_node(tmp_path, tables).state.status()["data"]
+    assert own and own.encode() not in first.messages[0] and own not in hello.facts.values()
+    order = encode_order(
+        SeedScalar().order(Server.at_start(made.recipe, made.header, made.space, made.site.replica), 0)
+    )
+    kept = Path(tables["north"]).read_text()
+    Path(tables["north"]).write_text(kept.replace("red", "blue", 1))
+    for parcel in (greet, Parcel(hello.run.hex(), (0,), (order,))):
+        answered = own_node(tmp_path, tables).answers(parcel)
+        assert answered.errors == (
+            "EngineError: the examples of this node are not those that it began the run with: put its --data file "
+            "back, or take part in another run",
+        )
+    Path(tables["north"]).write_text(kept)
+    assert own_node(tmp_path, tables).answers(greet).errors == ("",)
+
+
+def test_a_node_whose_base_has_another_configuration_is_refused_by_the_part(tiny_recipe, tables, tmp_path):
+    base = tiny_runs.save_model(tmp_path / "base")
+    recipe = tiny_recipe(**settings(tables, model={"name": str(base)}))
+    hello = hello_of(assemble(recipe, MACHINE), bytes(16))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    node = own_node(tmp_path, tables)
+    assert node.answers(Parcel(hello.run.hex(), (NODE,), (encode_hello(hello),))).errors == ("",)
+    assert node.state.status()["refused"].startswith("its model config is '")
+
+
+def test_a_node_that_deals_other_examples_of_a_shared_task_is_refused_by_the_part(tiny_recipe, tmp_path):
+    table = tiny_runs.save_task(tmp_path / "things.csv")
+    made = assemble(tiny_recipe(task={"path": str(table)}), MACHINE)
+    hello = hello_of(made, bytes(16))
+    assert hello.facts["training examples"] == made.header.inputs["training examples"]
+    with open(table, "a", newline="") as file:
+        file.writelines(f"plum {i},red\r\n" for i in range(30))
+    bench = Benches().bench(hello, Options(recipe_paths=True))
+    assert "its training examples is '" in bench.refused and "its recipe is" not in bench.refused

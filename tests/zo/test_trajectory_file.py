@@ -139,10 +139,10 @@ def test_every_altered_byte_is_found():
     assert fails(bytes(data) + b"\0").startswith("truncated or altered after 2 whole rounds")
 
 
-@pytest.mark.parametrize("name", ["format", "noise_version"])
-def test_a_file_from_the_future_is_named_as_one(name):
-    data = written(replace(HEADER, **{name: 2}), [])
-    assert fails(data) == f"has {name} 2, this seedtune knows 1: install the one that wrote it"
+@pytest.mark.parametrize(("name", "other", "known"), [("format", 1, 2), ("format", 3, 2), ("noise_version", 2, 1)])
+def test_a_file_from_another_time_is_named_as_one(name, other, known):
+    data = written(replace(HEADER, **{name: other}), [])
+    assert fails(data) == f"has {name} {other}, this seedtune knows {known}: install the one that wrote it"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_file_from_the_future_is_named_as_one(name):
         (save({"a": torch.zeros(1)}), "does not begin with a trajectory's header"),
         (save({"a": torch.zeros(1)}, {"header": "7"}), "does not begin with a trajectory's header"),
         (save({"a": torch.zeros(1)}, {"header": "[" * 100_000}), "does not begin with a trajectory's header"),
-        (save({"a": torch.zeros(1)}, {"header": "{}"}), "has format None, this seedtune knows 1: install the one "),
+        (save({"a": torch.zeros(1)}, {"header": "{}"}), "has format None, this seedtune knows 2: install the one "),
         (header_payload(distribution="cauchy"), "its header is not complete: 'cauchy' is not a valid Distribution"),
         (header_payload(colour="red"), "its header is not complete: Header.__init__() got an unexpected keyword "),
         (header_payload(base=3), "its header is not complete: base = 3"),
@@ -167,6 +167,11 @@ def test_a_file_from_the_future_is_named_as_one(name):
         (header_payload(key_pool=True), "its header is not complete: key_pool = True"),
         (header_payload(model=[]), "its header is not complete: model = []"),
         (header_payload(num_choices="2"), "its header is not complete: num_choices = '2'"),
+        (header_payload(inputs={"recipe": "AB" * 16}), "its header is not complete: inputs = {'recipe': 'ABAB"),
+        (header_payload(inputs=[]), "its header is not complete: inputs = []"),
+        (header_payload(inputs={"x" * 65: "ab" * 16}), "its header is not complete: inputs = {'xxx"),
+        (header_payload(versions={"torch": 2}), "its header is not complete: versions = {'torch': 2}"),
+        (header_payload(versions={"torch": "2" * 65}), "its header is not complete: versions = {'torch': '222"),
     ],
 )
 def test_headers_that_cannot_be(payload, message):

@@ -1,6 +1,6 @@
 """The form in which a task puts rows to a model: all that new rows need, without labels and without the task's files.
 
-A form is kept beside an exported model, in `seedtune_task.json`, so that the folder knows its task.
+A form is kept beside an exported model, in `seedtune.json`, so that the folder knows its task.
 """
 
 import json
@@ -21,7 +21,7 @@ from .labelled import CUSTOM_TOKENS, prepare_row, read_labels
 from .prompts import MASK_SLOT, columns_of, fill
 from .texts import instruction_columns, instruction_prompt, middle_as_body
 
-FORM_FILE = "seedtune_task.json"
+FORM_FILE = "seedtune.json"
 FORM_VERSION = 1
 _UNKNOWN_ANSWER = "?"
 """Stands for the text that is to be written: no prompt depends on it."""
@@ -138,33 +138,29 @@ def _prompt_completion(config: TaskConfig, kind: ModelKind) -> TaskForm:
     )
 
 
-def write_form(folder: Path, config: TaskConfig, kind: ModelKind) -> None:
-    """Write `seedtune_task.json` beside an exported model; labels that are only in the task's files are added to it.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+def describe_form(config: TaskConfig, kind: ModelKind) -> dict[str, Any]:
+    """Return what `seedtune.json` says of a task under "form"; labels that are only in the task's files are added."""
     try:
         form = find_form(config, kind)
     except DataError:  # a task without prompts, or labels in files that are no longer there
         form = None
     if form and config.name == "custom" and config.kind == "choice" and not config.answers:
         config = config.model_copy(update={"answers": {name: name for name in form.label_names}})
-    values = {"version": FORM_VERSION, "model_kind": kind, "task": config.model_dump()}
-    (folder / FORM_FILE).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {"version": FORM_VERSION, "model_kind": kind, "task": config.model_dump(mode="json")}
 
 
 def read_form(folder: Path) -> tuple[TaskConfig, ModelKind] | None:
     """The task that an exported model was tuned for and the kind of the model; None where the folder does not say.
 
     Raises:
-        DataError: `seedtune_task.json` is damaged or of a later version.
+        DataError: `seedtune.json` is damaged or of a later version.
     """
     file = folder / FORM_FILE
     if not file.is_file():
         return None
     try:
-        return _parse_form(json.loads(file.read_text(encoding="utf-8")))
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return _parse_form(values["form"]) if "form" in values else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = "not as it was written" if isinstance(error, ValidationError) else str(error).split("\n")[0]
         raise DataError(

@@ -19,6 +19,7 @@ from ..fed.client import Replica
 from ..fed.hello import Hello, differences, facts_of
 from ..fed.messages import Order
 from ..models.source import KNOWN
+from ..pinned_inputs import digest_examples, share_inputs
 from ..privacy import accounting, rules
 from ..recipe_text import build_json
 from ..sections import TaskConfig
@@ -47,7 +48,8 @@ class Options:
 
 
 class Bench:
-    """facts: what the run must share (`fed.hello`). base: digest of the untrained weights. refused: why nodes here may
+    """facts: what the run must share (`fed.hello`). data: digest of the owner's examples, which stays here; empty where
+    they are the run's. base: digest of the untrained weights. refused: why nodes here may
     not take part, empty if they may. arrive: what brings the replica to an order, that of the node at work."""
 
     def __init__(self, hello: Hello, options: Options, make: Make = assemble):
@@ -55,8 +57,10 @@ class Bench:
         own = served(recipe, options.clients) if options.data else None
         self.experiment = make(_here(recipe, options), options.machine, _initial(hello), own=own)
         site = self.experiment.site
-        self.facts = facts_of(site.header, self.experiment.space, self.experiment.task.label_names)
+        shared = share_inputs(recipe, site.header.inputs)
+        self.facts = facts_of(site.header, self.experiment.space, self.experiment.task.label_names, shared)
         self.refused = differences(hello.facts, self.facts)
+        self.data = digest_examples(self.experiment.train, self.experiment.clients) if own is not None else ""
         self.base = site.replica.digest
         self.memory = FileMemory(Path())
         self.arrive: Callable[[Order], None] = lambda order: None

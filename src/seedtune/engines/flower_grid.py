@@ -1,12 +1,12 @@
 """The engine over a Flower Grid: nodes on other machines, or simulated ones; the same rounds as in one process.
 
 A node is greeted with the run and says what it has, whom it serves and where each of these stands; one whose base,
-space, dtype, labels, noise or messages differ is refused, with both values. Before a round the engine waits until
-`federation.min_replies` clients of the cohort can be reached, or as many as a secure sum needs; who joins later is told
-the rounds before, or sent the weights. In a round each node gets one message with the orders of its clients. A node
-that is not there when the round begins is left out of it; one that is, is waited for: until the deadline, or for as
-long as it takes where there is none or fewer than these have answered. Who is left out is named. At the end all nodes
-are brought to the last state, and their digests compared with the server's.
+space, dtype, labels, noise, messages or inputs differ is refused, with both values. Before a round the engine waits
+until `federation.min_replies` clients of the cohort can be reached, or as many as a secure sum needs; who joins later
+is told the rounds before, or sent the weights. In a round each node gets one message with the orders of its clients.
+A node that is not there when the round begins is left out of it; one that is, is waited for: until the deadline, or for
+as long as it takes where there is none or fewer than these have answered. Who is left out is named. At the end all
+nodes are brought to the last state, and their digests compared with the server's.
 
 Not here: how a message is sent again (`flower_post`), what a node does (`node`).
 """
@@ -36,6 +36,7 @@ from ..fed.hello import (
 from ..fed.messages import pack_weights
 from ..fed.participation import cohort_of, drops_out
 from ..fed.rounds import AHEAD, ExchangeProtocol, Server
+from ..pinned_inputs import share_inputs
 from ..privacy.sum_plan import quorum
 from .flower_post import Outcome, Post
 from .frames import NODE, Parcel
@@ -298,7 +299,8 @@ def hello_of(experiment: Experiment, run: bytes) -> Hello:
     """What nodes are greeted with. run: the run's id, 16 bytes."""
     header, task = experiment.header, experiment.task
     initial = pack_weights(header.initial) if header.initial else b""
-    facts = facts_of(header, experiment.space, task.label_names)
+    shared = share_inputs(experiment.recipe, header.inputs)
+    facts = facts_of(header, experiment.space, task.label_names, shared)
     return Hello(run, experiment.recipe.model_dump_json(), facts, initial)
 
 

@@ -94,6 +94,7 @@ class Node:
         try:
             bench = self.benches.bench(hello, self.options)
             clients = self._clients(bench)
+            self._pin_data(bench)
         except SeedtuneError as error:
             self._status["refused"] = str(error)
             raise
@@ -245,7 +246,20 @@ class Node:
         bench = self.benches.bench(hello, self.options)
         if bench.refused:
             raise EngineError(f"this node was refused: {bench.refused}")
+        self._pin_data(bench)
         return bench
+
+    def _pin_data(self, bench: Bench) -> None:
+        """Keep the digest of the owner's examples with the run; it is told to nobody.
+
+        Raises:
+            EngineError: the run began with other examples.
+        """
+        if bench.data != self._status.setdefault("data", bench.data):
+            raise EngineError(
+                "the examples of this node are not those that it began the run with: put its --data file back, or take "
+                "part in another run"
+            )
 
 
 def _orders_in(data: bytes) -> list[bytes]:

@@ -5,8 +5,8 @@
     finish     down   what leads to the end of the run
     finished   up     the digest of the weights that the node then holds
 
-A node whose base, tuned space, dtype, labels, noise or messages are others than the run's is refused: `differences`
-names both. Everything is checked as it is decoded. A recipe is data: nothing of it is executed.
+A node whose base, tuned space, dtype, labels, noise, messages or inputs (`pinned_inputs`) are others than the run's is
+refused: `differences` names both. Everything is checked as it is decoded. A recipe is data: nothing of it is executed.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..pinned_inputs import EXAMPLES, Inputs
 from ..space import DIGEST_BYTES, Space
 from ..zo.trajectory import Header
 from .messages import Order, decode_order, encode_order
@@ -57,8 +58,8 @@ class Standing:
     software: str = ""
 
 
-def facts_of(header: Header, space: Space, labels: tuple[str, ...]) -> Facts:
-    """The facts of one side, from its own model and task."""
+def facts_of(header: Header, space: Space, labels: tuple[str, ...], inputs: Inputs | None = None) -> Facts:
+    """The facts of one side, from its own model and task; `inputs`: those that nodes can check (`pinned_inputs`)."""
     return {
         "message format": str(VERSION),
         "noise version": str(header.noise_version),
@@ -67,12 +68,17 @@ def facts_of(header: Header, space: Space, labels: tuple[str, ...]) -> Facts:
         "dtype": "+".join(sorted({spec.dtype for spec in space.tensors})),
         "labels": ", ".join(labels),
         "split": "" if header.split is None else str(header.split),
+        **(inputs or {}),
     }
 
 
 def differences(run: Facts, node: Facts) -> str:
-    """Every fact in which a node differs from a run, with both values; empty where there is none."""
-    names = [name for name in {**run, **node} if run.get(name) != node.get(name)]
+    """Every fact in which a node differs from a run, with both values; empty where there is none.
+
+    A node that has examples of its own says nothing of the run's.
+    """
+    silent = {name for name in EXAMPLES if name not in node}
+    names = [name for name in {**run, **node} if run.get(name) != node.get(name) and name not in silent]
     return "; ".join(f"its {name} is {node.get(name)!r}, the run's is {run.get(name)!r}" for name in names)
 
 

@@ -22,7 +22,9 @@ Weights are written in the dtype that they have. Not here: trajectories, which s
 
 import copy
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -32,7 +34,9 @@ from ..errors import ModelError
 from . import packaged
 from .encoder import HEAD_FILE, EncoderWithHead
 from .load import Tuned
+from .origin import write_origin
 from .source import Network, quiet
+from .verify import find_difference
 
 _CARD = """
 ## The base
@@ -44,15 +48,20 @@ This adapter was tuned on a GGUF file: {file}
 """
 
 
-def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
+def export(model: Tuned, folder: str | Path, *, merged: bool = False, origin: Mapping[str, Any] | None = None) -> None:
     """Writes `model` to `folder`, complete or not at all: into a temporary folder beside it, then renamed.
 
+    What was written is loaded back and compared with `model` before it is renamed (`verify`).
+
     Args:
-        merged: add LoRA's product to the base's weights and write a whole model. Needs a second copy in memory.
+        merged: add LoRA's product to the base's weights and write a whole model.
+        origin: what `seedtune.json` says beside it (`models.origin`); None: no such file.
+
+    Cost: a second copy of the model in memory, with `merged` for a while a third.
 
     Raises:
-        ModelError: the folder exists and is not empty, cannot be written, or `merged` without LoRA or with a quantised
-            base.
+        ModelError: the folder exists and is not empty, cannot be written, `merged` without LoRA or with a quantised
+            base, or what is loaded back is another model; nothing is left then.
     """
     folder = Path(folder)
     check_free(folder)
@@ -67,9 +76,17 @@ def export(model: Tuned, folder: str | Path, *, merged: bool = False) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             _write(model, Path(scratch) / "model", merged)
+            _check(model, Path(scratch) / "model", folder, merged)
+            if origin is not None:
+                write_origin(Path(scratch) / "model", origin)
             (Path(scratch) / "model").replace(folder)
     except OSError as error:
         raise ModelError(f"export to {str(folder)!r}: cannot be written ({error.strerror or error})") from None
+    except (RuntimeError, ValueError) as error:  # of merging and saving, where tensors share storage unforeseen
+        reason = str(error).partition("\n")[0][:300]
+        raise ModelError(
+            f"export to {str(folder)!r}: cannot be written ({reason}): replay the trajectory instead"
+        ) from None
 
 
 def check_free(folder: Path) -> None:
@@ -79,6 +96,19 @@ def check_free(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"export to {str(folder)!r}: it exists and is not empty; give a new folder or empty this one")
+
+
+def _check(model: Tuned, written: Path, folder: Path, merged: bool) -> None:
+    """
+    Raises:
+        ModelError: what users would load is not the tuned model.
+    """
+    if difference := find_difference(model, written, merged):
+        advice = "export without merging" if merged else "choose other tensors with model.trainable or lora_targets"
+        raise ModelError(
+            f"export to {str(folder)!r}: read back, it is not the tuned model: {difference}. Nothing was kept; "
+            f"{advice}, or replay the trajectory where the model is used"
+        )
 
 
 def _write(model: Tuned, folder: Path, merged: bool) -> None:

@@ -40,7 +40,7 @@ from .lora import Gaussian
 from .source import Network, Source, find, from_pretrained, read_config, read_tokenizer
 
 Kind = Literal["causal", "masked", "classifier"]
-_AUTO = {
+AUTO = {
     "causal": AutoModelForCausalLM,
     "masked": AutoModelForMaskedLM,
     "classifier": AutoModelForSequenceClassification,
@@ -110,7 +110,7 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
         if kind == "classifier":
             module, fresh_head = _classifier(source, hf_config, config, task_choices, tokenizer)
         else:
-            module, fresh_head = _pretrained(_AUTO[kind], source, config, kind, hf_config), False
+            module, fresh_head = _pretrained(AUTO[kind], source, config, kind, hf_config), False
     if config.adapter == "lora":
         module = _with_lora(module, config, kind, gaussian)
     elif source.adapter:

@@ -22,7 +22,7 @@ from .expansion import Split, updates_of
 from .noise import Distribution
 from .update import Update, apply
 
-FORMAT = 1
+FORMAT = 2
 MOST_RATIO = 1e6
 
 
@@ -37,6 +37,7 @@ class Header:
     initial: tensors of the base that its id does not give, such as a fitted classification head.
     key_pool: number of keys that directions are drawn from, with replacement; 0: each has a key of its own.
     split: what a step's scalars say of two blocks; None: each is the coefficient of one direction of all tensors.
+    inputs: digests of what the run computes from, by part (`seedtune.pinned_inputs`); versions: of libraries, by name.
     """
 
     base: str
@@ -50,6 +51,8 @@ class Header:
     initial: Mapping[str, torch.Tensor] = field(default_factory=dict)
     key_pool: int = 0
     split: Split | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     noise_version: int = noise.VERSION
     format: int = FORMAT
 

@@ -27,6 +27,7 @@ from .noise import Distribution
 from .trajectory import FORMAT, Header, RoundRecord, Trajectory, broken_rule
 
 _ARRAYS = {"clients": (np.int32, 1), "scalars": (np.float32, 3), "factors": (np.float64, 1), "digest": (np.uint8, 1)}
+_LONGEST_NAME = 64
 
 
 def header_frame(header: Header) -> bytes:
@@ -143,10 +144,20 @@ def _check_header(header: Header) -> None:
         "key_pool": type(header.key_pool) is int and 0 <= header.key_pool < 2**31,
         "model": isinstance(header.model, dict),
         "num_choices": header.num_choices is None or type(header.num_choices) is int,
+        "inputs": _is_text(header.inputs, f"[0-9a-f]{{{2 * DIGEST_BYTES}}}"),
+        "versions": _is_text(header.versions, ".{1,64}"),
     }
     for name, holds in rules.items():
         if not holds:
             raise ValueError(f"{name} = {getattr(header, name)!r}")
+
+
+def _is_text(values: object, form: str) -> bool:
+    """Whether it is an object of short names, each with a text of a form."""
+    return isinstance(values, dict) and all(
+        len(name) <= _LONGEST_NAME and isinstance(text, str) and re.fullmatch(form, text)
+        for name, text in values.items()
+    )
 
 
 def _record(payload: bytes, source: str, number: int) -> RoundRecord:
