@@ -55,8 +55,7 @@ CLIP = (
         ({"model": 3}, "model = 3: must be a table of settings"),
         ({"model": {"trainable": "*"}}, "model.trainable = '*': must be a list, such as ['first', 'second']"),
         ({"task": {"answers": 3}}, "task.answers = 3: must be a table, such as {first = 'one', second = 'two'}"),
-        ({"run": {"seed": "x"}}, "run.seed = 'x': input should be a valid integer, unable to parse string as an "
-                                 "integer"),
+        ({"run": {"seed": "x"}}, "run.seed = 'x': must be a whole number, without quotes"),
         ({"federation": {"local_steps": 0}}, "federation.local_steps = 0: input should be greater than or equal to 1"),
         ({"local": {"learning_rate": math.inf}}, "local.learning_rate = inf: give a number greater than 0 and at most "
                                                  "1e+06, or 'auto'"),
