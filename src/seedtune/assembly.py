@@ -29,7 +29,7 @@ from .models.load import Tuned, kind_of, load
 from .models.objective import example_losses, loss
 from .models.placement import device_of
 from .privacy.rules import checked
-from .sections import ModelConfig
+from .recipe_text import build
 from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
 from .zo import noise
 from .zo.catching_up import CatchingUp, catching_up
@@ -246,7 +246,7 @@ def load_replayed(
         ModelError: the base is not found. DigestMismatch: the base is not the one recorded, or the outcome is not.
     """
     header = trajectory.header
-    config = ModelConfig(**{**header.model, "name": base or header.base})
+    config = build({"model": {**header.model, "name": base or header.base}}, "the trajectory's header").model
     try:
         model = load(config, header.num_choices, initial_values(header.seed))
     except ModelError as error:
