@@ -328,7 +328,12 @@ def damage(folder: Path, name: str, data: bytes) -> None:
     "name, data, read, message",
     [
         (MANIFEST, b"{", trajectory_of, "manifest.json is damaged (not JSON: "),
-        (MANIFEST, b"[]", metrics_of, "manifest.json is damaged (it is no JSON object but a list): the run cannot be continued"),
+        (
+            MANIFEST,
+            b"[]",
+            metrics_of,
+            "manifest.json is damaged (it is no JSON object but a list): the run cannot be continued",
+        ),
         (MANIFEST, b'{"format": 9}', trajectory_of, "manifest.json has format 9, which is not ours, 1"),
         (TRAJECTORY, b"short", trajectory_of, "trajectory.seedtune has 5 bytes where manifest.json counts"),
         (METRICS, b"", metrics_of, "metrics.jsonl has 0 bytes where manifest.json counts"),

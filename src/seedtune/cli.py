@@ -20,6 +20,7 @@ from . import presets
 from .console import Device, Json, Set, err, out, pairs, show
 from .deploy.commands import app as deploy
 from .errors import ConfigError, SeedtuneError, unknown
+from .foreign_text import MOST_MESSAGE, sanitize
 from .probing import app as probe
 from .recipe_text import assignment, machine_of, merged
 from .studies.commands import study
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def _fail(reason: str) -> NoReturn:
-    err.print("error: " + " ".join(reason.splitlines()), style="red", soft_wrap=True)
+    err.print("error: " + sanitize(" ".join(reason.splitlines()), MOST_MESSAGE), style="red", soft_wrap=True)
     sys.exit(2)
 
 

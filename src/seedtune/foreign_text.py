@@ -12,11 +12,12 @@ MOST_MESSAGE = 2000
 """Of a whole message, which may hold several."""
 
 
-def sanitize(text: object, limit: int = MOST_CHARACTERS) -> str:
+def sanitize(text: object, limit: int = MOST_CHARACTERS, keep: str = "") -> str:
     """Return `text` on one line of at most `limit` characters, everything that is not printable escaped.
 
     Line breaks, terminal escapes, bidirectional marks and lone surrogates become visible; of a longer text the middle
-    is left out, so that what a message ends with (what to do) stays. Applied twice it changes nothing more.
+    is left out, so that what a message ends with (what to do) stays. `keep`: characters that stay as they are, such as
+    the line breaks of a text that is shown as one. Applied twice it changes nothing more.
 
     >>> sanitize("fine"), sanitize("two\\nlines \\x1b[31m"), sanitize("\\u202eevil \\ud800")
     ('fine', 'two\\\\nlines \\\\x1b[31m', '\\\\u202eevil \\\\ud800')
@@ -26,7 +27,8 @@ def sanitize(text: object, limit: int = MOST_CHARACTERS) -> str:
     given = _text(text)
     if given.isprintable():
         return _shorten(given, limit)
-    return _shorten("".join(map(_escape, _shorten(given, limit))), limit)
+    escaped = (letter if letter in keep else _escape(letter) for letter in _shorten(given, limit))
+    return _shorten("".join(escaped), limit)
 
 
 def describe(error: BaseException) -> str:

@@ -7,7 +7,7 @@ it does not know are kept. A number that is not finite is null (`metrics`). Wher
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -114,7 +114,7 @@ class _Summary(_Parsed):
     best_rounds: Count
     best_loss: Real | None
     best_accuracy: Real | None
-    stopped_by: str | None
+    stopped_by: Literal["patience", "surge", "privacy", "divergence"] | None
     surges: dict[str, str]
     bytes_up: Count | None
     bytes_down: Count | None
@@ -177,7 +177,9 @@ def parse_manifest(folder: Path, data: bytes) -> Manifest:
     except ValueError as error:
         raise _damaged(folder, MANIFEST, str(error), "the run cannot be continued") from None
     if "format" in fields and fields["format"] != FORMAT:
-        raise RunStoreError(f"run {folder}: {MANIFEST} has format {quote(fields['format'])}, which is not ours, {FORMAT}")
+        raise RunStoreError(
+            f"run {folder}: {MANIFEST} has format {quote(fields['format'])}, which is not ours, {FORMAT}"
+        )
     checked = _checked(_Manifest, fields, folder, MANIFEST, "the run cannot be continued")
     return Manifest(**checked.model_dump())
 

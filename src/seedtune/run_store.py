@@ -30,8 +30,8 @@ from safetensors.torch import load_file, save_file
 
 from .config import Recipe
 from .errors import RunStoreError
-from .privacy.secrets import SECRET, keep_secret
 from .foreign_text import describe
+from .privacy.secrets import SECRET, keep_secret
 from .recipe_text import build_json
 from .run_files import (
     MANIFEST,

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from .console import pairs, table
+from .foreign_text import sanitize
 from .quantities import amount, operations
 
 if TYPE_CHECKING:  # a list of recipes is printed without loading torch
@@ -100,7 +101,7 @@ def _left_out(result: RoundResult | None) -> str:
         return ""
     client = min(result.failed)
     others = f", and {len(result.failed) - 1} more" if len(result.failed) > 1 else ""
-    return f"left out: client {client} ({result.failed[client]}){others}"
+    return f"left out: client {client} ({sanitize(result.failed[client])}){others}"
 
 
 def quality(evaluation: Evaluated) -> str:
@@ -150,7 +151,9 @@ def outcome(summary: dict[str, Any]) -> Table:
 
 def events(summary: dict[str, Any]) -> list[str]:
     """What a reader of the results must know of the way there: surges, an early end, a better round before the last."""
-    found = [f"loss surge in round {rounds}: {reason}" for rounds, reason in summary["surges"].items()]
+    found = [
+        f"loss surge in round {sanitize(rounds)}: {sanitize(reason)}" for rounds, reason in summary["surges"].items()
+    ]
     if summary["stopped_by"]:
         reasons = {
             "patience": "no better evaluation for run.patience of them", "surge": "the loss surged",

@@ -68,8 +68,10 @@ def test_what_is_no_run_is_said(tmp_path):
 
 def test_damaged_files_are_said(tmp_path):
     folder = run_folders.save(tmp_path / "rows", lines=[{"rounds": 0}, [1, 2]])
-    refused(folder, f"run {folder}: metrics.jsonl line 2 is damaged (it is no JSON object but a list): the run "
-            "cannot be continued")
+    refused(
+        folder,
+        f"run {folder}: metrics.jsonl line 2 is damaged (it is no JSON object but a list): the run cannot be continued",
+    )
     folder = run_folders.save(tmp_path / "summary")
     (folder / "summary.json").write_text("[]")
     again = f"delete it and 'seedtune resume {folder}'"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ..console import Console
 from ..errors import ConfigError
+from ..foreign_text import MOST_MESSAGE, sanitize
 
 app = typer.Typer(
     help="Run a federation on several machines: keys, a server, nodes, a reverse proxy.", no_args_is_help=True
@@ -24,7 +25,7 @@ Print = Annotated[bool, typer.Option("--print", help="show commands, environment
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(sanitize(text, MOST_MESSAGE), flush=True)
 
 
 @app.command("keys")

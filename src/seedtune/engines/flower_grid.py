@@ -36,6 +36,7 @@ from ..fed.hello import (
 from ..fed.messages import pack_weights
 from ..fed.participation import cohort_of, drops_out
 from ..fed.rounds import AHEAD, ExchangeProtocol, Server
+from ..foreign_text import sanitize
 from ..privacy.sum_plan import quorum
 from .flower_post import Outcome, Post
 from .frames import NODE, Parcel
@@ -225,7 +226,8 @@ class FlowerGrid:
         now = self._clock()
         if now >= self._looked + self._waiting.look:
             self._looked = now
-            self._online = {info.node_id: info.name or f"node {info.node_id}" for info in self._grid.get_nodes()}
+            names = {info.node_id: sanitize(info.name or "", 60) for info in self._grid.get_nodes()}
+            self._online = {node: name or f"node {node}" for node, name in names.items()}
         for node in self._online:
             refused_at = self._refused.get(node, ("", -float("inf")))[1]
             is_new = node not in self._guests and node not in self._greetings.underway
@@ -263,7 +265,7 @@ class FlowerGrid:
         self._node_of |= dict.fromkeys(clients, node)
         self._told |= standing.stands_at
         if not self._is_closed:
-            self._say(f"{self._label(node)} takes part with {_ranges(clients)} ({standing.software})")
+            self._say(f"{self._label(node)} takes part with {_ranges(clients)} ({sanitize(standing.software)})")
 
     def _places(self, server: Server) -> dict[int, int]:
         """Where the clients that nodes have spoken of since it was last asked stand in the server's log."""
@@ -324,10 +326,10 @@ def _each(outcome: Outcome, count: int) -> Iterator[bytes | Exception]:
 
 def _error(text: str) -> SeedtuneError:
     """An error of a node as one of ours: of its own class where that is one."""
-    name, _, reason = text.partition(": ")
+    name, _, reason = sanitize(text).partition(": ")
     kind: Any = getattr(errors, name, None)
     is_ours = isinstance(kind, type) and issubclass(kind, SeedtuneError)
-    return kind(reason) if is_ours else EngineError(text)
+    return kind(reason) if is_ours else EngineError(sanitize(text))
 
 
 def _ranges(clients: tuple[int, ...]) -> str:

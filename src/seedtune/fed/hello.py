@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..foreign_text import quote, sanitize
 from ..space import DIGEST_BYTES, Space
 from ..zo.trajectory import Header
 from .messages import Order, decode_order, encode_order
@@ -73,7 +74,8 @@ def facts_of(header: Header, space: Space, labels: tuple[str, ...]) -> Facts:
 def differences(run: Facts, node: Facts) -> str:
     """Every fact in which a node differs from a run, with both values; empty where there is none."""
     names = [name for name in {**run, **node} if run.get(name) != node.get(name)]
-    return "; ".join(f"its {name} is {node.get(name)!r}, the run's is {run.get(name)!r}" for name in names)
+    pairs = ((sanitize(name, 60), quote(node.get(name)), quote(run.get(name))) for name in names)
+    return "; ".join(f"its {name} is {its}, the run's is {ours}" for name, its, ours in pairs)
 
 
 def encode_hello(hello: Hello) -> bytes:
