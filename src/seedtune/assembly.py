@@ -31,6 +31,7 @@ from .models.placement import device_of
 from .privacy.rules import checked
 from .recipe_text import build
 from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
+from .trial import check_forward, check_tokens
 from .zo import noise
 from .zo.catching_up import CatchingUp, catching_up
 from .zo.meter import Meter, shape_of
@@ -61,6 +62,15 @@ class Experiment:
     @property
     def space(self) -> Space:
         return self.site.perturber.space
+
+    def check_forward(self) -> None:
+        """Try one forward, as every client will make it (`trial`).
+
+        Raises:
+            ModelError: it would fail, or not use every tuned tensor.
+        """
+        needs_all = self.recipe.local.order == "zeroth"
+        check_forward(self.model, self.site.perturber, (self.train, self.test), needs_all)
 
     def evaluate(self) -> Evaluation:
         """On the test examples, at the server's weights."""
@@ -102,6 +112,7 @@ def assemble(
     model = load(recipe.model, len(task.label_names) or None, initial_values(seed))
     model.module.to(device)
     train, test = (encode(task, part, model.tokenizer, kind, model.window) for part in (task.train, task.test))
+    check_tokens(model, (train, test))
     clients, heldout = _dealt(recipe, task, own)
     if initial is None:
         initial = _head_start(recipe, model, task, train.subset(indices_of(clients)))

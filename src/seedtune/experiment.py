@@ -153,6 +153,7 @@ def resume(
 
 def _told(experiment: Experiment, say: Say) -> tuple[Experiment, Spent]:
     """The experiment with what its recipe leaves open measured, and what that took."""
+    experiment.check_forward()
     experiment, spent = started(experiment)
     if spent.note:
         say(spent.note)

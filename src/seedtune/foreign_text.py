@@ -8,6 +8,8 @@ from typing import Any
 
 MOST_CHARACTERS = 300
 """Of one foreign string."""
+MOST_REASON = 600
+"""Of an exception: our own say what to do at their end."""
 MOST_MESSAGE = 2000
 """Of a whole message, which may hold several."""
 
@@ -34,7 +36,7 @@ def sanitize(text: object, limit: int = MOST_CHARACTERS, keep: str = "") -> str:
 def describe(error: BaseException) -> str:
     """Return an exception as "Class: message" on one bounded line."""
     message = " ".join(_text(error).split())
-    return sanitize(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+    return sanitize(f"{type(error).__name__}: {message}" if message else type(error).__name__, MOST_REASON)
 
 
 def quote(value: object, limit: int = MOST_CHARACTERS) -> str:

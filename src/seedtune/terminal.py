@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from .console import pairs, table
-from .foreign_text import sanitize
+from .foreign_text import MOST_REASON, sanitize
 from .quantities import amount, operations
 
 if TYPE_CHECKING:  # a list of recipes is printed without loading torch
@@ -101,7 +101,7 @@ def _left_out(result: RoundResult | None) -> str:
         return ""
     client = min(result.failed)
     others = f", and {len(result.failed) - 1} more" if len(result.failed) > 1 else ""
-    return f"left out: client {client} ({sanitize(result.failed[client])}){others}"
+    return f"left out: client {client} ({sanitize(result.failed[client], MOST_REASON)}){others}"
 
 
 def quality(evaluation: Evaluated) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 from . import run_store
 from .config import Recipe
 from .console import Table
-from .foreign_text import sanitize
+from .foreign_text import MOST_REASON, sanitize
 from .quantities import amount, duration, operations
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -95,7 +95,9 @@ def line(row: Mapping[str, Any], num_rounds: int) -> str:
                               ("accuracy", "accuracy ", ".1%"), ("epsilon", "epsilon ", ".3f")):  # fmt: skip
         if isinstance(row.get(name), (int, float)):
             parts.append(label + format(row[name], form))
-    parts += [f"left out: client {client} ({sanitize(why)})" for client, why in row.get("failed", {}).items()]
+    parts += [
+        f"left out: client {client} ({sanitize(why, MOST_REASON)})" for client, why in row.get("failed", {}).items()
+    ]
     parts += [f"SURGE: {sanitize(row['surge'])}"] if row.get("surge") else []
     return "  ".join(parts)
 
@@ -149,7 +151,7 @@ def _news(seen: Sight) -> Iterator[str]:
     failed = [(row["rounds"], *item) for row in seen.rows for item in row.get("failed", {}).items()]
     if failed:
         round_, client, reason = failed[-1]
-        yield f"{len(failed)} replies not usable, last that of client {client} in round {round_}: {sanitize(reason)}"
+        yield f"{len(failed)} replies not usable, last that of client {client} in round {round_}: {sanitize(reason, MOST_REASON)}"
 
 
 def curve(values: Sequence[float], width: int = CURVE) -> str:

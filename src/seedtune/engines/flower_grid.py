@@ -36,7 +36,7 @@ from ..fed.hello import (
 from ..fed.messages import pack_weights
 from ..fed.participation import cohort_of, drops_out
 from ..fed.rounds import AHEAD, ExchangeProtocol, Server
-from ..foreign_text import sanitize
+from ..foreign_text import MOST_REASON, sanitize
 from ..privacy.sum_plan import quorum
 from .flower_post import Outcome, Post
 from .frames import NODE, Parcel
@@ -326,10 +326,10 @@ def _each(outcome: Outcome, count: int) -> Iterator[bytes | Exception]:
 
 def _error(text: str) -> SeedtuneError:
     """An error of a node as one of ours: of its own class where that is one."""
-    name, _, reason = sanitize(text).partition(": ")
+    name, _, reason = sanitize(text, MOST_REASON).partition(": ")
     kind: Any = getattr(errors, name, None)
     is_ours = isinstance(kind, type) and issubclass(kind, SeedtuneError)
-    return kind(reason) if is_ours else EngineError(sanitize(text))
+    return kind(reason) if is_ours else EngineError(sanitize(text, MOST_REASON))
 
 
 def _ranges(clients: tuple[int, ...]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..foreign_text import quote, sanitize
+from ..foreign_text import MOST_MESSAGE, quote, sanitize
 from ..space import DIGEST_BYTES, Space
 from ..zo.trajectory import Header
 from .messages import Order, decode_order, encode_order
@@ -75,7 +75,8 @@ def differences(run: Facts, node: Facts) -> str:
     """Every fact in which a node differs from a run, with both values; empty where there is none."""
     names = [name for name in {**run, **node} if run.get(name) != node.get(name)]
     pairs = ((sanitize(name, 60), quote(node.get(name)), quote(run.get(name))) for name in names)
-    return "; ".join(f"its {name} is {its}, the run's is {ours}" for name, its, ours in pairs)
+    each = (f"its {name} is {its}, the run's is {ours}" for name, its, ours in pairs)
+    return sanitize("; ".join(each), MOST_MESSAGE)
 
 
 def encode_hello(hello: Hello) -> bytes:

@@ -20,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from ..errors import TrajectoryError
-from ..foreign_text import describe, parse_json, quote, sanitize
+from ..foreign_text import parse_json, quote, sanitize
 from ..space import DIGEST_BYTES
 from . import noise
 from .expansion import Split
@@ -165,7 +165,7 @@ def _record(payload: bytes, source: str, number: int) -> RoundRecord:
             int(numbers["round"]), tuple(clients.tolist()), scalars, factors, found.tobytes(), back_to, ratio
         )
     except Exception as error:  # as for the header
-        raise TrajectoryError(f"{source}: the record of round {number} is not readable: {describe(error)}") from None
+        raise TrajectoryError(f"{source}: the record of round {number} is not readable: {quote(error)}") from None
     fault = "rounds follow each other" if record.round != number else broken_rule(record)
     if fault:
         raise TrajectoryError(f"{source}: the record of round {number} breaks a rule: {fault}")
