@@ -37,8 +37,8 @@ def check_tokens(model: Tuned, sets: Iterable[EncodedSet]) -> None:
         if largest >= num_rows:
             word = quote(model.tokenizer.convert_ids_to_tokens(largest))
             raise ModelError(
-                f"model {model.base_id!r}: its tokenizer gives token {largest} ({word}), and its embedding has rows for "
-                f"0 to {num_rows - 1}: save the tokenizer that the model was trained with beside its weights"
+                f"model {model.base_id!r}: its tokenizer gives token {largest} ({word}), and its embedding has rows "
+                f"for 0 to {num_rows - 1}: save the tokenizer that the model was trained with beside its weights"
             )
 
 

@@ -151,7 +151,8 @@ def _news(seen: Sight) -> Iterator[str]:
     failed = [(row["rounds"], *item) for row in seen.rows for item in row.get("failed", {}).items()]
     if failed:
         round_, client, reason = failed[-1]
-        yield f"{len(failed)} replies not usable, last that of client {client} in round {round_}: {sanitize(reason, MOST_REASON)}"
+        reason = sanitize(reason, MOST_REASON)
+        yield f"{len(failed)} replies not usable, last that of client {client} in round {round_}: {reason}"
 
 
 def curve(values: Sequence[float], width: int = CURVE) -> str:
