@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 a request that cannot be met, with one line that says why; 130 stopped by Ctrl-C.
 """
 
+import errno
 import json
 import os
 import sys
@@ -65,6 +66,10 @@ def main() -> None:
     except BrokenPipeError:  # a reader such as `head` has seen enough; the interpreter must not try to flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _fail(f"{sanitize(error.filename)}: is too long a name for a file: give a shorter one")
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("click", "typer"):
             raise
