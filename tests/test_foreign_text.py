@@ -31,9 +31,7 @@ def is_safe(text: str) -> bool:
 
 
 def test_controls_bidi_marks_and_line_breaks_become_visible():
-    assert sanitize(EVIL) == (
-        "\\x1b[2J\\x1b[31mround 1, accuracy 100 %\\r\\nseedtune: \\u202egnp.exe \\x07\\ud800"
-    )
+    assert sanitize(EVIL) == ("\\x1b[2J\\x1b[31mround 1, accuracy 100 %\\r\\nseedtune: \\u202egnp.exe \\x07\\ud800")
     assert sanitize("Größe, 大きさ, 🙂") == "Größe, 大きさ, 🙂"
 
 

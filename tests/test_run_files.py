@@ -7,7 +7,7 @@ import whole_files
 
 from seedtune.errors import RunStoreError
 from seedtune.run_files import parse_manifest, parse_rows, parse_summary
-from seedtune.run_store import is_run, recipe_of, snapshot_of, summary_of
+from seedtune.run_store import is_run, metrics_of, recipe_of, snapshot_of, summary_of
 
 MANIFEST = {"num_rounds": 2, "trajectory_bytes": 10, "metrics_bytes": 20, "format": 1}
 NOT_CONTINUED = ": the run cannot be continued"
@@ -120,3 +120,25 @@ def test_a_flipped_header_of_a_snapshot_is_named(tmp_path):
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
         with pytest.raises(RunStoreError, match=r"snapshot round-00000001.safetensors is damaged \(.*: take a fresh"):
             snapshot_of(tmp_path, 1)
+
+
+def test_a_run_that_has_ended_without_a_manifest_is_refused(tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    assert metrics_of(tmp_path) == []
+    (tmp_path / "summary.json").write_text(json.dumps(whole_files.summary()))
+    with pytest.raises(RunStoreError) as error:
+        metrics_of(tmp_path)
+    assert str(error.value) == f"run {tmp_path}: has ended, and its manifest.json is missing: take a fresh copy"
+
+
+def test_a_manifest_that_counts_other_rounds_than_the_files_hold_is_refused(tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    lines = "".join(json.dumps(row) + "\n" for row in (whole_files.first_row(), whole_files.row(1)))
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST | {"metrics_bytes": len(lines)}))
+    with pytest.raises(RunStoreError) as error:
+        metrics_of(tmp_path)
+    assert str(error.value) == (
+        f"run {tmp_path}: metrics.jsonl holds 1 rounds where manifest.json says 2: one of them was replaced, and the run "
+        "cannot be continued"
+    )

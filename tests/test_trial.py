@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from seedtune import experiment, trial
+from seedtune import experiment, trial, trying
 from seedtune.data.encoding import Encoded, EncodedSet
 from seedtune.errors import ModelError
 from seedtune.models import lora
@@ -134,3 +134,5 @@ def test_a_token_without_a_row_in_the_embedding_is_refused_before_round_0(tmp_pa
     told = r"model 'model': its tokenizer gives token \d+ \('.*'\), and its embedding has rows for 0 to 259: save the "
     assert re.match(told + "tokenizer that the model was trained with beside its weights$", str(error.value))
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ModelError, match="its embedding has rows for 0 to 259"):
+        trying.written(str(folder), "the sky is red")

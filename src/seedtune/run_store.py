@@ -125,6 +125,8 @@ class RunStore:
     def manifest(self) -> Manifest | None:
         """None where the run was stopped before its first commit."""
         data = read_bytes(self.folder, MANIFEST)
+        if data is None and (self.folder / SUMMARY).exists():
+            raise RunStoreError(f"run {self.folder}: has ended, and its {MANIFEST} is missing: take a fresh copy")
         return None if data is None else parse_manifest(self.folder, data)
 
     def recover(self) -> Manifest | None:

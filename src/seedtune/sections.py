@@ -3,7 +3,7 @@
 What goes together with what is `config.Recipe`'s to check.
 """
 
-from pathlib import PurePath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
@@ -41,11 +41,15 @@ class Section(BaseModel):
 
 
 def _check_path(name: str) -> str:
-    names = [part.encode("utf-8", "replace") for part in PurePath(name).parts]
+    names = [part.encode("utf-8", "replace") for part in Path(name).parts]
     if len(name.encode("utf-8", "replace")) > MOST_PATH or any(len(part) > MOST_PATH_PART for part in names):
         raise ValueError(
             f"a path has at most {MOST_PATH:,} bytes, and each name in it at most {MOST_PATH_PART}: give a shorter one"
         )
+    try:
+        Path(name).expanduser()
+    except RuntimeError:
+        raise ValueError("names the home folder of a user who is not here: give the whole path") from None
     return name
 
 

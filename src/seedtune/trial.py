@@ -28,18 +28,24 @@ def check_tokens(model: Tuned, sets: Iterable[EncodedSet]) -> None:
     Raises:
         ModelError: one has none.
     """
-    num_rows = _num_embedding_rows(model.module)
-    if num_rows is None:
-        return
     for encoded in sets:
         tokens = [part for example in encoded.examples for part in (example.prompt, example.answer)]
-        largest = int(np.concatenate([np.array([encoded.pad_token]), *encoded.answers, *tokens]).max())
-        if largest >= num_rows:
-            word = quote(model.tokenizer.convert_ids_to_tokens(largest))
-            raise ModelError(
-                f"model {model.base_id!r}: its tokenizer gives token {largest} ({word}), and its embedding has rows "
-                f"for 0 to {num_rows - 1}: save the tokenizer that the model was trained with beside its weights"
-            )
+        check_rows(model, int(np.concatenate([np.array([encoded.pad_token]), *encoded.answers, *tokens]).max()))
+
+
+def check_rows(model: Tuned, largest: int) -> None:
+    """Check that the largest of some tokens has a row in the model's embedding.
+
+    Raises:
+        ModelError: it has none.
+    """
+    num_rows = _num_embedding_rows(model.module)
+    if num_rows is not None and largest >= num_rows:
+        word = quote(model.tokenizer.convert_ids_to_tokens(largest))
+        raise ModelError(
+            f"model {model.base_id!r}: its tokenizer gives token {largest} ({word}), and its embedding has rows for 0 "
+            f"to {num_rows - 1}: save the tokenizer that the model was trained with beside its weights"
+        )
 
 
 def _num_embedding_rows(module: torch.nn.Module) -> int | None:
