@@ -1,4 +1,4 @@
-"""Every file of a run folder is refused in one line that names it, whatever is in it: no error of Python's comes out."""
+"""Every file of a run folder is refused in one line that names it, whatever it holds; no error of Python comes out."""
 
 import json
 
@@ -139,6 +139,6 @@ def test_a_manifest_that_counts_other_rounds_than_the_files_hold_is_refused(tmp_
     with pytest.raises(RunStoreError) as error:
         metrics_of(tmp_path)
     assert str(error.value) == (
-        f"run {tmp_path}: metrics.jsonl holds 1 rounds where manifest.json says 2: one of them was replaced, and the run "
-        "cannot be continued"
+        f"run {tmp_path}: metrics.jsonl holds 1 rounds where manifest.json says 2: one of them was replaced, and the "
+        "run cannot be continued"
     )
