@@ -83,7 +83,7 @@ def machine_of(kernel: str, device: str) -> Machine:
         raise ConfigError(f"--kernel {kernel!r}: must be auto, compiled or torch")
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
         raise ConfigError(f"--device {device!r}: must be cpu, cuda or, for one of several GPUs, cuda:N")
-    return Machine(kernel=kernel, device=device)
+    return Machine.model_validate({"kernel": kernel, "device": device})
 
 
 def clients_of(text: str) -> tuple[int, ...]:
