@@ -3,13 +3,18 @@
 `make fuzz` sets SEEDTUNE_FUZZ, a multiple of the examples that the test suite tries.
 """
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from seedtune.errors import SeedtuneError
+from seedtune.foreign_text import MOST_MESSAGE
 
 TIMES = int(os.environ.get("SEEDTUNE_FUZZ", "1"))
 SLOW = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
@@ -34,6 +39,45 @@ def fuzzed(num_examples: int) -> Callable[[Callable], Callable]:
         return pytest.mark.fuzz(limits(test))
 
     return decorated
+
+
+@contextmanager
+def no_foreign_error(name: str) -> Iterator[None]:
+    """Takes success, or an error of ours of at most 2,000 printable characters."""
+    try:
+        yield
+    except SeedtuneError as error:
+        assert 0 < len(str(error)) <= MOST_MESSAGE and str(error).isprintable(), (name, str(error)[:100])
+
+
+def torn(data: bytes) -> st.SearchStrategy[bytes]:
+    """Bytes with one changed, some cut off, left out or put in, or others in their place."""
+    place = st.integers(0, max(0, len(data) - 1))
+    return (
+        st.tuples(place, st.integers(1, 255)).map(
+            lambda at: data[: at[0]] + bytes([data[at[0]] ^ at[1]]) + data[at[0] + 1 :]
+        )
+        | place.map(lambda at: data[:at])
+        | st.tuples(place, place).map(lambda at: data[: min(at)] + data[max(at) :])
+        | st.tuples(place, st.binary(min_size=1, max_size=8)).map(lambda at: data[: at[0]] + at[1] + data[at[0] :])
+        | st.binary(max_size=40)
+    )
+
+
+WILD = ("[" * 100_000, "9" * 5000, "1e400", "-1", "1.5", "true", "null", "NaN", '"\\ud800"', '"\\u0000"',
+        '"\\u001b[31m\\u202e\\n"', json.dumps("x" * 100_000), "{" + '"a":{' * 50_000)  # fmt: skip
+"""JSON values that are hard on whoever reads them."""
+
+
+def wild_json(tree: Any) -> st.SearchStrategy[bytes]:
+    """JSON in which one value at the top, or the whole, is hard to read."""
+    wild = st.sampled_from(WILD)
+    if not isinstance(tree, dict) or not tree:
+        return wild.map(str.encode)
+    plain = {name: json.dumps(value) for name, value in tree.items()}
+    changed = st.tuples(st.sampled_from(sorted(tree)), wild).map(lambda at: plain | {at[0]: at[1]})
+    text = changed.map(lambda texts: "{" + ", ".join(f"{json.dumps(k)}: {v}" for k, v in texts.items()) + "}")
+    return (text | wild).map(str.encode)
 
 
 @st.composite

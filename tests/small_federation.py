@@ -110,7 +110,8 @@ def without_a_model(
         model=SimpleNamespace(base_id="linear", chosen=""),
         train=SimpleNamespace(num_truncated=1), test=SimpleNamespace(num_truncated=2),
         task=SimpleNamespace(label_names=("down", "up")),
-        evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict, secret=secret, kept=None,
+        check_forward=lambda: None, evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict, secret=secret,
+        kept=None,
     )  # fmt: skip
     return SimpleNamespace(**(fields | changed))
 

@@ -343,16 +343,15 @@ SETTINGS = {
     "federaton.keys=own": "recipe tiny.toml: unknown section 'federaton': did you mean 'federation'? Known: auto, "
     "baseline, byzantine, federation, local, model, partition, personalise, privacy, run, secure_sum, split, task",
     "personalise.alpha=-0.5": "recipe tiny.toml: personalise.alpha = -0.5: input should be greater than or equal to 0",
-    "personalise.alpha=half": "recipe tiny.toml: personalise.alpha = 'half': input should be a valid number, unable to "
-    "parse string as a number",
+    "personalise.alpha=half": "recipe tiny.toml: personalise.alpha = 'half': must be a number, without quotes",
     "personalise.policy=round-wize": "recipe tiny.toml: personalise.policy = 'round-wize': input should be 'fixed', "
     "'random', 'round-wise', 'five-round' or 'model-diff'",
     "partition.heldout_fraction=1": "recipe tiny.toml: partition.heldout_fraction = 1: input should be less than 1",
     "run.patience=-1": "recipe tiny.toml: run.patience = -1: input should be greater than or equal to 0",
     "run.on_surge=retry": "recipe tiny.toml: run.on_surge = 'retry': input should be 'ignore', 'stop' or 'backoff'",
     "run.seed=-1": "recipe tiny.toml: run.seed = -1: input should be greater than or equal to 0",
-    "local.num_directions=two": "recipe tiny.toml: local.num_directions = 'two': input should be a valid integer, "
-    "unable to parse string as an integer",
+    "local.num_directions=two": "recipe tiny.toml: local.num_directions = 'two': must be a whole number, "
+    "without quotes",
     "seed=3": "--set 'seed=3': expected section.key=value, for example --set local.learning_rate=3e-4",
     "task.template='the {shape} is'": "template 'the {shape} is' names the column 'shape', which task 'custom', data "
     "does not have: it has thing, colour; write braces that are text as {{ and }}",

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from seedtune.config import Machine, Recipe
 from seedtune.errors import ConfigError
-from seedtune.recipe_text import assignment, build, clients_of, merged, read_toml
+from seedtune.recipe_text import assignment, build, build_json, clients_of, merged, read_toml
 
 SPLIT = {"local": {"estimator": "split"}}
 LEAVE_ONE_OUT = (
@@ -55,8 +55,7 @@ CLIP = (
         ({"model": 3}, "model = 3: must be a table of settings"),
         ({"model": {"trainable": "*"}}, "model.trainable = '*': must be a list, such as ['first', 'second']"),
         ({"task": {"answers": 3}}, "task.answers = 3: must be a table, such as {first = 'one', second = 'two'}"),
-        ({"run": {"seed": "x"}}, "run.seed = 'x': input should be a valid integer, unable to parse string as an "
-                                 "integer"),
+        ({"run": {"seed": "x"}}, "run.seed = 'x': must be a whole number, without quotes"),
         ({"federation": {"local_steps": 0}}, "federation.local_steps = 0: input should be greater than or equal to 1"),
         ({"local": {"learning_rate": math.inf}}, "local.learning_rate = inf: give a number greater than 0 and at most "
                                                  "1e+06, or 'auto'"),
@@ -173,3 +172,82 @@ def test_files_that_are_not_toml_are_refused(tmp_path):
         read_toml(binary)
     with pytest.raises(ConfigError, match=r"^recipe gone.toml: cannot be read: No such file or directory$"):
         read_toml(Path("gone.toml"))
+
+
+DEEP = "[" * 100_000
+LONG_NUMBER = "9" * 5000
+
+
+@pytest.mark.parametrize("text, reason", [
+    (f"a = {DEEP}", "nested too deeply"), (f"[run]\nseed = {LONG_NUMBER}", "Exceeds the limit (4300 digits)"),
+])  # fmt: skip
+def test_toml_that_is_too_deep_or_too_long_is_said(tmp_path, text, reason):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read_toml(tmp_path / "mine.toml")
+    assert str(error.value).startswith(f"recipe {tmp_path / 'mine.toml'}: is not valid TOML: {reason}")
+
+
+@pytest.mark.parametrize("text, reason", [
+    (DEEP, "nested too deeply"), (f'{{"run": {{"seed": {LONG_NUMBER}}}}}', "an integer in it has too many digits"),
+    ("[]", "is not a table of sections"),
+])  # fmt: skip
+def test_json_that_is_too_deep_or_too_long_is_said(text, reason):
+    with pytest.raises(ConfigError) as error:
+        build_json(text, "the server's recipe")
+    assert str(error.value).startswith("the server's recipe: ") and str(error.value).endswith(reason)
+
+
+NO_TEXT = "give text without nul bytes and without halves of characters (lone surrogates)"
+TYPES = [
+    ({"run": {"seed": True}}, "run.seed = True: must be a whole number, without quotes"),
+    ({"run": {"seed": "1"}}, "run.seed = '1': must be a whole number, without quotes"),
+    ({"federation": {"num_rounds": 3.0}}, "federation.num_rounds = 3.0: must be a whole number, without quotes"),
+    ({"model": {"lora_alpha": False}}, "model.lora_alpha = False: must be a number, without quotes"),
+    (
+        {"local": {"learning_rate": True}},
+        "local.learning_rate = True: give a number greater than 0 and at most 1e+06, or 'auto'",
+    ),
+    ({"secure_sum": {"enabled": 1}}, "secure_sum.enabled = 1: must be true or false"),
+    ({"run": {"seed": 16**5000}}, "run.seed = a int that cannot be shown: input should be less than "),
+    ({"task": {"max_train": 16**5000}}, "task.max_train = a int that cannot be shown: give a number below 9e+18"),
+    ({"model": {"name": "a\0b"}}, f"model.name = 'a\\x00b': {NO_TEXT}"),
+    ({"task": {"path": "a\ud800"}}, f"task.path = 'a\\ud800': {NO_TEXT}"),
+    ({"task": {"answers": {"\ud800": "x"}}}, f"task.answers = {{'\\ud800': 'x'}}: {NO_TEXT}"),
+    ({"model": {"trainable": ["\0"]}}, f"model.trainable = ['\\x00']: {NO_TEXT}"),
+]
+
+
+@pytest.mark.parametrize("values, message", TYPES)
+def test_types_of_settings_are_exact(values, message):
+    assert refused(**values).startswith(f"mine.toml: {message}")
+
+
+def test_an_integer_does_for_a_float_and_a_list_for_a_tuple():
+    recipe = build({"model": {"lora_alpha": 8, "trainable": ["*"]}, "local": {"learning_rate": 1}})
+    assert (recipe.model.lora_alpha, recipe.model.trainable, recipe.local.learning_rate) == (8.0, ("*",), 1.0)
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "folder/" + "y" * 300, "é" * 200])
+def test_a_name_that_no_file_system_takes_is_refused_before_it_is_looked_for(name):
+    told = refused(model={"name": name})
+    assert told.startswith("mine.toml: model.name = '") and len(told) < 600
+    assert told.endswith("a path has at most 4,096 bytes, and each name in it at most 255: give a shorter one")
+
+
+def test_the_home_of_nobody_is_refused():
+    told = refused(model={"name": "~nobody-of-this-name/model"})
+    assert told.endswith("names the home folder of a user who is not here: give the whole path")
+
+
+@pytest.mark.parametrize(
+    "text", ["run.seed=1\nlocal.clip=2", "task.template=one\r\ntwo", "run.seed=1\n[local]\nclip=2"]
+)
+def test_a_set_of_several_lines_is_refused_not_cut(text):
+    with pytest.raises(ConfigError) as error:
+        assignment(text)
+    assert str(error.value) == (
+        f"--set {text!r}: is one setting on one line: give --set once for each, and a line break within a text as \\n "
+        'between quotes, such as task.template="first\\nsecond"'
+    )
+    assert assignment('task.template="first\\nsecond"') == {"task": {"template": "first\nsecond"}}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_federation import recipe, site, without_a_model
 from tiny_runs import MACHINE, NOTHING
+from whole_files import first_row, row, summary
 
 from seedtune import experiment, run_folder, run_store
 from seedtune.errors import ConfigError, RunStoreError, TrajectoryError
@@ -64,7 +65,7 @@ def play(folder: Path, snapshots: bool = False) -> None:
 
 
 def begun(store: RunStore) -> int:
-    store.begin(SETTINGS, HEADER, {"rounds": 0})
+    store.begin(SETTINGS, HEADER, first_row())
     return 0
 
 
@@ -72,8 +73,8 @@ def finish(store: RunStore, done: int, snapshots: bool) -> None:
     for round_ in range(done, NUM_ROUNDS):
         if snapshots:
             store.keep_snapshot(round_, {"w": torch.full((3,), float(round_))}, others=())
-        store.append(record(round_), {"rounds": round_ + 1})
-    store.finish({"rounds": NUM_ROUNDS})
+        store.append(record(round_), row(round_ + 1))
+    store.finish(summary())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -156,8 +157,8 @@ def test_a_run_is_read_back(tmp_path):
     state = trajectory_of(tmp_path / "run")
     assert state.header.base_digest == HEADER.base_digest and [r.round for r in state.records] == [0, 1]
     assert state.records[1].scalars.tolist() == record(1).scalars.tolist()
-    assert metrics_of(tmp_path / "run") == [{"rounds": n} for n in range(3)]
-    assert recipe_of(tmp_path / "run") == SETTINGS and summary_of(tmp_path / "run") == {"rounds": 2}
+    assert metrics_of(tmp_path / "run") == [first_row(), row(1), row(2)]
+    assert recipe_of(tmp_path / "run") == SETTINGS and summary_of(tmp_path / "run") == summary()
 
 
 def test_only_the_last_snapshots_are_kept_unless_all_are_wanted(tmp_path):
@@ -191,7 +192,7 @@ def test_a_run_is_replaced_only_when_asked(tmp_path):
         f"with --out, or add --replace"
     )
     with create(tmp_path, replace=True) as store:
-        store.begin(SETTINGS, HEADER, {"rounds": 0})
+        store.begin(SETTINGS, HEADER, first_row())
     assert trajectory_of(tmp_path).records == () and summary_of(tmp_path) is None
     assert set(contents(tmp_path)) == {RECIPE, TRAJECTORY, METRICS, MANIFEST}
 
@@ -326,14 +327,19 @@ def damage(folder: Path, name: str, data: bytes) -> None:
 @pytest.mark.parametrize(
     "name, data, read, message",
     [
-        (MANIFEST, b"{", trajectory_of, "manifest.json is damaged: the run cannot be continued"),
-        (MANIFEST, b"[]", metrics_of, "manifest.json is damaged: the run cannot be continued"),
-        (MANIFEST, b'{"format": 9}', trajectory_of, "format 9 is not ours, 2"),
+        (MANIFEST, b"{", trajectory_of, "manifest.json is damaged (not JSON: "),
+        (
+            MANIFEST,
+            b"[]",
+            metrics_of,
+            "manifest.json is damaged (it is no JSON object but a list): the run cannot be continued",
+        ),
+        (MANIFEST, b'{"format": 9}', trajectory_of, "manifest.json has format 9, which is not ours, 2"),
         (TRAJECTORY, b"short", trajectory_of, "trajectory.seedtune has 5 bytes where manifest.json counts"),
         (METRICS, b"", metrics_of, "metrics.jsonl has 0 bytes where manifest.json counts"),
-        (METRICS, b"x" * 99, metrics_of, "metrics.jsonl is damaged or was altered since it was written"),
+        (METRICS, b"x" * 9999, metrics_of, "metrics.jsonl is damaged or was altered since it was written"),
         (RECIPE, b"\xff", recipe_of, "recipe.json is damaged"),
-        (SUMMARY, b"{", summary_of, "summary.json is damaged; delete it and 'seedtune resume"),
+        (SUMMARY, b"{", summary_of, "summary.json is damaged (not JSON: Expecting property name"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, name, data, read, message):

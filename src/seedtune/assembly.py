@@ -34,8 +34,9 @@ from .models.placement import device_of
 from .pinned_inputs import BASE, check_inputs, digest_base, digest_inputs, library_versions
 from .privacy.rules import checked
 from .progress import phase
-from .sections import ModelConfig
+from .recipe_text import build
 from .space import Space, Weights, bind, bound_weights, copy_into, digest, model_digest, space_of
+from .trial import check_forward, check_tokens
 from .zo import noise
 from .zo.catching_up import CatchingUp, catching_up
 from .zo.kept_activations import KeptActivations
@@ -68,6 +69,15 @@ class Experiment:
     @property
     def space(self) -> Space:
         return self.site.perturber.space
+
+    def check_forward(self) -> None:
+        """Try one forward, as every client will make it (`trial`).
+
+        Raises:
+            ModelError: it would fail, or not use every tuned tensor.
+        """
+        needs_all = self.recipe.local.order == "zeroth"
+        check_forward(self.model, self.site.perturber, (self.train, self.test), needs_all)
 
     def evaluate(self) -> Evaluation:
         """On the test examples, at the server's weights."""
@@ -126,6 +136,7 @@ def assemble(
     with phase("encoding the task's examples"):
         train = encode(task, task.train, model.tokenizer, kind, model.window, judged)
         test = encode(task, task.test, model.tokenizer, kind, model.window, range(len(task.test)))
+    check_tokens(model, (train, test))
     if initial is None:
         initial = _head_start(recipe, model, task, train.subset(indices_of(clients)))
     install_initial(model, initial)
@@ -294,7 +305,7 @@ def load_replayed(
             tokenizer included, or the outcome is not.
     """
     header = trajectory.header
-    config = ModelConfig(**{**header.model, "name": base or header.base})
+    config = build({"model": {**header.model, "name": base or header.base}}, "the trajectory's header").model
     try:
         model = load(config, header.num_choices, initial_values(header.seed))
     except ModelError as error:

@@ -22,6 +22,7 @@ from .command_group import CONTEXT, CommandGroup
 from .console import DIVERGED, STOPPED, Device, Json, Set, err, out, pairs, show
 from .deploy.commands import app as deploy
 from .errors import ConfigError, SeedtuneError, unknown
+from .foreign_text import MOST_MESSAGE, sanitize
 from .probing import app as probe
 from .recipe_text import assignment, machine_of, merged
 from .studies.commands import study
@@ -105,7 +106,7 @@ def _end(error: BaseException) -> NoReturn:
 
 def _fail(reason: str) -> NoReturn:
     with suppress(OSError):  # standard error may be full too
-        err.print("error: " + " ".join(reason.splitlines()), style="red", soft_wrap=True)
+        err.print("error: " + sanitize(" ".join(reason.splitlines()), MOST_MESSAGE), style="red", soft_wrap=True)
     sys.exit(2)
 
 

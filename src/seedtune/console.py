@@ -5,13 +5,33 @@ import sys
 from typing import Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich import console as rich_console
+from rich import table as rich_table
+from rich.console import RenderableType
 
+from .foreign_text import MOST_MESSAGE, sanitize
 from .recipe_text import assignment, merged
 
 WIDE = 10_000
 """Columns where nobody looks at a terminal: no value is folded or cut."""
+MOST_PRINTED = 200_000
+"""Characters of one text that is printed as it is, such as a generated one."""
+
+
+class Console(rich_console.Console):
+    """A console whose texts cannot steer the terminal, whoever wrote them (`foreign_text`)."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        safe = (sanitize(one, MOST_PRINTED, keep="\n\t") if isinstance(one, str) else one for one in objects)
+        super().print(*safe, **options)
+
+
+class Table(rich_table.Table):
+    """A table whose cells cannot steer the terminal, whoever wrote them; each is on one line."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        safe = (sanitize(cell, MOST_MESSAGE) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*safe, **options)
 
 
 DIVERGED, STOPPED = 3, 130

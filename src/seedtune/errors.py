@@ -14,14 +14,21 @@
 
 A message says what was given, the rule, what was found and what to do, on one line. The command line prints it and
 exits with 2; it never shows a traceback for one of these.
+
+Guarantee: whatever a message echoes, it has at most 2,000 characters, all of them printable (`foreign_text`).
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from .foreign_text import MOST_MESSAGE, quote, sanitize
+
 
 class SeedtuneError(Exception):
     """Everything that this package raises on purpose."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(sanitize(message, MOST_MESSAGE))
 
 
 class ConfigError(SeedtuneError): ...
@@ -54,6 +61,10 @@ class RunStoreError(SeedtuneError): ...
 class DeployError(SeedtuneError): ...
 
 
+MOST_NAME = 100
+"""Characters of a name that are compared with known ones; the cost grows with its square."""
+
+
 def install_hint(extra: str) -> str:
     """Return the command that adds an optional dependency, as it works in a checkout: seedtune is on no index.
 
@@ -70,6 +81,6 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     "unknown task 'sst-2': did you mean 'sst2'? Known: rte, sst2"
     """
     known = sorted(known)
-    near = get_close_matches(given, known, n=1, cutoff=0.5)
+    near = get_close_matches(given[:MOST_NAME], known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {given!r}: {hint}Known: {', '.join(known) or 'none'}"
+    return f"unknown {kind} {quote(given)}: {hint}Known: {', '.join(known) or 'none'}"

@@ -168,6 +168,7 @@ def _told(experiment: Experiment, say: Say) -> tuple[Experiment, Spent]:
     """The experiment with what its recipe leaves open measured, and what that took."""
     if experiment.model.chosen:
         say(experiment.model.chosen)
+    experiment.check_forward()
     with phase("measuring the perturbation scale and the learning rate"):
         experiment, spent = started(experiment)
     if spent.note:

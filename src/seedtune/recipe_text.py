@@ -4,7 +4,6 @@
 clients are called where people write them.
 """
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from .config import Machine, Recipe
 from .errors import ConfigError, unknown
+from .foreign_text import parse_json, quote, sanitize
 
 
 def build(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -32,17 +32,18 @@ def build(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 def _explained(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"][:2])
+    where = ".".join(sanitize(part) for part in first["loc"][:2])
     if first["loc"][2:] == (NUMBER,):
-        return f"{where} = {first['input']!r}: {_number_or_auto(*map(str, first['loc'][:2]))}"
+        return f"{where} = {quote(first['input'])}: {_number_or_auto(*map(str, first['loc'][:2]))}"
     if first["type"] == "extra_forbidden":
         *sections, key = [str(part) for part in first["loc"]]
         fields = fields_of(sections[0]) if sections else Recipe.model_fields
         return unknown("key" if sections else "section", key, fields) + (f" (in [{sections[0]}])" if sections else "")
     if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
+        reason = str(first["ctx"]["error"])
+        return f"{where} = {quote(first['input'])}: {reason}" if len(first["loc"]) > 1 else reason
     rule = _RULES.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
-    return f"{where} = {first['input']!r}: {rule}"
+    return f"{where} = {quote(first['input'])}: {rule}"
 
 
 def _number_or_auto(section: str, key: str) -> str:
@@ -62,6 +63,9 @@ NUMBER = "constrained-float"
 """What pydantic calls the number where a setting takes one or a word."""
 
 _RULES = {
+    "int_type": "must be a whole number, without quotes",
+    "float_type": "must be a number, without quotes",
+    "bool_type": "must be true or false",
     "model_type": "must be a table of settings",
     "tuple_type": "must be a list, such as ['first', 'second']",
     "dict_type": "must be a table, such as {first = 'one', second = 'two'}",
@@ -81,8 +85,8 @@ def machine_of(kernel: str, device: str, keep_activations: str = "auto", activat
         raise ConfigError(f"--kernel {kernel!r}: must be auto, compiled or torch")
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
         raise ConfigError(f"--device {device!r}: must be cpu, cuda or, for one of several GPUs, cuda:N")
-    memory = activation_memory * 2**20
-    return Machine(kernel=kernel, device=device, keep_activations=keep_activations, activation_memory=memory)
+    values = {"kernel": kernel, "device": device, "keep_activations": keep_activations}
+    return Machine.model_validate({**values, "activation_memory": activation_memory * 2**20})
 
 
 def clients_of(text: str) -> tuple[int, ...]:
@@ -111,11 +115,22 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: no such file, or not TOML; says the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"recipe {path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path}: is not valid TOML: {error}") from None
+    except ValueError as error:  # a path with a nul byte, too
+        raise ConfigError(f"recipe {path}: is not valid TOML: {sanitize(error)}") from None
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: not TOML, nested too deeply, or an integer of too many digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,15 +155,22 @@ def assignment(text: str) -> dict[str, Any]:
     ({'local': {'learning_rate': 0.0003}}, {'model': {'name': 'gpt2'}})
 
     Raises:
-        ConfigError: no '=' or no dot.
+        ConfigError: no '=', no dot, or a line break.
     """
     name, equals, raw = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
-        raise ConfigError(f"--set {text!r}: expected section.key=value, for example --set local.learning_rate=3e-4")
+        raise ConfigError(
+            f"--set {quote(text)}: expected section.key=value, for example --set local.learning_rate=3e-4"
+        )
+    if len(text.splitlines()) > 1:
+        raise ConfigError(
+            f"--set {quote(text)}: is one setting on one line: give --set once for each, and a line break within a "
+            'text as \\n between quotes, such as task.template="first\\nsecond"'
+        )
     try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = _parse_toml(f"value = {raw}")["value"]
+    except ValueError:
         value = raw.strip()
     return {section: {key: value}}
 
@@ -160,9 +182,9 @@ def build_json(text: str, source: str) -> Recipe:
         ConfigError: not JSON, or as `build` says.
     """
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
-        raise ConfigError(f"{source}: is not JSON: {error}") from None
+        raise ConfigError(f"{source}: cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: is not a table of sections")
     return build(values, source)

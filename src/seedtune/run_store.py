@@ -23,45 +23,40 @@ import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .config import Recipe
 from .errors import RunStoreError
+from .foreign_text import describe
 from .privacy.secrets import SECRET, keep_secret
-from .recipe_text import build
+from .recipe_text import build_json
+from .run_files import (
+    MANIFEST,
+    METRICS,
+    SUMMARY,
+    Manifest,
+    check_count,
+    parse_any_summary,
+    parse_lines,
+    parse_manifest,
+    parse_rows,
+    parse_summary,
+    read_bytes,
+)
 from .run_folder import LOCK, PROBE, check_room, claimed, replace_text, sync, writing
 from .space import DIGEST_BYTES, Weights
 from .zo.trajectory import Header, RoundRecord, Trajectory
 from .zo.trajectory_file import header_frame, parse, round_frame
 
-TRAJECTORY, METRICS, MANIFEST, SUMMARY, RECIPE, ID = (
-    "trajectory.seedtune", "metrics.jsonl", "manifest.json", "summary.json", "recipe.json", "id",
-)  # fmt: skip
+TRAJECTORY, RECIPE, ID = "trajectory.seedtune", "recipe.json", "id"
 SNAPSHOTS, FINDINGS = "snapshots", "probes"
-FORMAT = 2
 _FILES = (RECIPE, MANIFEST, SUMMARY, TRAJECTORY, METRICS, ID, SECRET)
 ID_BYTES = 16
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """How many bytes of each file count; `num_rounds` of them are in both.
-
-    metrics_digest: of the lines that count, each chained to those before it (`_chained`), since a resumed run reads
-    signals, slopes and losses back from them.
-    """
-
-    num_rounds: int
-    trajectory_bytes: int
-    metrics_bytes: int
-    metrics_digest: str
-    format: int = FORMAT
 
 
 class RunStore:
@@ -124,7 +119,7 @@ class RunStore:
             with self._writing():
                 replace_text(path, secrets.token_hex(ID_BYTES) + "\n")
         try:
-            id_ = bytes.fromhex(path.read_text().strip())
+            id_ = bytes.fromhex((read_bytes(self.folder, ID) or b"").decode().strip())
         except ValueError:
             id_ = b""
         if len(id_) != ID_BYTES:
@@ -133,16 +128,10 @@ class RunStore:
 
     def manifest(self) -> Manifest | None:
         """None where the run was stopped before its first commit."""
-        path = self.folder / MANIFEST
-        if not path.exists():
-            return None
-        try:
-            fields = json.loads(path.read_text())
-            if fields["format"] != FORMAT:
-                raise RunStoreError(f"run {self.folder}: format {fields['format']} is not ours, {FORMAT}")
-            return Manifest(**fields)
-        except (ValueError, KeyError, TypeError):
-            raise RunStoreError(f"run {self.folder}: {MANIFEST} is damaged: the run cannot be continued") from None
+        data = read_bytes(self.folder, MANIFEST)
+        if data is None and (self.folder / SUMMARY).exists():
+            raise RunStoreError(f"run {self.folder}: has ended, and its {MANIFEST} is missing: take a fresh copy")
+        return None if data is None else parse_manifest(self.folder, data)
 
     def recover(self) -> Manifest | None:
         """Cuts off what was written after the last whole round; None where there is none yet.
@@ -153,7 +142,8 @@ class RunStore:
         manifest = self.manifest()
         if manifest:
             for name, size in ((TRAJECTORY, manifest.trajectory_bytes), (METRICS, manifest.metrics_bytes)):
-                _cut(self.folder / name, size)
+                with self._writing():
+                    _cut(self.folder / name, size)
         return manifest
 
     def _writing(self) -> AbstractContextManager[None]:
@@ -202,8 +192,15 @@ def open_run(folder: Path) -> Iterator[RunStore]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has begun in this folder."""
-    return (folder / RECIPE).is_file()
+    """Whether a run has begun in this folder.
+
+    Raises:
+        RunStoreError: it cannot be looked into, or its name is none.
+    """
+    try:
+        return (folder / RECIPE).is_file()
+    except OSError as error:
+        raise RunStoreError(f"run folder {folder}: cannot be read: {error.strerror}") from None
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -213,11 +210,12 @@ def recipe_of(folder: Path) -> Recipe:
         RunStoreError: no run there. ConfigError: a recipe that this version does not take.
     """
     _check_run(folder)
+    data = read_bytes(folder, RECIPE) or b""
     try:
-        values = json.loads((folder / RECIPE).read_text())
-    except (OSError, ValueError):
-        raise RunStoreError(f"run {folder}: {RECIPE} is damaged") from None
-    return build(values, f"run {folder}: {RECIPE}")
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise RunStoreError(f"run {folder}: {RECIPE} is damaged (not UTF-8 at byte {error.start})") from None
+    return build_json(text, f"run {folder}: {RECIPE}")
 
 
 def trajectory_of(folder: Path) -> Trajectory:
@@ -226,36 +224,51 @@ def trajectory_of(folder: Path) -> Trajectory:
     Raises:
         RunStoreError: no run there, or stopped before its first commit. TrajectoryError: a damaged file.
     """
-    data = _counted(folder, TRAJECTORY)
-    if data is None:
+    data, manifest = _counted(folder, TRAJECTORY)
+    if manifest is None:
         raise RunStoreError(
             f"run {folder}: was stopped before its first round: it holds no trajectory yet; start it again with "
             f"'seedtune resume {folder}'"
         )
-    return parse(data, str(folder / TRAJECTORY))
+    trajectory = parse(data, str(folder / TRAJECTORY))
+    check_count(folder, TRAJECTORY, len(trajectory.records), manifest)
+    return trajectory
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl that count: before the first round, then one a round."""
-    data = _counted(folder, METRICS) or b""
-    try:
-        return [json.loads(line) for line in data.decode().splitlines()]
-    except ValueError:
-        raise RunStoreError(f"run {folder}: {METRICS} is damaged: the run cannot be continued") from None
+    """The rows of metrics.jsonl that count: before the first round, then one a round.
+
+    Raises:
+        RunStoreError: no run there, or a line that is not the row of its round (`run_files`).
+    """
+    data, manifest = _counted(folder, METRICS)
+    rows = parse_rows(folder, data)
+    if manifest:
+        check_count(folder, METRICS, len(rows) - 1, manifest)
+    return rows
 
 
-def _counted(folder: Path, name: str) -> bytes | None:
-    """The bytes of a file that the manifest counts; None where there is no manifest yet."""
+def any_rows(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that count, as JSON objects whose keys and types are not checked.
+
+    Raises:
+        RunStoreError: no run there, or a line that is no object.
+    """
+    return parse_lines(folder, _counted(folder, METRICS)[0])
+
+
+def _counted(folder: Path, name: str) -> tuple[bytes, Manifest | None]:
+    """The bytes of a file that the manifest counts; nothing and None where there is no manifest yet."""
     _check_run(folder)
     manifest = RunStore(folder).manifest()
     if manifest is None:
-        return None
+        return b"", None
     size = {TRAJECTORY: manifest.trajectory_bytes, METRICS: manifest.metrics_bytes}[name]
-    data = (folder / name).read_bytes() if (folder / name).is_file() else b""
+    data = read_bytes(folder, name) or b""
     _check_length(folder / name, len(data), size)
     if name == METRICS:
         _check_lines(folder, data[:size], manifest.metrics_digest)
-    return data[:size]
+    return data[:size], manifest
 
 
 def _check_lines(folder: Path, data: bytes, expected: str) -> None:
@@ -271,11 +284,14 @@ def _check_lines(folder: Path, data: bytes, expected: str) -> None:
 
 def summary_of(folder: Path) -> dict[str, Any] | None:
     """The results of a run, None while it has not ended."""
-    path = folder / SUMMARY
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError:
-        raise RunStoreError(f"run {folder}: {SUMMARY} is damaged; delete it and 'seedtune resume {folder}'") from None
+    data = read_bytes(folder, SUMMARY)
+    return None if data is None else parse_summary(folder, data)
+
+
+def any_summary(folder: Path) -> dict[str, Any] | None:
+    """The results of a run as a JSON object whose keys and types are not checked, None while it has not ended."""
+    data = read_bytes(folder, SUMMARY)
+    return None if data is None else parse_any_summary(folder, data)
 
 
 def snapshot_of(folder: Path, round_: int) -> Weights:
@@ -291,8 +307,10 @@ def snapshot_of(folder: Path, round_: int) -> Weights:
         )
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise RunStoreError(f"run {folder}: snapshot {path.name} is damaged ({error}): take a fresh copy") from None
+    except Exception as error:  # whatever a header that was altered makes of safetensors, not only its own errors
+        raise RunStoreError(
+            f"run {folder}: snapshot {path.name} is damaged ({describe(error)}): take a fresh copy"
+        ) from None
 
 
 def keep_finding(folder: Path, name: str, text: str) -> Path:

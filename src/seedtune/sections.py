@@ -3,26 +3,68 @@
 What goes together with what is `config.Recipe`'s to check.
 """
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from .foreign_text import is_text
 
 MOST_DIRECTIONS = 100_000
 """In one local step."""
+MOST_NUMBER = 2**63
+MOST_PATH, MOST_PATH_PART = 4096, 255
+"""Bytes of a path and of each of its names, as file systems take them."""
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    """Settings whose types are exact: `true` is no number and "3" is none; an integer does for a float."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _take_lists(cls, value: Any) -> Any:
+        """TOML and JSON know lists only."""
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("*")
+    @classmethod
+    def _check_writable(cls, value: Any) -> Any:
+        """What a run keeps of a setting can be written down and read back."""
+        if isinstance(value, int) and abs(value) >= MOST_NUMBER:
+            raise ValueError(f"give a number below {MOST_NUMBER:.0e}")
+        parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
+        if not all(is_text(part) for part in parts if isinstance(part, str)):
+            raise ValueError("give text without nul bytes and without halves of characters (lone surrogates)")
+        return value
+
+
+def _check_path(name: str) -> str:
+    names = [part.encode("utf-8", "replace") for part in Path(name).parts]
+    if len(name.encode("utf-8", "replace")) > MOST_PATH or any(len(part) > MOST_PATH_PART for part in names):
+        raise ValueError(
+            f"a path has at most {MOST_PATH:,} bytes, and each name in it at most {MOST_PATH_PART}: give a shorter one"
+        )
+    try:
+        Path(name).expanduser()
+    except RuntimeError:
+        raise ValueError("names the home folder of a user who is not here: give the whole path") from None
+    return name
+
+
+PathName = Annotated[str, AfterValidator(_check_path)]
+"""A file or folder, or another name that is first looked for on the disk."""
 
 
 class ModelConfig(Section):
     """Which model, and which of its tensors are tuned."""
 
-    name: str = Field(
+    name: PathName = Field(
         "starter",
         description="'starter', 'smollm2-135m-instruct' (a package), a folder, a GGUF file, or a Hugging Face hub id",
     )
-    base: str | None = Field(
+    base: PathName | None = Field(
         None, description="where the base of a folder with an adapter is; none: where the adapter says"
     )
     sha256: str = Field(
@@ -56,8 +98,8 @@ class TaskConfig(Section):
     """Which examples, and how they are put to the model."""
 
     name: str = Field("stdlib-topics", description="a known task, or 'custom' with template, columns and files")
-    path: str | None = Field(None, description="folder (or file) with the task's data; none: built in, or the hub")
-    test_path: str | None = Field(None, description="custom tasks: file with test rows; none: split off by a hash")
+    path: PathName | None = Field(None, description="folder (or file) with the task's data; none: built in, or the hub")
+    test_path: PathName | None = Field(None, description="custom tasks: file with test rows; none: split off by a hash")
     training: Literal["shared", "nodes"] = Field(
         "shared",
         description="which examples train: the task's, dealt to clients; or each node's own file, and then all of the "

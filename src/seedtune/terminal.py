@@ -21,6 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from .console import pairs, table
+from .foreign_text import MOST_REASON, sanitize
 from .heartbeat import Clock, Heartbeat, Pace
 from .progress import Watch, watching
 from .quantities import amount, duration
@@ -164,7 +165,7 @@ def _left_out(result: RoundResult | None) -> str:
         return ""
     client = min(result.failed)
     others = f", and {len(result.failed) - 1} more" if len(result.failed) > 1 else ""
-    return f"left out: client {client} ({result.failed[client]}){others}"
+    return f"left out: client {client} ({sanitize(result.failed[client], MOST_REASON)}){others}"
 
 
 def quality(evaluation: Evaluated) -> str:

@@ -22,6 +22,7 @@ from .models.placement import device_of
 from .pinned_inputs import BASE, TEST
 from .recipe_text import build, merged
 from .sections import ModelConfig
+from .trial import check_rows
 
 ANSWER_TOKENS = 32
 _CPU = Machine()
@@ -169,6 +170,7 @@ def written(
     tokens = model.tokenizer(prompt)["input_ids"]
     end = model.tokenizer.eos_token_id
     tokens = tokens[:-1] if len(tokens) > 1 and tokens[-1] == end else tokens  # a tokenizer may close every text
+    check_rows(model, max(tokens, default=0))
     (made,) = generate(model, [tokens], max_new_tokens)
     return {"model": model.base_id, **stands, "prompt": prompt, "prompt_tokens": len(tokens), "new_tokens": len(made),
             "text": model.tokenizer.decode(made, skip_special_tokens=True)}  # fmt: skip

@@ -13,11 +13,12 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from . import run_store
 from .config import Recipe
+from .console import Table
+from .foreign_text import MOST_REASON, sanitize
 from .quantities import amount, duration, operations
 from .verdict import method_name
 
@@ -95,17 +96,20 @@ def line(row: Mapping[str, Any], num_rounds: int) -> str:
                               ("accuracy", "accuracy ", ".1%"), ("epsilon", "epsilon ", ".3f")):  # fmt: skip
         if isinstance(row.get(name), (int, float)):
             parts.append(label + format(row[name], form))
-    parts += [f"left out: client {client} ({reason})" for client, reason in row.get("failed", {}).items()]
-    parts += [f"SURGE: {row['surge']}"] if row.get("surge") else []
+    parts += [
+        f"left out: client {client} ({sanitize(why, MOST_REASON)})" for client, why in row.get("failed", {}).items()
+    ]
+    parts += [f"SURGE: {sanitize(row['surge'])}"] if row.get("surge") else []
     return "  ".join(parts)
 
 
 def picture(seen: Sight) -> Group:
     """All that is known, on a dozen lines."""
     total, recipe = seen.recipe.federation.num_rounds, seen.recipe
-    head = Text(f"{seen.folder}", style="bold")
+    head = Text(sanitize(seen.folder), style="bold")
     head.append(
-        f"  {method_name(recipe.run.method)}, {recipe.task.name}, {recipe.partition.num_clients} clients",
+        f"  {sanitize(method_name(recipe.run.method))}, {sanitize(recipe.task.name)}, "
+        f"{recipe.partition.num_clients} clients",
         style="default",
     )
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -145,10 +149,11 @@ def _news(seen: Sight) -> Iterator[str]:
     """The last surge, and the last client that was left out, with how many there were."""
     surges = [row for row in seen.rows if row.get("surge")]
     if surges:
-        yield f"loss surge in round {surges[-1]['rounds']}: {surges[-1]['surge']}"
+        yield f"loss surge in round {surges[-1]['rounds']}: {sanitize(surges[-1]['surge'])}"
     failed = [(row["rounds"], *item) for row in seen.rows for item in row.get("failed", {}).items()]
     if failed:
         round_, client, reason = failed[-1]
+        reason = sanitize(reason, MOST_REASON)
         yield f"{len(failed)} replies not usable, last that of client {client} in round {round_}: {reason}"
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import whole_files
 
 pytest.importorskip("cryptography")
 
@@ -22,12 +23,13 @@ while True:  # starts whatever app is asked for, as Flower's does
         subprocess.Popen([sys.executable, "-c", sys.argv[2], folder])
     time.sleep(0.02)
 """
-SUCCEEDS = """
+SUMMARY = whole_files.summary(rounds=1)
+SUCCEEDS = f"""
 import sys, time
 with open(sys.argv[1] + "/service/logs/app.log", "a") as file:
     file.write("round 1, one reply\\n")
 time.sleep(0.2)
-open(sys.argv[1] + "/summary.json", "w").write('{"rounds": 1}')
+open(sys.argv[1] + "/summary.json", "w").write({json.dumps(SUMMARY)!r})
 time.sleep(0.2)
 open(sys.argv[1] + "/ended", "w")
 """
@@ -95,10 +97,10 @@ def served(tmp_path, monkeypatch):
 
 def test_a_server_ends_with_the_summary_once_its_app_has_ended(served, tmp_path):
     serve, asked, said = served
-    assert serve(SUCCEEDS) == {"rounds": 1} and (tmp_path / "ended").exists()
+    assert serve(SUCCEEDS) == SUMMARY and (tmp_path / "ended").exists()
     assert asked == [("start", str(tmp_path))]
     assert said[1:] == ["run run of the app started", "round 1, one reply"]
-    assert serve(FAILS) == {"rounds": 1} and len(asked) == 1  # at once, with nothing started
+    assert serve(FAILS) == SUMMARY and len(asked) == 1  # at once, with nothing started
 
 
 def test_a_server_whose_app_gets_nowhere_gives_up_and_says_why(served):

@@ -12,6 +12,7 @@ from tiny_runs import StopAfter
 
 from seedtune import presets, run_store
 from seedtune.assembly import assemble
+from seedtune.engines import node
 from seedtune.errors import EngineError
 from seedtune.recipe_text import merged
 
@@ -54,6 +55,13 @@ def test_every_method_ends_with_the_digest_of_one_process(method, runs):
     assert (summary["engine"], summary["nodes"], summary["nodes_at_the_end"]) == ("flower", 3, 3)
     assert set(summary["node_digests"].values()) == {twin["state_digest"]} and twin["engine"] == "in-process"
     assert "site-1 takes part with clients 0, 2 (seedtune" in " ".join(said)
+
+
+def test_what_a_node_says_of_its_software_cannot_imitate_the_servers_lines(runs, monkeypatch):
+    monkeypatch.setattr(node, "software", lambda: "\x1b[2J\nround 9, accuracy 100 %\n" + "x" * 10**6)
+    _, _, said = runs(small(METHODS[0]))
+    assert all(line.isprintable() and len(line) < 600 for line in said)
+    assert any("(\\x1b[2J\\nround 9" in line and "characters, some left out]" in line for line in said)
 
 
 @pytest.mark.parametrize("rate", [1e-3, "auto"])

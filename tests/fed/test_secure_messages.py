@@ -52,7 +52,7 @@ def test_bundles_carry_messages_and_errors_that_keep_their_class():
     assert sm.decode_bundle(sm.encode_bundle([b"one", b""])) == [b"one", b""]
     sent = [b"one", NotFinite("too\nlarge"), ZeroDivisionError("here"), EngineError("client 3")]
     one, large, foreign, engine = sm.decode_answers(sm.encode_answers(sent))
-    assert one == b"one" and type(large) is NotFinite and str(large) == "too large"
+    assert one == b"one" and type(large) is NotFinite and str(large) == "too\\nlarge"
     assert type(foreign) is EngineError and str(foreign) == "ZeroDivisionError: here"
     assert type(engine) is EngineError and str(engine) == "client 3"
 

@@ -6,14 +6,16 @@ gives the same.
 
 import msgpack
 import numpy as np
-from fuzzed import fuzzed, spoiled
+from fuzzed import fuzzed, no_foreign_error, spoiled, torn
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seedtune.engines import flower_grid
 from seedtune.engines.frames import Answered, Parcel, answered_of, parcel_of
 from seedtune.errors import MessageError
 from seedtune.fed import hello, secure_messages
 from seedtune.fed.messages import Order, encode_order
+from seedtune.foreign_text import MOST_MESSAGE, describe, quote, sanitize
 from seedtune.privacy.public import Card
 
 RUN, KEY = bytes(range(16)), bytes(range(32))
@@ -33,6 +35,8 @@ SENT = {
     "unmask_request": (secure_messages, secure_messages.UnmaskRequest(RUN, (1, 2, 5))),
     "unmasked": (secure_messages, secure_messages.Unmasked(RUN, 2, {1: bytes(16)})),
 }
+HARD = (b"\x91" * 2000, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", msgpack.packb([2, 2, "x" * 100_000]), b"")
+"""Nested, long by what they say, or of the wrong kind."""
 
 
 def coders(kind: str):
@@ -49,9 +53,29 @@ def test_a_spoiled_message_is_refused_or_is_one(kind, data):
     try:
         found = decode(msgpack.packb(data.draw(spoiled(tree))))
     except MessageError as error:
-        assert "\n" not in str(error) and len(str(error)) < 1_000
+        assert str(error).isprintable() and len(str(error)) < 1_000
         return
     assert decode(encode(found)) == found
+
+
+@fuzzed(100)
+@given(st.sampled_from(sorted(SENT)), st.data())
+def test_a_torn_message_is_refused_or_is_one(kind, data):
+    encode, decode = coders(kind)
+    sent = data.draw(torn(encode(SENT[kind][1])) | st.sampled_from(HARD))
+    with no_foreign_error(kind):
+        found = decode(sent)
+        assert decode(encode(found)) == found
+
+
+@fuzzed(100)
+@given(spoiled([*FACTS.values()]), st.text(max_size=400) | st.just("\x1b[2J\n" * 10_000), st.data())
+def test_what_a_node_says_is_bounded_and_printable_wherever_it_is_told(values, text, data):
+    facts = {str(name): str(value) for name, value in enumerate(values if isinstance(values, list) else [values])}
+    told = [hello.differences(FACTS, facts | {text: text}), sanitize(text), describe(ValueError(text)), quote(text)]
+    told.append(str(flower_grid._error(data.draw(st.sampled_from(["NotFinite: ", "KeyError: ", ""])) + text)))
+    assert all(one.isprintable() and len(one) <= MOST_MESSAGE for one in told)
+    assert all(sanitize(one, MOST_MESSAGE) == one for one in told)
 
 
 @fuzzed(50)

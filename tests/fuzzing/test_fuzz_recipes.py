@@ -3,16 +3,19 @@
 import json
 
 import pytest
-from fuzzed import fuzzed, json_junk, spoiled
+import tiny_runs
+from fuzzed import WILD, fuzzed, json_junk, no_foreign_error, spoiled, torn, wild_json
 from hypothesis import given
 from hypothesis import strategies as st
 
 from seedtune import presets
 from seedtune.config import Recipe
 from seedtune.errors import ConfigError
-from seedtune.recipe_text import assignment, build, merged, read_toml
+from seedtune.foreign_text import MOST_MESSAGE
+from seedtune.recipe_text import assignment, build, build_json, merged, read_toml
 
 WHOLE = Recipe().model_dump(mode="json")
+TABLES = {section: {key: value for key, value in keys.items() if value is not None} for section, keys in WHOLE.items()}
 PRESETS = [presets.read(kind, name) for kind in ("methods", "recipes") for name in presets.names(kind)]
 
 
@@ -20,7 +23,8 @@ def tried(values) -> Recipe | None:
     try:
         return build(values, "mine.toml")
     except ConfigError as error:
-        assert "\n" not in str(error) and str(error).startswith("mine.toml: ")
+        assert str(error).startswith("mine.toml: ")
+        assert len(str(error)) <= MOST_MESSAGE and str(error).isprintable()
         return None
 
 
@@ -49,17 +53,27 @@ def test_presets_laid_over_anything(preset, values):
         keeps_its_rules(recipe)
 
 
+def wild_toml() -> st.SearchStrategy[bytes]:
+    """A setting whose value is hard to read, or a whole recipe that is torn."""
+    names = st.sampled_from([(section, key) for section, keys in WHOLE.items() for key in keys])
+    setting = st.tuples(names, st.sampled_from(WILD)).map(lambda at: f"[{at[0][0]}]\n{at[0][1]} = {at[1]}".encode())
+    return setting | torn(tiny_runs.toml(TABLES).encode())
+
+
 @fuzzed(100)
-@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@given(wild_json(WHOLE) | torn(json.dumps(WHOLE).encode()))
+def test_json_of_any_bytes(data):
+    with no_foreign_error("JSON"):
+        keeps_its_rules(build_json(data.decode(errors="surrogateescape"), "the server's recipe"))
+
+
+@fuzzed(100)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="replace")) | wild_toml())
 def test_files_of_any_bytes(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_bytes(data)
-    try:
-        values = read_toml(path)
-    except ConfigError as error:
-        assert "\n" not in str(error)
-    else:
-        tried(values)
+    with no_foreign_error("TOML"):
+        build(read_toml(path), "mine.toml")
 
 
 @fuzzed(100)

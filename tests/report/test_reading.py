@@ -52,7 +52,8 @@ def test_what_is_no_finite_number_is_none(value):
 
 def test_texts_are_one_line_and_not_endless():
     assert text("two\nlines\tof  text") == "two lines of text" and text(3) == ""
-    assert len(text("x" * 10_000)) == MOST_LETTERS and text("x" * 10_000).endswith("…")
+    assert len(text("x" * 10_000)) == MOST_LETTERS and "10000 characters, some left out" in text("x" * 10_000)
+    assert text("\x1b[31mred \u202e") == "\\x1b[31mred \\u202e"
 
 
 def refused(folder, reason):
@@ -67,12 +68,16 @@ def test_what_is_no_run_is_said(tmp_path):
 
 def test_damaged_files_are_said(tmp_path):
     folder = run_folders.save(tmp_path / "rows", lines=[{"rounds": 0}, [1, 2]])
-    refused(folder, f"run {folder}: metrics.jsonl is damaged: a line of it is no JSON object")
+    refused(
+        folder,
+        f"run {folder}: metrics.jsonl line 2 is damaged (it is no JSON object but a list): the run cannot be continued",
+    )
     folder = run_folders.save(tmp_path / "summary")
     (folder / "summary.json").write_text("[]")
-    refused(folder, f"run {folder}: summary.json is damaged: it is no JSON object; delete it")
+    again = f"delete it and 'seedtune resume {folder}'"
+    refused(folder, f"run {folder}: summary.json is damaged (it is no JSON object but a list): {again}")
     (folder / "summary.json").write_text("[" * 100_000)
-    refused(folder, f"run {folder}: cannot be read: a value in it is nested too deeply")
+    refused(folder, f"run {folder}: summary.json is damaged (nested too deeply): {again}")
     (folder / "summary.json").unlink()
     (folder / "summary.json").mkdir()
-    refused(folder, f"run {folder}: cannot be read: Is a directory")
+    refused(folder, f"run {folder}: summary.json cannot be read: Is a directory: take a fresh copy")

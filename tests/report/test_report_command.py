@@ -73,7 +73,8 @@ def test_what_cannot_be_reported_is_one_line(report, tmp_path):
     unsafe = "report notes.txt: is a file, and no report that may be replaced; choose another with --out"
     refused(report("run", "--out", "notes.txt"), unsafe)
     (tmp_path / "run/recipe.json").write_text("{")
-    refused(report("run"), "run run: recipe.json is damaged")
+    reason = "not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+    refused(report("run"), f"run run: recipe.json: cannot be read: {reason}")
     (tmp_path / "run/recipe.json").write_text('{"split": {"no": 1}}')
     code, _, err = report("run")
     assert code == 2 and err.startswith("error: run run: recipe.json: unknown key 'no'") and err.count("\n") == 1

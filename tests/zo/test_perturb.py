@@ -363,8 +363,8 @@ def test_a_tensor_that_no_forward_uses_is_named():
     with pytest.raises(ModelError) as caught, Perturber(module, whole_space(module)).at(POINT):
         output(module)
     assert str(caught.value) == (
-        "tensor 'spare.bias' (2 in all) is tuned but no forward pass of its module used it: leave it out with "
-        "model.trainable"
+        "tensor 'spare.bias' (2 in all) is tuned but no forward pass of its module used it: name the "
+        "tensors to tune with model.trainable, or under LoRA the modules with model.lora_targets"
     )
 
 

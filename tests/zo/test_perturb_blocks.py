@@ -126,7 +126,7 @@ def test_a_suffix_that_is_to_move_what_it_does_not_read():
         cut.suffix(call, activations)
     assert str(caught.value) == (
         "tensor 'model.layers.0.input_layernorm.weight' (18 in all) is tuned but no forward pass of its module used "
-        "it: leave it out with model.trainable"
+        "it: name the tensors to tune with model.trainable, or under LoRA the modules with model.lora_targets"
     )
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..command_group import CommandGroup
-from ..console import DIVERGED
+from ..console import DIVERGED, Console
 from ..errors import ConfigError
+from ..foreign_text import MOST_MESSAGE, sanitize
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -28,7 +28,7 @@ Print = Annotated[bool, typer.Option("--print", help="show commands, environment
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(sanitize(text, MOST_MESSAGE), flush=True)
 
 
 @app.command("keys")

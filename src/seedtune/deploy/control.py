@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DeployError
+from ..foreign_text import sanitize
 from . import flower
 from .processes import tied
 
@@ -86,10 +87,10 @@ class Control:
             raise DeployError(f"{what}: cannot be started: {error}") from None
         try:
             answer = json.loads(done.stdout[done.stdout.index("{") :])
-        except ValueError:
+        except ValueError:  # no JSON in what it printed
             said = " ".join((done.stdout + done.stderr).split())[-500:]
             raise DeployError(f"{what}: failed with exit code {done.returncode}: {said}") from None
         if not answer.get("success"):
             reason = _GREETING.sub("", str(answer.get("error-message", answer)))
-            raise DeployError(f"{what}: {' '.join(reason.split())}")
+            raise DeployError(f"{what}: {sanitize(' '.join(reason.split()))}")
         return answer

@@ -1,9 +1,10 @@
 """What supervisors tell of a run, read from what the run's own processes write."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..foreign_text import MOST_MESSAGE, parse_json, sanitize
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Told:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self.read += len(whole)
-        return whole.decode(errors="replace").splitlines()
+        return [sanitize(line, MOST_MESSAGE) for line in whole.decode(errors="replace").split("\n")[:-1]]
 
 
 @dataclass
@@ -35,9 +36,12 @@ class Standing:
 
     def news(self) -> str | None:
         try:
-            told = _stands(json.loads(self.path.read_text()))
+            status = parse_json(self.path.read_bytes())
         except (OSError, ValueError):
             return None
+        if not isinstance(status, dict):
+            return None
+        told = _stands(status)
         if told == self.seen:
             return None
         self.seen = told
@@ -45,11 +49,12 @@ class Standing:
 
 
 def _stands(status: dict[str, Any]) -> str:
-    text, digest = f"run {status.get('run')}", f"state digest {status.get('digest')}"
+    run, digest, refused = (sanitize(status.get(name)) for name in ("run", "digest", "refused"))
+    text, round_ = f"run {run}", status.get("round")
     if status.get("refused"):
-        return f"{text}: refused, since {status['refused']}"
-    if status.get("finished"):
-        return f"{text}: ended after {status.get('round')} rounds, {digest}"
-    if status.get("round") is None:
+        return f"{text}: refused, since {refused}"
+    if type(round_) is not int:
         return f"{text}: takes part"
-    return f"{text}: in round {status['round'] + 1}, which begins at {digest}"
+    if status.get("finished"):
+        return f"{text}: ended after {round_} rounds, state digest {digest}"
+    return f"{text}: in round {round_ + 1}, which begins at state digest {digest}"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import DeployError
+from ..foreign_text import sanitize
 
 Say = Callable[[str], None]
 
@@ -129,7 +130,7 @@ def told_by(log: Path, start: int = 0) -> str:
     if not lines:
         return f"{log} says nothing"
     errors = [line for line in lines if _ERRORS.match(line)]
-    return f"{log} says: {(errors or lines)[-1]}"
+    return f"{log} says: {sanitize((errors or lines)[-1])}"
 
 
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")

@@ -9,7 +9,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from ..errors import DeployError
 from ..run_folder import replace_text
@@ -27,6 +29,9 @@ class _Entry(TypedDict):
     name: str
     node: str | None
     is_out: bool
+
+
+_ENTRIES = TypeAdapter(dict[str, _Entry])
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class Roll:
 
     def _read(self) -> dict[str, _Entry]:
         try:
-            return json.loads(self.kept.read_text())
+            return _ENTRIES.validate_json(self.kept.read_bytes(), strict=True)
         except (OSError, ValueError):
             return {}
 

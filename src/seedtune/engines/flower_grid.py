@@ -36,6 +36,7 @@ from ..fed.hello import (
 from ..fed.messages import pack_weights
 from ..fed.participation import cohort_of, drops_out
 from ..fed.rounds import AHEAD, ExchangeProtocol, Server
+from ..foreign_text import MOST_REASON, sanitize
 from ..pinned_inputs import share_inputs
 from ..privacy.sum_plan import quorum
 from .flower_post import Outcome, Post
@@ -226,7 +227,8 @@ class FlowerGrid:
         now = self._clock()
         if now >= self._looked + self._waiting.look:
             self._looked = now
-            self._online = {info.node_id: info.name or f"node {info.node_id}" for info in self._grid.get_nodes()}
+            names = {info.node_id: sanitize(info.name or "", 60) for info in self._grid.get_nodes()}
+            self._online = {node: name or f"node {node}" for node, name in names.items()}
         for node in self._online:
             refused_at = self._refused.get(node, ("", -float("inf")))[1]
             is_new = node not in self._guests and node not in self._greetings.underway
@@ -264,7 +266,7 @@ class FlowerGrid:
         self._node_of |= dict.fromkeys(clients, node)
         self._told |= standing.stands_at
         if not self._is_closed:
-            self._say(f"{self._label(node)} takes part with {_ranges(clients)} ({standing.software})")
+            self._say(f"{self._label(node)} takes part with {_ranges(clients)} ({sanitize(standing.software)})")
 
     def _places(self, server: Server) -> dict[int, int]:
         """Where the clients that nodes have spoken of since it was last asked stand in the server's log."""
@@ -326,10 +328,10 @@ def _each(outcome: Outcome, count: int) -> Iterator[bytes | Exception]:
 
 def _error(text: str) -> SeedtuneError:
     """An error of a node as one of ours: of its own class where that is one."""
-    name, _, reason = text.partition(": ")
+    name, _, reason = sanitize(text, MOST_REASON).partition(": ")
     kind: Any = getattr(errors, name, None)
     is_ours = isinstance(kind, type) and issubclass(kind, SeedtuneError)
-    return kind(reason) if is_ours else EngineError(text)
+    return kind(reason) if is_ours else EngineError(sanitize(text, MOST_REASON))
 
 
 def _ranges(clients: tuple[int, ...]) -> str:

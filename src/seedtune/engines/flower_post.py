@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..errors import EngineError, MessageError
+from ..foreign_text import describe, sanitize
 from .frames import RECORD, Answered, Parcel, answered_of
 
 MESSAGE_TYPE = "train"
@@ -84,8 +85,8 @@ class Post:
             try:
                 return answered_of(dict(message.content[RECORD]), parcel.size)
             except Exception as error:  # a record that is missing or of another type
-                return MessageError(f"what a node sent is no answer: {type(error).__name__}: {error}")
-        code, reason = message.error.code, " ".join((message.error.reason or "").split())
+                return MessageError(f"what a node sent is no answer: {describe(error)}")
+        code, reason = message.error.code, sanitize(" ".join((message.error.reason or "").split()))
         if code not in LOST:
             return EngineError(f"Flower's error {code}: {reason}")
         parcel.ids.discard(message.metadata.reply_to_message_id)

@@ -23,6 +23,7 @@ from ..fed.hello import FINISH, HELLO, Hello, Standing, decode_finish, decode_he
 from ..fed.messages import ORDER, Order, decode_order, unpack_record, unpack_weights
 from ..fed.secure_messages import BUNDLE, orders_in
 from ..fed.wire import kind_of
+from ..foreign_text import describe
 from ..space import copy_into, digest
 from ..zo import kernels
 from ..zo.trajectory import check_digest, round_updates
@@ -54,7 +55,7 @@ class Node:
                 found = [of_each] * len(parcel.clients) if isinstance(of_each, Exception) else of_each
         return Answered(
             tuple(b"" if isinstance(answer, Exception) else answer for answer in found),
-            tuple(_told(answer) if isinstance(answer, Exception) else "" for answer in found),
+            tuple(describe(answer) if isinstance(answer, Exception) else "" for answer in found),
         )
 
     def wake(self) -> None:
@@ -271,7 +272,3 @@ def _orders_in(data: bytes) -> list[bytes]:
 def software() -> str:
     """What a node computes with, for people."""
     return ", ".join(f"{name} {version(name)}" for name in ("seedtune", "torch", "transformers"))
-
-
-def _told(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from ..config import Machine
 from ..errors import ConfigError, EngineError, MessageError, SeedtuneError
+from ..foreign_text import MOST_MESSAGE, sanitize
 from ..privacy.sum_plan import check_installed
 from ..recipe_text import clients_of
 from .bench import Benches, Options
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = Options(clients, model, data, machine, given.recipe_paths, credentials, given.max_epsilon)
         run(given.socket, given.state, options, _log)
     except (SeedtuneError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {sanitize(error, MOST_MESSAGE)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -173,7 +174,7 @@ def _leave(signal_: int, frame: Any) -> None:
 
 
 def _log(note: str) -> None:
-    print(note, flush=True)
+    print(sanitize(note, MOST_MESSAGE), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 
 from ..config import Recipe
 from ..errors import EngineError
+from ..foreign_text import describe
 from ..models.batched_forward import BatchedSuffix
 from ..models.blocks import Cut
 from ..space import Weights, copied, copy_into, digest
@@ -353,4 +354,4 @@ def named(order: Order, step: int) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, IndexError) as error:
         where = f"client {order.client}, round {order.round}, local step {step}"
-        raise EngineError(f"{where}: {type(error).__name__}: {error}") from error
+        raise EngineError(f"{where}: {describe(error)}") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..foreign_text import MOST_MESSAGE, quote, sanitize
 from ..pinned_inputs import EXAMPLES, Inputs
 from ..space import DIGEST_BYTES, Space
 from ..zo.trajectory import Header
@@ -79,7 +80,9 @@ def differences(run: Facts, node: Facts) -> str:
     """
     silent = {name for name in EXAMPLES if name not in node}
     names = [name for name in {**run, **node} if run.get(name) != node.get(name) and name not in silent]
-    return "; ".join(f"its {name} is {node.get(name)!r}, the run's is {run.get(name)!r}" for name in names)
+    pairs = ((sanitize(name, 60), quote(node.get(name)), quote(run.get(name))) for name in names)
+    each = (f"its {name} is {its}, the run's is {ours}" for name, its, ours in pairs)
+    return sanitize("; ".join(each), MOST_MESSAGE)
 
 
 def encode_hello(hello: Hello) -> bytes:

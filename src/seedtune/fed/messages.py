@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from ..errors import MessageError, NotFinite
+from ..foreign_text import describe
 from ..space import DIGEST_BYTES, Space, Weights
 from ..zo.trajectory import MOST_RATIO, RoundRecord, broken_rule
 from .wire import array_of, check, fields_of, is_count, packed, unpacked
@@ -179,7 +180,7 @@ def unpack_weights(data: bytes, space: Space) -> Weights:
     try:
         weights = load_tensors(data)
     except Exception as error:  # not only its own: a dtype that torch lacks is a KeyError
-        raise MessageError(f"weights in a message are not readable: {type(error).__name__}: {error}") from None
+        raise MessageError(f"weights in a message are not readable: {describe(error)}") from None
     sent = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in weights.items()}
     check(sent == {spec.name: (spec.shape, spec.dtype) for spec in space.tensors}, "weights fill the tuned space")
     if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import Recipe
 from ..errors import EngineError, MessageError, NotFinite
+from ..foreign_text import describe
 from .auto import is_due
 from .client import root_mean_square
 from .messages import Reply, decode_reply, encode_order
@@ -88,7 +89,7 @@ def _usable(answers: Iterable[tuple[int, bytes | Exception]], orders: _Orders, h
             reply = _decoded(answer, client, server)
             protocol.check(server, reply)
         except Exception as error:  # whatever a client does, the round goes on with the others
-            heard.failed[client] = " ".join(f"{type(error).__name__}: {error}".split())
+            heard.failed[client] = describe(error)
             heard.num_not_finite += isinstance(error, NotFinite)
         else:
             heard.replies.append(reply if heard.keeps_weights else replace(reply, weights=b""))

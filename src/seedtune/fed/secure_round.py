@@ -16,6 +16,7 @@ from secrets import token_bytes
 import numpy as np
 
 from ..errors import EngineError, MessageError, NotFinite
+from ..foreign_text import describe
 from ..privacy.fixed_point import WORD
 from ..privacy.public import SESSION_BYTES, Card, Peer, Roster
 from ..privacy.secure_sum import unmasked
@@ -249,7 +250,7 @@ def _given(answer: bytes | Exception) -> bytes:
 def _check_enough(server: Server, now: _Sum, num_clients: int, needed: int, did: str) -> None:
     if num_clients < needed:
         client = min(now.failed, default=None)
-        first = "" if client is None else f"; first that did not, client {client}: {_words(now.failed[client])}"
+        first = "" if client is None else f"; first that did not, client {client}: {describe(now.failed[client])}"
         raise EngineError(
             f"round {server.round}: {num_clients} clients {did}, a secure sum needs {needed}{first}; 'seedtune resume' "
             "tries the round again"
@@ -260,7 +261,7 @@ def _result(
     server: Server, mail: Mail, record: RoundRecord, failed: Mapping[int, Exception], total: Total | None = None
 ) -> RoundResult:
     """What a round came to; without a total, nothing moved."""
-    reasons = {client: _words(error) for client, error in sorted(failed.items())}
+    reasons = {client: describe(error) for client, error in sorted(failed.items())}
     costs = (total.num_forwards, total.num_flops, total.num_skipped) if total else (0, 0, 0)
     nan = float("nan")
     return RoundResult(
@@ -268,7 +269,3 @@ def _result(
         mail.bytes_up, *costs, 0.0, num_prefix_flops=total.num_prefix_flops if total else 0,
         mean_loss=total.mean_loss if total else nan,
     )  # fmt: skip
-
-
-def _words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

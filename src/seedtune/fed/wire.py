@@ -13,6 +13,7 @@ import msgpack
 import numpy as np
 
 from ..errors import MessageError
+from ..foreign_text import describe, quote
 
 VERSION = 2
 _SMALLEST_ITEM = 32  # bytes of a record
@@ -34,8 +35,7 @@ def unpacked(data: bytes) -> Any:
     try:
         return msgpack.unpackb(data, max_array_len=longest, max_map_len=0, max_ext_len=0)
     except Exception as error:  # msgpack raises a dozen unrelated types on bad bytes, one holds all of them
-        reason = f"{type(error).__name__}: {error}"
-        raise MessageError(f"a message of {len(data)} bytes is not readable: {reason}") from None
+        raise MessageError(f"a message of {len(data)} bytes is not readable: {describe(error)}") from None
 
 
 def fields_of(data: bytes, kind: int, *num_fields: int) -> list:
@@ -94,4 +94,6 @@ def check(holds: bool, rule: str) -> None:
 
 def _check_version(version: int) -> None:
     if version != VERSION:
-        raise MessageError(f"message format {version!r} is not ours, {VERSION}: use the same seedtune on both sides")
+        raise MessageError(
+            f"message format {quote(version)} is not ours, {VERSION}: use the same seedtune on both sides"
+        )

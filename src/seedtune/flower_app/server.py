@@ -18,6 +18,7 @@ from ..config import Machine
 from ..engines.flower_grid import FlowerGrid, Say, Waiting, hello_of
 from ..errors import ConfigError, SeedtuneError
 from ..experiment import MakeEngine
+from ..foreign_text import MOST_MESSAGE, describe, sanitize
 from ..run_store import RunStore
 
 
@@ -30,7 +31,7 @@ def app() -> ServerApp:
         try:
             summary = go_on(grid, dict(context.run_config), say)
         except Exception as error:
-            say(f"error: {error}" if isinstance(error, SeedtuneError) else f"{type(error).__name__}: {error}")
+            say(f"error: {error}" if isinstance(error, SeedtuneError) else describe(error))
             raise
         say(f"the run has ended after {summary['rounds']} rounds, state digest {summary['state_digest']}")
 
@@ -86,6 +87,7 @@ def _saying(log: str) -> Say:
     """Prints lines, which Flower keeps with its own, and adds them to a file where one is given."""
 
     def say(note: str) -> None:
+        note = sanitize(note, MOST_MESSAGE)
         print(note, flush=True)
         if log:
             with open(log, "a", encoding="utf-8") as file:

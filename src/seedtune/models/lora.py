@@ -19,6 +19,7 @@ from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
+from ..foreign_text import describe
 from ..sections import ModelConfig
 from .load_failure import first_line
 from .source import Network, Source
@@ -48,11 +49,14 @@ def attach(module: torch.nn.Module, config: ModelConfig, task_type: str | None) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that GPT-2 stores its weights transposed is handled, not news
             return get_peft_model(module, adapter)
-    except ValueError:
-        raise ModelError(
-            f"model.lora_targets is empty and PEFT has no choice for {type(module).__name__}: name modules to adapt, "
-            f"such as {_endings(linear)}"
-        ) from None
+    except Exception as error:  # PEFT's own, or whatever a model's code makes of being adapted
+        if not config.lora_targets and isinstance(error, ValueError):
+            reason = f"is empty and PEFT has no choice for {type(module).__name__}"
+        else:
+            given = f"= {list(config.lora_targets)}" if config.lora_targets else "is empty"
+            reason = f"{given}, and PEFT cannot adapt {type(module).__name__} so: {describe(error)}"
+        possible = [name for name in linear if repr(name.rpartition(".")[2]) not in str(error)]  # PEFT names the others
+        raise ModelError(f"model.lora_targets {reason}: name modules to adapt, such as {_endings(possible)}") from error
 
 
 def attach_saved(module: torch.nn.Module, source: Source) -> PeftModel:

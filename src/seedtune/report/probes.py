@@ -4,7 +4,6 @@ Findings are files in a run's folder, or named by the reader, and others may hav
 another type, or too much is "not known" or left out, never an error. Nothing is measured here.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +12,7 @@ from typing import Any
 
 from .. import run_store
 from ..errors import ConfigError
+from ..run_files import parse_object
 from .reading import Run, known, mapping, text
 
 KINDS = {
@@ -94,10 +94,10 @@ def _read(path: Path) -> Mapping[str, Any] | None:
     try:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
             return None
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = parse_object(path.read_bytes())
+    except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("values"), dict) else None
+    return found if isinstance(found.get("values"), dict) else None
 
 
 def _finding(found: Mapping[str, Any], path: Path, look: int, run: Run | None) -> Finding:

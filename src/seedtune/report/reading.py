@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import run_store
 from ..config import Recipe
-from ..errors import RunStoreError
+from ..foreign_text import sanitize
 
 MOST_LETTERS = 500
 """Of one text from a file, such as a reason why a client failed."""
@@ -82,17 +82,8 @@ def read(folders: Sequence[Path]) -> list[Run]:
 
 
 def _read(folder: Path, label: str) -> Run:
-    try:
-        recipe = run_store.recipe_of(folder)
-        rows, summary = run_store.metrics_of(folder), run_store.summary_of(folder)
-    except (OSError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "a value in it is nested too deeply"
-        raise RunStoreError(f"run {folder}: cannot be read: {reason}") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise RunStoreError(f"run {folder}: {run_store.METRICS} is damaged: a line of it is no JSON object")
-    if not isinstance(summary, dict | None):
-        raise RunStoreError(f"run {folder}: {run_store.SUMMARY} is damaged: it is no JSON object; delete it")
-    return Run(label, folder, recipe, rows, summary or {})
+    recipe = run_store.recipe_of(folder)
+    return Run(label, folder, recipe, run_store.any_rows(folder), run_store.any_summary(folder) or {})
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
@@ -135,11 +126,10 @@ def known(value: Any) -> float | None:
 
 
 def text(value: Any) -> str:
-    """A text on one line, cut where it is long; "" for what is no text."""
+    """A text on one line, fit to be shown (`foreign_text`); "" for what is no text."""
     if not isinstance(value, str):
         return ""
-    line = " ".join(value.split())
-    return line if len(line) <= MOST_LETTERS else line[: MOST_LETTERS - 1] + "…"
+    return sanitize(" ".join(value.split()), MOST_LETTERS)
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from .. import run_store
 from ..config import Recipe
 from ..errors import RunStoreError, SeedtuneError
+from ..run_files import parse_object
 from ..run_folder import LOCK, claimed, replace_text
 from . import measuring
 from .jobs import Job, key
@@ -68,9 +69,10 @@ def _check_ours(name: str, folder: Path) -> None:
 
 def _name_of(folder: Path) -> str | None:
     try:
-        return json.loads((folder / STUDY).read_text())["name"]
-    except (OSError, ValueError, KeyError):
+        name = parse_object((folder / STUDY).read_bytes()).get("name")
+    except (OSError, ValueError):
         return None
+    return name if isinstance(name, str) else None
 
 
 def _described(plan: Plan) -> dict[str, Any]:

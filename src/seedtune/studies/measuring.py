@@ -13,9 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from ..config import Machine, Recipe
 from ..errors import ConfigError, RunStoreError
+from ..foreign_text import sanitize
 from ..recipe_text import build
+from ..run_files import explain, parse_object
 from ..run_folder import replace_text, writing
 
 Value = TypeVar("Value")
@@ -140,10 +144,39 @@ def sure(value: Value | None) -> Value:
     return value
 
 
-def _asked(found: Mapping[str, Any]) -> Asked:
+class _AskedFile(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    what: str
+    at: str
+    options: dict[str, Any]
+    recipe: dict[str, Any] | None
+
+
+class _ReadingFile(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    part: str
+    quantity: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class _KeptFile(BaseModel):
+    """What `take` writes."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    asked: _AskedFile
+    readings: list[_ReadingFile]
+    seconds: float
+
+
+def _asked(found: _AskedFile) -> Asked:
     """What a file says was asked: settings that came after it have their defaults, as in the recipe of a run."""
-    recipe = found["recipe"] and build(found["recipe"], "its recipe")
-    return Asked(found["what"], found["at"], found["options"], recipe)
+    recipe = None if found.recipe is None else build(found.recipe, "its recipe")
+    return Asked(found.what, found.at, found.options, recipe)
 
 
 def kept(file: Path) -> Kept:
@@ -152,8 +185,9 @@ def kept(file: Path) -> Kept:
         RunStoreError: no measurement, or a damaged one.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        readings = tuple(Reading(**one) for one in found["readings"])
-        return Kept(file, _asked(found["asked"]).key, readings, float(found["seconds"]))
-    except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
-        raise RunStoreError(f"measurement {file}: cannot be read ({error}): delete it, and it is made again") from None
+        found = _KeptFile.model_validate(parse_object(file.read_bytes()))
+        readings = tuple(Reading(**vars(one)) for one in found.readings)
+        return Kept(file, _asked(found.asked).key, readings, found.seconds)
+    except (OSError, ValueError, ConfigError) as error:
+        reason = explain(error) if isinstance(error, ValidationError) else sanitize(error)
+        raise RunStoreError(f"measurement {file}: cannot be read ({reason}): delete it, and it is made again") from None

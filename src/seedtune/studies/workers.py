@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self
 from .. import experiment, run_store
 from ..config import Machine, Recipe
 from ..errors import SeedtuneError
+from ..foreign_text import describe
 from ..parent import end_after
 from . import measuring
 from .measuring import Asked, sure
@@ -172,5 +173,5 @@ def perform(folder: Path, task: Task, hear: Hear) -> Ended:
     except SeedtuneError as error:
         return Ended(folder, str(error))
     except Exception as error:  # whatever a run does, the others go on
-        return Ended(folder, f"{type(error).__name__}: {error}")
+        return Ended(folder, describe(error))
     return Ended(folder)

@@ -103,8 +103,16 @@ class Perturber:
         if unused:
             raise ModelError(
                 f"tensor {min(unused)!r} ({len(unused)} in all) is tuned but no forward pass of its module used it: "
-                f"leave it out with model.trainable"
+                f"name the tensors to tune with model.trainable, or under LoRA the modules with model.lora_targets"
             )
+
+    def find_used(self, call: Callable[[], Any]) -> frozenset[str]:
+        """Return the names of the tuned tensors that `call` uses when it is evaluated at a perturbed point."""
+        moved = self._moved([Perturbation(0, 1e-3, Distribution.RADEMACHER)])
+        mode = _AtUse(moved, self.scratch_bytes)
+        with self.running(mode, ()):
+            call()
+        return frozenset(mode.used)
 
     def moved_by(self, point: Perturbation) -> dict[int, TensorSpec]:
         """The tuned tensors that a point moves, by the identity of the parameter."""

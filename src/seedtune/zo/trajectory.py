@@ -251,8 +251,18 @@ def _set(weights: Weights, record: RoundRecord, snapshot: Callable[[int], Weight
         raise TrajectoryError(
             f"round {record.round} is a snapshot, kept in its run folder: replay the folder, not the file alone"
         )
-    for name, tensor in snapshot(record.round).items():
+    kept = snapshot(record.round)
+    if {name: _form(tensor) for name, tensor in kept.items()} != {name: _form(t) for name, t in weights.items()}:
+        raise TrajectoryError(
+            f"the snapshot of round {record.round} holds other tensors, shapes or dtypes than are tuned: take a fresh "
+            "copy of the run's folder"
+        )
+    for name, tensor in kept.items():
         weights[name].copy_(tensor)
+
+
+def _form(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype
 
 
 def broken_rule(record: RoundRecord) -> str | None:

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from ..errors import TrajectoryError
+from ..foreign_text import parse_json, quote, sanitize
 from ..space import DIGEST_BYTES
 from . import noise
 from .expansion import Split
@@ -112,7 +113,7 @@ def _torn(source: str, num_frames: int) -> TrajectoryError:
 
 def _header(payload: bytes, source: str) -> Header:
     try:
-        fields = json.loads(_metadata(payload)["header"])
+        fields = parse_json(_metadata(payload)["header"])
         tensors = load_tensors(payload)
         if not isinstance(fields, dict):
             raise ValueError("the header is no object")
@@ -120,8 +121,9 @@ def _header(payload: bytes, source: str) -> Header:
         raise TrajectoryError(f"{source}: does not begin with a trajectory's header") from None
     for name, known in (("format", FORMAT), ("noise_version", noise.VERSION)):
         if fields.get(name) != known:
+            found = quote(fields.get(name))
             raise TrajectoryError(
-                f"{source}: has {name} {fields.get(name)!r}, this seedtune knows {known}: install the one that wrote it"
+                f"{source}: has {name} {found}, this seedtune knows {known}: install the one that wrote it"
             )
     tensors.pop("none", None)
     try:
@@ -131,7 +133,7 @@ def _header(payload: bytes, source: str) -> Header:
         _check_header(header)
         return header
     except (KeyError, TypeError, ValueError) as error:
-        raise TrajectoryError(f"{source}: its header is not complete: {' '.join(str(error).split())}") from None
+        raise TrajectoryError(f"{source}: its header is not complete: {sanitize(error)}") from None
 
 
 def _check_header(header: Header) -> None:
@@ -149,7 +151,7 @@ def _check_header(header: Header) -> None:
     }
     for name, holds in rules.items():
         if not holds:
-            raise ValueError(f"{name} = {getattr(header, name)!r}")
+            raise ValueError(f"{name} = {quote(getattr(header, name))}")
 
 
 def _is_text(values: object, form: str) -> bool:
@@ -174,7 +176,7 @@ def _record(payload: bytes, source: str, number: int) -> RoundRecord:
             int(numbers["round"]), tuple(clients.tolist()), scalars, factors, found.tobytes(), back_to, ratio
         )
     except Exception as error:  # as for the header
-        raise TrajectoryError(f"{source}: the record of round {number} is not readable: {error!r}") from None
+        raise TrajectoryError(f"{source}: the record of round {number} is not readable: {quote(error)}") from None
     fault = "rounds follow each other" if record.round != number else broken_rule(record)
     if fault:
         raise TrajectoryError(f"{source}: the record of round {number} breaks a rule: {fault}")
@@ -183,7 +185,7 @@ def _record(payload: bytes, source: str, number: int) -> RoundRecord:
 
 def _metadata(payload: bytes) -> dict[str, str]:
     length = int.from_bytes(payload[:8], "little")
-    return json.loads(payload[8 : 8 + length])["__metadata__"]
+    return parse_json(payload[8 : 8 + length])["__metadata__"]
 
 
 def _frame(written: bytes, payload: bytes) -> bytes:
