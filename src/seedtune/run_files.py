@@ -48,7 +48,7 @@ class _Row(_Parsed):
     bytes_up: Count | None
     bytes_down: Count | None
     forwards: Count | None
-    flops: Count | None = None
+    flops: Count | None
     seconds: Seconds
     replied: Count | None
     cohort: Count | None
