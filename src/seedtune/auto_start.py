@@ -50,9 +50,13 @@ class Spent:
     num_forwards: int = 0
     num_flops: int = 0
 
+    def with_flops(self, more: int) -> "Spent":
+        """Return what was spent with `more` operations, as of layers computed ahead."""
+        return replace(self, num_flops=self.num_flops + more)
+
     def as_row(self) -> dict[str, int]:
-        """As the row before the first round says it; nothing where nothing was measured."""
-        return {"forwards": self.num_forwards, "flops": self.num_flops} if self.num_forwards else {}
+        """As the row before the first round says it; nothing where nothing was spent."""
+        return {"forwards": self.num_forwards, "flops": self.num_flops} if self.num_flops else {}
 
 
 def is_open(recipe: Recipe) -> bool:

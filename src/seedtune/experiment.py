@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import run_store
-from .assembly import Experiment, assemble, put_back, restore
+from .assembly import Experiment, assemble, indices_of, put_back, restore
 from .auto_start import Spent, started
 from .baseline import backpropagation
 from .config import Machine, Recipe
@@ -31,7 +31,7 @@ from .fed.replies import singly
 from .fed.rounds import Exchange, ExchangeProtocol, RoundResult, Server, after, run_rounds
 from .fed.seed_scalar import SeedScalar
 from .fed.weight_average import WeightAverage
-from .keeping import describe_savings
+from .keeping import compute_ahead, describe_savings
 from .metrics import Evaluated, History, Row, result_of, round_row, scores_of
 from .models.evaluation import Evaluation
 from .models.finite import check_zero_shot
@@ -306,8 +306,9 @@ def _begin(experiment: Experiment, spent: Spent, store: RunStore, listen: Listen
     """The server before the first round, and the run's files begun."""
     began = time.perf_counter()
     zero_shot = _evaluated(experiment)
-    seconds = round(time.perf_counter() - began, 3)
     check_zero_shot(experiment.model, zero_shot.test)
+    spent = spent.with_flops(compute_ahead(experiment.kept, experiment.recipe, len(indices_of(experiment.clients))))
+    seconds = round(time.perf_counter() - began, 3)
     row = round_row(0, seconds, None, zero_shot) | spent.as_row() | describe(experiment, zero_shot.test)
     store.begin(experiment.recipe, experiment.header, row, experiment.secret)
     listen(0, None, zero_shot)

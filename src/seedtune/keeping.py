@@ -14,11 +14,14 @@ from .data.encoding import EncodedSet
 from .errors import ModelError, RunStoreError
 from .models.frozen import find_frozen
 from .models.load import Tuned
+from .progress import phase
 from .zo.activation_store import ActivationStore
 from .zo.kept_activations import KeptActivations
 from .zo.meter import Meter
 
 _BATCH = 64
+OFTEN = 3
+"""Times that a run draws each example in the mean, from which on all are computed ahead: one in 20 is then not drawn."""
 
 
 def keep_activations(model: Tuned, machine: Machine, meter: Meter, folder: Path | None) -> KeptActivations | None:
@@ -44,12 +47,29 @@ def expect_examples(kept: KeptActivations, recipe: Recipe, train: EncodedSet, te
         RunStoreError: the disk has no room for those that memory does not hold.
     """
     needed = kept.expect(_batches(test))
-    federation = recipe.federation
-    drawn = federation.num_rounds * (federation.cohort_size or recipe.partition.num_clients) * federation.batch_size
-    drawn *= max(1, federation.local_steps)
-    share = min(1.0, drawn / len(train)) if len(train) and not federation.local_epochs else 1.0
+    is_drawn = len(train) and not recipe.federation.local_epochs
+    share = min(1.0, num_drawn(recipe) / len(train)) if is_drawn else 1.0
     needed += int(share * kept.expect(_batches(train)))
     _check_room(kept.store, needed)
+
+
+def compute_ahead(kept: KeptActivations | None, recipe: Recipe, num_train: int) -> int:
+    """Compute the frozen layers of all training examples before the first round, where nearly all will be needed.
+
+    Returns:
+        The operations that it took, 0 where a round computes those of its own examples.
+    """
+    if kept is None or kept.num_expected == 0 or num_drawn(recipe) < OFTEN * num_train:
+        return 0
+    with phase("computing the frozen layers of training examples, once", kept.num_expected) as told:
+        return kept.compute_expected(told.advance)
+
+
+def num_drawn(recipe: Recipe) -> int:
+    """Return how many examples the batches of a run hold in all, at most."""
+    federation = recipe.federation
+    clients = federation.cohort_size or recipe.partition.num_clients
+    return federation.num_rounds * clients * federation.batch_size * federation.local_steps
 
 
 def describe_savings(kept: KeptActivations | None) -> dict[str, int] | None:

@@ -229,7 +229,7 @@ def test_a_module_keeps_its_form():
     for parameter in twin.parameters():
         parameter.zero_()
     with handing_on(ready):
-        assert torch.equal(model.module.model.layers[0](torch.zeros(2, 1, 16)), ready.frozen.values)
+        assert torch.equal(model.module.model.layers[-1](torch.zeros(2, 1, 16)), ready.frozen.values)
     assert not twin.model.layers[0](torch.zeros(2, 1, 16), position_embeddings=(torch.ones(1, 1, 8),) * 2).any()
 
 
@@ -303,3 +303,23 @@ def test_a_full_disk_is_said():
         store._file = full
         with pytest.raises(RunStoreError, match="No space left on device: free some disk space, give more memory with"):
             store.put(b"more", value(10))
+
+
+def test_what_is_expected_can_be_computed_ahead():
+    model, told = tuned_at("llama", BEHIND["llama"]), []
+    kept, batches = keeping(model), [batch_of_lengths(model, [4, 5, 20], first) for first in (0, 3)]
+    for batch in batches:
+        kept.expect([batch])
+    assert kept.num_expected == 6
+    spent = kept.compute_expected(told.append)
+    assert sum(told) == len(kept.store) == 6 and kept.num_expected == 0 and spent > 0
+    assert [kept(batch).frozen.num_new_flops for batch in batches] == [0, 0]
+
+
+def test_nothing_is_computed_ahead_that_cannot_be_kept():
+    model = tuned_at("llama", BEHIND["llama"])
+    kept, batch = keeping(model, memory=0), batch_of_lengths(model, [4, 5])
+    kept.expect([batch])
+    tried = kept.savings.num_sequences
+    kept.compute_expected()
+    assert kept.savings.num_sequences == tried and kept.num_expected == 2

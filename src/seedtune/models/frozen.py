@@ -52,7 +52,7 @@ def install(cut: Cut, gives_tuple: bool) -> None:
         gives_tuple: the layers return their output as the only member of a tuple.
     """
     for layer in cut.layers:
-        layer.__class__ = _handing_class(type(layer), gives_tuple)
+        layer.__class__ = _handing_class(type(layer), gives_tuple, layer is cut.layers[-1])
 
 
 @contextmanager
@@ -71,23 +71,28 @@ def handing_on(batch: Batch) -> Iterator[None]:
 
 
 @cache
-def _handing_class(kind: type[torch.nn.Module], gives_tuple: bool) -> type[torch.nn.Module]:
-    """Derive from a layer's class one that hands on."""
+def _handing_class(kind: type[torch.nn.Module], gives_tuple: bool, is_last: bool) -> type[torch.nn.Module]:
+    """Derive from a layer's class one that hands on: the last one the outputs kept, those before it their input."""
 
     def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         frozen = _handed.get()
         if frozen is None:
             return kind.forward(self, *args, **kwargs)
-        values = _repeated(frozen.values, tree_leaves((args, kwargs)))
+        hidden = _hidden(tree_leaves((args, kwargs)))
+        values = _repeated(frozen.values, len(hidden)) if is_last else hidden
         return (values,) if gives_tuple else values
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
-def _repeated(values: torch.Tensor, given: list[Any]) -> torch.Tensor:
-    """Return a copy of `values`, as often as the layer's input holds the batch: models may write into it."""
-    hidden = next(leaf for leaf in given if isinstance(leaf, torch.Tensor) and leaf.dim() == values.dim())
-    return values.repeat(len(hidden) // len(values), 1, 1)
+def _hidden(given: list[Any]) -> torch.Tensor:
+    """The hidden states among what a layer was given: the first [S, T, d]."""
+    return next(leaf for leaf in given if isinstance(leaf, torch.Tensor) and leaf.dim() == 3)
+
+
+def _repeated(values: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Return a copy of `values`, as often as makes `num_rows`: models may write into it."""
+    return values.repeat(num_rows // len(values), 1, 1)
 
 
 def compute_frozen(cut: Cut, call: Callable[[], Any]) -> tuple[torch.Tensor, bool]:

@@ -16,7 +16,7 @@ choose what is tuned, and knows no example of a client from another's.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +33,7 @@ from ..models.frozen import compute_frozen, install
 from ..models.load import Tuned
 from ..models.objective import answer_logits, scores
 from .activation_store import ActivationStore
-from .meter import Meter, Shape
+from .meter import FROZEN, Meter, Shape
 
 GROUP_TOKENS = 256
 """Of a group: larger ones were hardly faster on a CPU (SmolLM2-135M in float32, 32 tokens a sequence: 94 ms each in
@@ -106,6 +106,7 @@ class KeptActivations:
         self.model, self.num_layers, self.savings = model, cut.k, Savings()
         self.store = ActivationStore(0, on_disk=False)  # the trial's tokens are of no use to a run
         self.cut, self._meter = cut, meter
+        self._sample = replace(cut, k=1, layers=cut.layers[:1]) if _are_alike(cut.layers) else cut
         self._usable: dict[GroupShape, bool] = {}
         self._expected: list[_Pool] = []
         self._keeps_positions = False
@@ -138,6 +139,26 @@ class KeptActivations:
             known[sequence.key] = len(sequence.positions)
         self._expected.append(pool)
         return sum(known.values()) * self._width * self._dtype.itemsize
+
+    @torch.no_grad()
+    def compute_expected(self, advance: Callable[[int], None] = lambda count: None) -> int:
+        """Compute what is expected and not kept yet; return the operations that it took.
+
+        `advance` is called with the number of sequences of each group.
+        """
+        before = self.savings.flops_spent
+        for shape, waiting in [(shape, waiting) for pool in self._expected for shape, waiting in pool.items()]:
+            while waiting and self.store.has_room:
+                group = [waiting.pop(next(iter(waiting))) for _ in range(min(shape.num_rows, len(waiting)))]
+                for sequence, values in zip(group, self._computed(shape, group), strict=True):
+                    self.store.put(sequence.key, values)
+                advance(len(group))
+        return self.savings.flops_spent - before
+
+    @property
+    def num_expected(self) -> int:
+        """Sequences that are expected and not kept yet."""
+        return sum(len(waiting) for pool in self._expected for waiting in pool.values())
 
     def _sequences(self, batch: Batch) -> list[Sequence]:
         """The rows of a batch without their padding."""
@@ -197,12 +218,12 @@ class KeptActivations:
     def _computed(self, shape: GroupShape, group: list[Sequence]) -> list[torch.Tensor]:
         """What the frozen layers give for a group: [P, d] each. Free rows repeat the first sequence."""
         filled = [*group, *[group[0]] * (shape.num_rows - len(group))]
-        values = self._run(shape, [sequence.tokens for sequence in filled])
+        values = self._run(shape, [sequence.tokens for sequence in filled], self.cut)
         self.savings.num_sequences += len(group)
         return [row[torch.from_numpy(s.positions).to(row.device)].cpu() for s, row in zip(group, values, strict=False)]
 
-    def _run(self, shape: GroupShape, rows: list[np.ndarray]) -> torch.Tensor:
-        """The output of the last frozen layer for a group of tokens, [num_rows, num_tokens, d]; counted."""
+    def _run(self, shape: GroupShape, rows: list[np.ndarray], cut: Cut) -> torch.Tensor:
+        """The output of the last layer before `cut` for a group of tokens, [num_rows, num_tokens, d]; counted."""
         ids = torch.zeros(shape.num_rows, shape.num_tokens, dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for row, tokens in enumerate(rows):
@@ -210,16 +231,16 @@ class KeptActivations:
             mask[row, : len(tokens)] = 1
         device = self.model.device
         call = partial(self.model.module, input_ids=ids.to(device), attention_mask=mask.to(device))
-        size, part = Shape((shape.num_rows, shape.num_tokens), None, None, 0), ("frozen", self.num_layers)
-        (values, _), flops = self._meter.counted(size, part, partial(compute_frozen, self.cut, call))
+        size = Shape((shape.num_rows, shape.num_tokens), None, None, 0)
+        (values, _), flops = self._meter.counted(size, (FROZEN, cut.k), partial(compute_frozen, cut, call))
         self.savings.flops_spent += flops
         return values
 
     def _flops_each(self, sequence: Sequence) -> int:
         """Operations of a sequence, as its group spends them."""
         shape = self._shape(sequence)
-        size, part = Shape((shape.num_rows, shape.num_tokens), None, None, 0), ("frozen", self.num_layers)
-        return (self._meter.known(size, part) or 0) // shape.num_rows
+        size = Shape((shape.num_rows, shape.num_tokens), None, None, 0)
+        return (self._meter.known(size, (FROZEN, self.num_layers)) or 0) // shape.num_rows
 
     # Shapes
 
@@ -245,8 +266,8 @@ class KeptActivations:
         length, vocabulary = shape.num_tokens - (not shape.is_full), self._vocabulary
         rows = [(7 + 5 * row + 3 * np.arange(length)) % vocabulary for row in range(2 * shape.num_rows)]
         first, last = rows[0], shape.num_rows - 1
-        one = self._run(shape, [first, *rows[1:last], first])
-        other = self._run(shape, [first, *rows[-last:]])
+        one = self._run(shape, [first, *rows[1:last], first], self._sample)
+        other = self._run(shape, [first, *rows[-last:]], self._sample)
         return torch.equal(one[0], one[last]) and torch.equal(one[0], other[0])
 
     # Trial
@@ -278,6 +299,12 @@ class KeptActivations:
         whole, behind = (score(self.model, given).double() for given in (batch, self(batch)))
         tolerance = 1e-3 if self._dtype == torch.float32 else 5e-2
         return bool((whole - behind).norm() <= tolerance * whole.norm())
+
+
+def _are_alike(layers: tuple[torch.nn.Module, ...]) -> bool:
+    """Return that all layers have parameters of the same names and shapes, so that one shows what all do."""
+    forms = {tuple((name, tuple(p.shape)) for name, p in layer.named_parameters()) for layer in layers}
+    return len(forms) == 1
 
 
 def _trial_batch(model: Tuned) -> Batch:
