@@ -142,7 +142,7 @@ def test_the_command_line_tells_what_was_spent(seedtune, small_runs, tmp_path):
     assert told.code == 0, told.err
     assert "privacy: epsilon 1.037" in told.out and "sent in all: withheld up, withheld down" in told.out
     assert "round 2/2  epsilon" in told.out and "train loss" not in told.out
-    assert "privacy_event" in seedtune("inspect", "run").out
+    assert "privacy event" in seedtune("inspect", "run").out
     assert seedtune("compare", "run").code == 0
     assert "error: federation.weighting = 'examples' cannot be combined" in seedtune(
         "run", "mine.toml", "--out", "other", "--set", "federation.weighting=examples"

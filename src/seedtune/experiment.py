@@ -262,7 +262,7 @@ def _rounds(
     ended = without_cohort(server.plan, engine.finish(server, protocol))
     summary = _summary(experiment, store, history, server) | {"engine": engine.name, **ended}
     first = run_store.metrics_of(store.folder)[0]
-    summary |= conclude(experiment, evaluation and evaluation.test, first, summary)
+    summary |= conclude(experiment, evaluation.test if evaluation else None, first, summary)
     store.finish(summary)
     return summary
 
