@@ -70,7 +70,7 @@ def digest_inputs(
         own: set where the examples are a node's own, which no header tells; then only what all parties share.
         secret: of a private run's server. A party without it has no digest of the training examples.
 
-    Cost: one hash over all tokens, about 0.3 s for 67,000 short examples.
+    Cost: one hash over all tokens, 0.7 s of a core for 67,000 examples of 24 tokens.
     """
     parts = {RECIPE: digest_recipe(recipe), **digest_base(recipe.model, model)}
     parts["answers"] = digest_json([task.kind, task.max_tokens, task.ends, *(a.tolist() for a in train.answers)])

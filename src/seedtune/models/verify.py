@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -101,8 +100,8 @@ def _with_adapters(base: Network, name: str, tensor: torch.Tensor) -> torch.Tens
     owner, _, last = name.rpartition(".")
     while owner.endswith(".base_layer"):
         owner = owner.removesuffix(".base_layer")
-        layer = base.get_submodule(owner)
-        if isinstance(layer, LoraLayer) and getattr(layer, "parameter_name", "weight") == last:
+        layer: Any = base.get_submodule(owner)
+        if hasattr(layer, "get_delta_weight") and getattr(layer, "parameter_name", "weight") == last:
             tensor = (tensor.float() + layer.get_delta_weight("default").float()).to(tensor.dtype)
     return tensor
 
@@ -130,8 +129,8 @@ def _is_one_rounding_off(one: torch.Tensor, other: torch.Tensor) -> bool:
     if (one.dtype, one.shape) != (other.dtype, other.shape) or not one.is_floating_point():
         return _has_same_bits(one, other)
     near_zero = torch.finfo(torch.float32).eps * float(one.abs().max()) if one.numel() else 0.0
-    options = {"rtol": 2 * torch.finfo(one.dtype).eps, "atol": 2 * near_zero, "equal_nan": True}
-    return torch.allclose(one.float(), other.float(), **options)
+    relative = 2 * torch.finfo(one.dtype).eps
+    return torch.allclose(one.float(), other.float(), rtol=relative, atol=2 * near_zero, equal_nan=True)
 
 
 def _different_logits(wanted: Logits, found: Logits, ids: torch.Tensor, tolerance: float) -> str:
@@ -140,14 +139,14 @@ def _different_logits(wanted: Logits, found: Logits, ids: torch.Tensor, toleranc
         if one.shape != other.shape:
             return f"its logits have the shape {list(other.shape)}, the tuned model's {list(one.shape)}"
         off = _size(one - other) / max(_size(one), torch.finfo(torch.float32).tiny)
-        if off > tolerance or not torch.equal(one.isnan(), other.isnan()):
+        if off > tolerance or not torch.equal(one.isfinite(), other.isfinite()):
             return f"its logits are {off:.2g} of their size off, where rounding explains {tolerance:g}"
     return ""
 
 
 def _size(logits: torch.Tensor) -> float:
-    """Their root mean square, without those that are not numbers."""
-    return float(logits.nan_to_num().square().mean().sqrt())
+    """Their root mean square, with 0 for those that are not finite."""
+    return float(logits.nan_to_num(0.0, 0.0, 0.0).square().mean().sqrt())
 
 
 def _different_merge(model: Tuned) -> str:
@@ -155,7 +154,8 @@ def _different_merge(model: Tuned) -> str:
 
     Cost: a copy of the model in float32.
     """
-    wide, ids = copy.deepcopy(model.module).float(), _token_ids(model)
+    wide: Any = copy.deepcopy(model.module).float()
+    ids = _token_ids(model)
     before = iter([_logits(wide, sequence) for sequence in ids])
     (wide.encoder if isinstance(wide, EncoderWithHead) else wide).merge_adapter()
     exact = MERGED_TOLERANCE[torch.float32]
