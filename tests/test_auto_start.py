@@ -184,7 +184,7 @@ AUTO = {"local": {"learning_rate": "auto"}}
         ({**AUTO, "privacy": {"unit": "client"}}, "local.learning_rate = 'auto' needs privacy.unit = 'none'"),
         ({**AUTO, "personalise": {"policy": "random", "alpha": 1e-5, "alpha_unit": "absolute"}},
          "personalise.alpha_unit = 'absolute' needs local.learning_rate as a number"),
-        ({**AUTO, "auto": {"per_client": True}, "federation": {"keys": "shared", "aggregation": "sign-vote"}},
+        ({**AUTO, "auto": {"per_client": True}, "federation": {"keys": "shared", "aggregation": "sign-vote", "weighting": "equal"}},
          "auto.per_client needs another federation.aggregation than 'sign-vote'"),
         ({"local": {"learning_rate": "fast"}}, "local.learning_rate = 'fast': give a number greater than 0"),
         ({"local": {"learning_rate": 0.0}}, "local.learning_rate = 0.0: give a number greater than 0"),

@@ -57,7 +57,7 @@ MakeEngine = Callable[[Experiment, RunStore, Say], RunEngine]
 def protocol_of(recipe: Recipe) -> ExchangeProtocol:
     """What a recipe's rounds exchange."""
     plan = Plan.of(recipe)
-    if plan is not None and plan.noise == "central":
+    if plan is not None and plan.noise != "local":
         return PrivateSum(plan)
     return PROTOCOLS[recipe.federation.upload]()
 

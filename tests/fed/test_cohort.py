@@ -64,7 +64,7 @@ def made(monkeypatch):
 @pytest.mark.parametrize("estimator", ["two-point", "one-sided"])
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("scratch_bytes", [2**12, 300])
-@pytest.mark.parametrize("over", [{}, {"aggregation": "sign-vote"}, {"key_pool": 2}])
+@pytest.mark.parametrize("over", [{}, {"aggregation": "sign-vote", "weighting": "equal"}, {"key_pool": 2}])
 def test_replies_are_those_of_clients_one_by_one(estimator, distribution, scratch_bytes, over):
     local = {"estimator": estimator, "distribution": distribution, "num_directions": 3}
     asked = shared(federation=over, local=local)

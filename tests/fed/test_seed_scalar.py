@@ -88,7 +88,7 @@ def test_scalars_of_another_shape_are_refused():
         SeedScalar().check(server(site(recipe())), reply(3, scalars=np.zeros((2, 2), np.float32)))
 
 
-VOTE = {"keys": "shared", "aggregation": "sign-vote"}
+VOTE = {"keys": "shared", "aggregation": "sign-vote", "weighting": "equal"}
 NAN = float("nan")
 
 

@@ -20,7 +20,8 @@ from ..errors import DigestMismatch, EngineError, MessageError, SeedtuneError, T
 from ..fed.answering import attempted
 from ..fed.chain import Chain
 from ..fed.hello import FINISH, HELLO, Hello, Standing, decode_finish, decode_hello, encode_finished, encode_standing
-from ..fed.messages import ORDER, Order, decode_order, unpack_record, unpack_weights
+from ..fed.messages import ORDER, Order, decode_order, unpack_weights
+from ..fed.order_rules import check_order, check_sent_weights, unpacked_records
 from ..fed.secure_messages import BUNDLE, orders_in
 from ..fed.wire import kind_of
 from ..space import copy_into, digest
@@ -128,6 +129,7 @@ class Node:
         for order in map(decode_order, _orders_in(data)):
             if order.client != client:
                 raise MessageError(f"an order for client {order.client} came for client {client}")
+            check_order(bench.experiment.recipe, bench.experiment.space, order)
             self._come_to(bench, order)
             self._status["round"] = order.round
 
@@ -164,11 +166,12 @@ class Node:
             raise
 
     def _learn(self, bench: Bench, order: Order) -> None:
+        check_sent_weights(bench.experiment.recipe, order)
         if order.weights:
             self._take(bench, order)
             return
         self._read_records(bench)
-        links = self._chain.link(self._stood(order.client) or bench.base, map(unpack_record, order.missed))
+        links = self._chain.link(self._stood(order.client) or bench.base, unpacked_records(bench.experiment.recipe, order))
         self.state.add_links(links)
         self._move(bench, order.digest)
 

@@ -15,6 +15,7 @@ from ..privacy.sum_plan import check_installed
 from .client import Site
 from .cohort import Cohort
 from .messages import ORDER, Order, decode_order, encode_reply
+from .order_rules import check_order
 from .secure_messages import BUNDLE
 from .wire import kind_of
 
@@ -70,13 +71,16 @@ def _open_order(site: Site, data: bytes) -> Order:
     """An order that may be answered without a mask.
 
     Raises:
-        MessageError: not where the recipe has secure sums, nor on a node that was given the roster of a secure sum.
+        MessageError: not where the recipe has secure sums, nor on a node that was given the roster of a secure sum; or
+            an order that the recipe cannot have led to.
     """
     if site.recipe.secure_sum.enabled or (site.credentials and site.credentials.roster is not None):
         raise MessageError(
             "what is learned here leaves in secure sums only: set secure_sum.enabled, for all of the run"
         )
-    return decode_order(data)
+    order = decode_order(data)
+    check_order(site.recipe, site.perturber.space, order)
+    return order
 
 
 def secure_sums(site: Site, memory: Memory) -> Handler:
@@ -89,7 +93,7 @@ def secure_sums(site: Site, memory: Memory) -> Handler:
         from .secure_client import SecureClient
 
         kept = memory if site.credentials is None else in_this_process  # never on a node's disk
-        return SecureClient(site, client, kept, site.credentials).answers(bundle)
+        return SecureClient(site, client, kept, site.credentials, answered=memory).answers(bundle)
 
     return one_by_one(answer)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import MessageError
 
-VERSION = 2
+VERSION = 3
 _SMALLEST_ITEM = 32  # bytes of a record
 _FRAME_BYTES = 16  # more than an array's length, a version and a kind take
 
