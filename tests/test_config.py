@@ -83,6 +83,9 @@ CLIP = (
         ({"federation": {"aggregation": "median", "keys": "shared"}},
          "federation.aggregation = 'median' needs federation.weighting = 'equal': how many examples a client has is "
          "its own claim"),
+        ({"federation": {"aggregation": "sign-vote", "keys": "shared"}},
+         "federation.aggregation = 'sign-vote' needs federation.weighting = 'equal': how many examples a client has is "
+         "its own claim"),
         ({"federation": {"trimmed_fraction": 0.5}}, "federation.trimmed_fraction = 0.5: input should be less than 0.5"),
         ({"federation": {"upload": "weights"}, "byzantine": {"num_clients": 1}},
          "byzantine.num_clients needs federation.upload = 'scalars': what is falsified are scalars"),

@@ -47,7 +47,7 @@ class Standing:
 def _stands(status: dict[str, Any]) -> str:
     text, digest = f"run {status.get('run')}", f"state digest {status.get('digest')}"
     if status.get("refused"):
-        return f"{text}: refused, since {status['refused']}"
+        return f"run {status.get('asked', status.get('run'))}: refused, since {status['refused']}"
     if status.get("finished"):
         return f"{text}: ended after {status.get('round')} rounds, {digest}"
     if status.get("round") is None:

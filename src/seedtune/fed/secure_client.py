@@ -105,10 +105,12 @@ class SecureClient:
         part, digest = self._part(kind, asked), sha256(request).digest()
         if kind in part.answered:
             return self._again(*part.answered[kind], digest)
+        if kind == MASKED_ORDER:
+            self._check_is_due(part, decode_order(asked.order))
         try:
             part, answer = step(self, part, asked)
         except Exception as error:
-            if kind == MASKED_ORDER:  # which touches data; of other kinds nothing was learned
+            if kind == MASKED_ORDER:  # which may follow from data; a refusal of another kind tells nothing
                 self._keep(part.with_answer(kind, digest, words_of_error(error)))
             raise
         self._keep(part.with_answer(kind, digest, answer if len(answer) <= MOST_KEPT else b""))
@@ -156,10 +158,6 @@ class SecureClient:
     def _masked(self, part: Part, asked: MaskedOrder) -> tuple[Part, bytes]:
         """Its local round, as words under masks."""
         order, site = decode_order(asked.order), self._site
-        check(
-            (order.round, order.client) == (part.round, self.client), "an order is for the client and round of its sum"
-        )
-        check(bool(part.kept), "an order to be masked comes after the roster")
         check_order(site.recipe, site.perturber.space, order)
         ready = Shared(self._member(part), self._roster(part), part.kept).opened(asked.sealed)
         catch_up(site, order)
@@ -170,6 +168,12 @@ class SecureClient:
             words = words_of(site, order, reply, self._plan.code)
         masked = MaskedReply(part.session, self.client, ready.masked(words, binding), binding[:SHOWN_BYTES])
         return replace(part, held=ready.held), encode_masked_reply(masked)
+
+    def _check_is_due(self, part: Part, order: Order) -> None:
+        check(
+            (order.round, order.client) == (part.round, self.client), "an order is for the client and round of its sum"
+        )
+        check(bool(part.kept), "an order to be masked comes after the roster")
 
     def _note(self, order: Order, binding: bytes) -> None:
         """Remember the one order of a round that is answered, in whatever session.
