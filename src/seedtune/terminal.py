@@ -124,9 +124,10 @@ def results(summary: dict[str, Any], folder: Path) -> Iterator[Table | str]:
     each = [summary[f"bytes_{way}_per_client_round"] for way in ("up", "down")]
     if None not in each:
         both += f" ({amount(each[0])} and {amount(each[1])} a client and round)"
-    kept, pace = amount(summary["trajectory_bytes"]), summary["round_seconds"] / max(1, summary["rounds"])
-    yield f"sent in all: {both}; the tuned model is {folder}/trajectory.seedtune, {kept}"
-    yield f"{summary['rounds']} rounds in {summary['seconds']:.0f} s ({pace:.3f} s a round, evaluation apart)"
+    yield f"sent in all: {both}; the tuned model is {folder}/trajectory.seedtune, {amount(summary['trajectory_bytes'])}"
+    if summary["round_seconds"] is not None:
+        pace = summary["round_seconds"] / max(1, summary["rounds"])
+        yield f"{summary['rounds']} rounds in {summary['seconds']:.0f} s ({pace:.3f} s a round, evaluation apart)"
     yield f"state digest {summary['state_digest']}"
 
 
@@ -169,6 +170,10 @@ def _number(value: float | None, form: str) -> str:
     return "not finite" if value is None else format(value, form)
 
 
+def _seconds(value: float | None) -> str:
+    return "withheld" if value is None else f"{value:.1f}"
+
+
 def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
     """Runs compared, one a row."""
     shown = table("run", "method", "rounds", "loss", "accuracy", "up", "down", "forwards", "FLOPs", "seconds")
@@ -178,7 +183,7 @@ def side_by_side(rows: Sequence[dict[str, Any]]) -> Table:
         both = (sent(row["bytes_up"]), sent(row["bytes_down"]))
         shown.add_row(row["run"], row["method"], str(row["rounds"]), loss, quality_, *both,
                       _forwards(row["forwards"]),
-                      _counted(row["flops"]), f"{row['seconds']:.1f}")  # fmt: skip
+                      _counted(row["flops"]), _seconds(row["seconds"]))  # fmt: skip
     return shown
 
 
@@ -195,7 +200,7 @@ def at_target(rows: Sequence[dict[str, Any]]) -> Table:
         both = (sent(needed["bytes_up"]), sent(needed["bytes_down"]))
         reached, flops = format(needed[measure], form), _counted(needed["flops"])
         shown.add_row(row["run"], row["method"], reached, str(needed["rounds"]), flops,
-                      _forwards(needed["forwards"]), f"{needed['seconds']:.1f}", *both)  # fmt: skip
+                      _forwards(needed["forwards"]), _seconds(needed["seconds"]), *both)  # fmt: skip
     return shown
 
 

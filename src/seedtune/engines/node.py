@@ -98,7 +98,7 @@ class Node:
             clients = self._clients(bench)
             self._check_budget(bench, run)
         except Exception as error:
-            self._status |= {"asked": run, "refused": _told(error)}
+            self._status |= {"asked": run, "refused": " ".join(str(error).split())[:_LONGEST_ERROR]}
             raise
         self.state.keep_recipe_digest(run, recipe_digest)
         if data != self.state.hello():

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import Recipe
 from ..errors import EngineError, MessageError, NotFinite
+from ..privacy.ledger import withheld_failures
 from .auto import is_due
 from .client import root_mean_square
 from .messages import Reply, decode_reply, encode_order
@@ -135,10 +136,11 @@ def _check_quorum(server: Server, heard: _Heard) -> None:
     """
     needed, failed = server.recipe.federation.min_replies, heard.failed
     if failed and len(heard.replies) < needed and heard.num_not_finite < len(failed) + len(heard.replies):
-        client = min(failed)
+        told = withheld_failures(server.plan, failed)
+        first = f"{len(failed)} failed, first client {min(told)}: {told[min(told)]}" if told else "others failed"
+        found = "too few" if server.plan and server.plan.hides_cohort else str(len(heard.replies))
         raise EngineError(
-            f"round {server.round}: {len(heard.replies)} usable replies, federation.min_replies is {needed}; "
-            f"{len(failed)} failed, first client {client}: {failed[client]}"
+            f"round {server.round}: {found} usable replies, federation.min_replies is {needed}; {first}"
         )
 
 

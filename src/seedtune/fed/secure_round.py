@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import EngineError, MessageError, NotFinite
 from ..privacy.fixed_point import WORD
+from ..privacy.ledger import withheld_failures
 from ..privacy.public import SESSION_BYTES, Card, Peer, Roster
 from ..privacy.secure_sum import unmasked
 from ..privacy.sum_plan import SumPlan, quorum
@@ -263,8 +264,9 @@ def _given(answer: bytes | Exception) -> bytes:
 
 def _check_enough(server: Server, now: _Sum, num_clients: int, needed: int, did: str) -> None:
     if num_clients < needed:
-        client = min(now.failed, default=None)
-        first = "" if client is None else f"; first that did not, client {client}: {_words(now.failed[client])}"
+        told = withheld_failures(server.plan, {client: _words(error) for client, error in now.failed.items()})
+        client = min(told, default=None)
+        first = "" if client is None else f"; first that did not, client {client}: {told[client]}"
         raise EngineError(
             f"round {server.round}: {num_clients} clients {did}, a secure sum needs {needed}{first}; 'seedtune resume' "
             "tries the round again"
