@@ -55,7 +55,7 @@ def orders(site: Site, memory: Memory) -> Handler:
     cohort = Cohort(_remembering(site, memory))
 
     def answer(messages: Iterable[tuple[int, bytes]]) -> Iterator[Answer]:
-        decoded = ((client, attempted(partial(_open_order, site), order)) for client, order in messages)
+        decoded = ((client, attempted(partial(_open_order, site, client), order)) for client, order in messages)
         for client, reply in cohort.replies(decoded):
             yield client, reply if isinstance(reply, Exception) else attempted(encode_reply, reply)
 
@@ -67,8 +67,8 @@ def _remembering(site: Site, memory: Memory) -> Site:
     return replace(site, private=replace(site.private, memory=memory)) if site.private else site
 
 
-def _open_order(site: Site, data: bytes) -> Order:
-    """An order that may be answered without a mask.
+def _open_order(site: Site, client: int, data: bytes) -> Order:
+    """An order that a client may answer without a mask.
 
     Raises:
         MessageError: not where the recipe has secure sums, nor on a node that was given the roster of a secure sum; or
@@ -79,6 +79,8 @@ def _open_order(site: Site, data: bytes) -> Order:
             "what is learned here leaves in secure sums only: set secure_sum.enabled, for all of the run"
         )
     order = decode_order(data)
+    if order.client != client:
+        raise MessageError(f"an order for client {order.client} came for client {client}")
     check_order(site.recipe, site.perturber.space, order)
     return order
 

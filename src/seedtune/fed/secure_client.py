@@ -106,7 +106,7 @@ class SecureClient:
         if kind in part.answered:
             return self._again(*part.answered[kind], digest)
         if kind == MASKED_ORDER:
-            self._check_is_due(part, decode_order(asked.order))
+            self._begin(part, decode_order(asked.order))
         try:
             part, answer = step(self, part, asked)
         except Exception as error:
@@ -158,9 +158,7 @@ class SecureClient:
     def _masked(self, part: Part, asked: MaskedOrder) -> tuple[Part, bytes]:
         """Its local round, as words under masks."""
         order, site = decode_order(asked.order), self._site
-        check_order(site.recipe, site.perturber.space, order)
         ready = Shared(self._member(part), self._roster(part), part.kept).opened(asked.sealed)
-        catch_up(site, order)
         binding = order_binding(self._context, order.round, order.rate, order.rate_ratio, site.replica.weights)
         self._note(order, binding)
         reply = local_round(site, order)
@@ -169,11 +167,18 @@ class SecureClient:
         masked = MaskedReply(part.session, self.client, ready.masked(words, binding), binding[:SHOWN_BYTES])
         return replace(part, held=ready.held), encode_masked_reply(masked)
 
-    def _check_is_due(self, part: Part, order: Order) -> None:
+    def _begin(self, part: Part, order: Order) -> None:
+        """Check an order and come to where it begins. No data is touched, so another order may follow a refusal.
+
+        Raises:
+            MessageError, DigestMismatch: an order that is not of this sum and recipe, or that leads elsewhere.
+        """
         check(
             (order.round, order.client) == (part.round, self.client), "an order is for the client and round of its sum"
         )
         check(bool(part.kept), "an order to be masked comes after the roster")
+        check_order(self._site.recipe, self._site.perturber.space, order)
+        catch_up(self._site, order)
 
     def _note(self, order: Order, binding: bytes) -> None:
         """Remember the one order of a round that is answered, in whatever session.
