@@ -8,6 +8,7 @@ from seedtune.config import Machine, Recipe
 from seedtune.errors import ConfigError
 from seedtune.recipe_text import assignment, build, clients_of, merged, read_toml
 
+VOTE = {"federation": {"aggregation": "sign-vote", "keys": "shared", "weighting": "equal"}}
 SPLIT = {"local": {"estimator": "split"}}
 LEAVE_ONE_OUT = (
     "split.baseline = 'leave-one-out' needs split.reading = 'nested' and split.num_suffix_directions of at least 2: it "
@@ -90,9 +91,9 @@ CLIP = (
         ({"federation": {"upload": "weights"}, "byzantine": {"num_clients": 1}},
          "byzantine.num_clients needs federation.upload = 'scalars': what is falsified are scalars"),
         ({"byzantine": {"num_clients": 9}}, "byzantine.num_clients is 9 but partition.num_clients is 8"),
-        ({"federation": {"aggregation": "sign-vote", "keys": "shared", "weighting": "equal"}, "personalise": {"policy": "random"}},
+        (VOTE | {"personalise": {"policy": "random"}},
          "federation.aggregation = 'sign-vote' needs personalise.policy = 'fixed': a vote has no learning rate"),
-        ({"federation": {"aggregation": "sign-vote", "keys": "shared", "weighting": "equal"}, "local": {"clip": 1.0}}, CLIP),
+        (VOTE | {"local": {"clip": 1.0}}, CLIP),
         ({"federation": {"upload": "weights"}, "local": {"order": "first", "clip": 1.0}}, CLIP),
         ({"local": {"clip": -1.0}}, "local.clip = -1.0: input should be greater than or equal to 0"),
         ({"local": {"estimator": "split", "num_directions": 4}},

@@ -101,7 +101,7 @@ def test_beyond_the_owners_limit_nothing_is_answered_also_in_another_run(tmp_pat
     assert refusal.startswith("ConfigError: the run's 9 rounds, with what this node's data was in before, are worth")
     shorter = node_in(tmp_path, most=1.01 * epsilon(PLAN, 3))
     assert "are worth epsilon" in greeted(shorter)
-    with pytest.raises(ConfigError, match="its owner allows .*: nothing more is answered"):
+    with pytest.raises(ConfigError, match=r"its owner allows .*: nothing more is answered"):
         ledger = NodeLedger(tmp_path / LEDGER, 1e-5)
         ledger.charge(RECIPES, RUN.hex(), PLAN, 0, 3, 1.01 * epsilon(PLAN, 3))
 
@@ -169,7 +169,9 @@ def test_the_command_shows_the_ledger(seedtune, tmp_path):
 def test_an_owner_insists_on_sums_of_so_many_clients():
     sums = private(privacy={"unit": "none"}, secure_sum={"enabled": True}, task={"name": "sst2"})
     assert _here(sums, Options(min_clients=3)) == sums
-    with pytest.raises(ConfigError, match=r"at least 4 clients \(--min-clients\), and the server's recipe has sums of 3"):
+    with pytest.raises(
+        ConfigError, match=r"at least 4 clients \(--min-clients\), and the server's recipe has sums of 3"
+    ):
         _here(sums, Options(min_clients=4))
     with pytest.raises(ConfigError, match="and the server's recipe has none"):
         _here(private(), Options(min_clients=2))

@@ -44,7 +44,9 @@ def test_messages_come_back_as_they_went(name, data):
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=9), clients)
 def test_masked_words_come_back_as_they_went(words, client):
-    found = sm.decode_masked_reply(sm.encode_masked_reply(sm.MaskedReply(SESSION, client, np.array(words, "<u8"), SESSION)))
+    found = sm.decode_masked_reply(
+        sm.encode_masked_reply(sm.MaskedReply(SESSION, client, np.array(words, "<u8"), SESSION))
+    )
     assert (found.client, found.words.tolist()) == (client, words)
 
 

@@ -87,9 +87,7 @@ ORDERS: dict[str, Callable] = {
     "a round of another shape": lambda order, at: replace(
         order, round=1, missed=(record((1, 2, 64)),), digest=b"y" * 16, weights=b""
     ),
-    "a round that is none": lambda order, at: replace(
-        order, round=1, missed=(b"\xc1",), digest=b"y" * 16, weights=b""
-    ),
+    "a round that is none": lambda order, at: replace(order, round=1, missed=(b"\xc1",), digest=b"y" * 16, weights=b""),
     "an order for another client": lambda order, at: replace(order, client=3),
 }
 BYTES: dict[str, Callable[[bytes], bytes]] = {

@@ -34,9 +34,7 @@ SECURE = {
     "nothing": lambda part: b"",
     "garbage": lambda part: b"\xff" * 1_000,
     "another session": lambda part: part.replace(sm.decode_masked_reply(part).session, bytes(16)),
-    "fewer words": lambda part: sm.encode_masked_reply(
-        replace(sm.decode_masked_reply(part), words=np.zeros(1, "<u8"))
-    ),
+    "fewer words": lambda part: sm.encode_masked_reply(replace(sm.decode_masked_reply(part), words=np.zeros(1, "<u8"))),
     "words of another order": lambda part: sm.encode_masked_reply(
         replace(sm.decode_masked_reply(part), shown=bytes(16))
     ),
@@ -93,9 +91,7 @@ def test_of_a_secret_cohort_nobody_is_named_where_a_round_fails():
 
     with pytest.raises(EngineError) as failure:
         one_round(replace(server(at), secret=bytes(32)), protocol_of(settings), Failing())
-    assert str(failure.value) == (
-        "round 0: too few usable replies, federation.min_replies is 1; others failed"
-    )
+    assert str(failure.value) == ("round 0: too few usable replies, federation.min_replies is 1; others failed")
 
 
 @pytest.mark.parametrize("noise", ["local", "central"])

@@ -67,7 +67,9 @@ def learned(mode, changed):
     plan = SumPlan.of(settings)
     roster = Roster(SESSION, 0, plan.threshold, peers, context)
     total = sum((reply.words for reply in replies.values()), np.zeros_like(replies[0].words))
-    found = [unmasked(roster, range(4), range(4), total, revealed, bound(context, told[c], settings)) for c in (0, VICTIM)]
+    found = [
+        unmasked(roster, range(4), range(4), total, revealed, bound(context, told[c], settings)) for c in (0, VICTIM)
+    ]
     fresh = site(settings)
     return found, words_of(fresh, orders[VICTIM], local_round(fresh, orders[VICTIM]), plan.code), plan
 

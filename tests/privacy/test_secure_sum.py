@@ -72,7 +72,9 @@ def test_even_with_its_pairwise_masks_known_a_survivor_wears_its_own():
     """What the server knows after a sum of which all others are its own: still not one that came too late."""
     roster, masked, sent = sent_by(CLIENTS, ALL, THRESHOLD)
     revealed = {c: masked[c].revealed(ALL - {2}) for c in ALL - {2}}
-    assert (unmasked(roster, ALL, ALL - {2}, plain_like(sent, ALL - {2}), revealed, BINDING) == plain_sum(ALL - {2})).all()
+    assert (
+        unmasked(roster, ALL, ALL - {2}, plain_like(sent, ALL - {2}), revealed, BINDING) == plain_sum(ALL - {2})
+    ).all()
     with_it = unmasked(roster, ALL, ALL - {2}, plain_like(sent, ALL), revealed, BINDING)
     assert not ((with_it - plain_sum(ALL - {2})) == words_of(2)).any()
 

@@ -223,7 +223,9 @@ class Node:
             self._take(bench, order)
             return
         self._read_records(bench)
-        links = self._chain.link(self._stood(order.client) or bench.base, unpacked_records(bench.experiment.recipe, order))
+        links = self._chain.link(
+            self._stood(order.client) or bench.base, unpacked_records(bench.experiment.recipe, order)
+        )
         self.state.add_links(links)
         self._move(bench, order.digest)
 

@@ -194,7 +194,11 @@ def _sync_folder(folder: Path) -> None:
 def _is_status(status: dict[str, Any]) -> bool:
     """Whether what the node reads of a status is of its kind; people's parts may be anything."""
     stood = status.get("stands_at", {})
-    digests = [status.get("digest", ""), status.get("weights", ""), *(stood.values() if isinstance(stood, dict) else [0])]
+    digests = [
+        status.get("digest", ""),
+        status.get("weights", ""),
+        *(stood.values() if isinstance(stood, dict) else [0]),
+    ]
     return all(isinstance(text, str) and re.fullmatch(r"([0-9a-f]{2})*", text) for text in digests)
 
 

@@ -1,7 +1,8 @@
 """The resident process of a node: it holds model, data and progress, and answers on a Unix socket.
 
     python -m seedtune.engines.worker --socket PATH --state FOLDER [--clients 0-32,40] [--model PATH] [--data PATH]
-        [--recipe-paths] [--max-epsilon E] [--max-delta D] [--min-clients N] [--identity PATH] [--roster PATH] [--device cpu]
+        [--recipe-paths] [--max-epsilon E] [--max-delta D] [--min-clients N] [--identity PATH] [--roster PATH]
+        [--device cpu]
 
 Flower starts a process for every message; loading a model there would take longer than a round. That process hands the
 message to this one (`frames`) and waits. The socket and the state are the user's alone (0600, 0700). Requests are taken

@@ -34,9 +34,7 @@ def run_context(recipe: Recipe, header: Header) -> bytes:
     return blake2b(text.encode(), digest_size=BINDING_BYTES, person=b"secure context").digest()
 
 
-def order_binding(
-    context: bytes, round_: int, rate: float, rate_ratio: float | None, weights: Weights
-) -> bytes:
+def order_binding(context: bytes, round_: int, rate: float, rate_ratio: float | None, weights: Weights) -> bytes:
     """Return the 32 bytes of one round's order. Cost: one read of `weights`."""
     ratio = b"" if rate_ratio is None else struct.pack("<d", rate_ratio)
     numbers = struct.pack("<qd", round_, rate) + ratio

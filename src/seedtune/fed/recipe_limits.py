@@ -18,7 +18,7 @@ def bounded_recipe(text: str, source: str) -> Recipe:
     """Parse and check a recipe from elsewhere. Cost: bounded by `MOST_CHARACTERS`.
 
     Raises:
-        MessageError: a text too long or too deep, or one with characters that no name has. ConfigError: as `build_json`.
+        MessageError: a text too long or too deep, or with characters that no name has. ConfigError: as `build_json`.
     """
     if len(text) > MOST_CHARACTERS:
         raise MessageError(f"{source} has {len(text)} characters: at most {MOST_CHARACTERS}")

@@ -139,9 +139,7 @@ def _check_quorum(server: Server, heard: _Heard) -> None:
         told = withheld_failures(server.plan, failed)
         first = f"{len(failed)} failed, first client {min(told)}: {told[min(told)]}" if told else "others failed"
         found = "too few" if server.plan and server.plan.hides_cohort else str(len(heard.replies))
-        raise EngineError(
-            f"round {server.round}: {found} usable replies, federation.min_replies is {needed}; {first}"
-        )
+        raise EngineError(f"round {server.round}: {found} usable replies, federation.min_replies is {needed}; {first}")
 
 
 def _scalar_rms(replies: list[Reply]) -> float:

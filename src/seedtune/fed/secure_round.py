@@ -201,7 +201,10 @@ class SecureRound:
                 reply = decode_masked_reply(_given(answer))
                 now.check_answer(reply, client)
                 check(reply.words.shape == total.shape, f"a masked reply to this recipe has {total.size} words")
-                check(reply.shown == binding[:SHOWN_BYTES], f"a client masks the order that it was sent, and client {client} masked another")
+                check(
+                    reply.shown == binding[:SHOWN_BYTES],
+                    f"a client masks the order that it was sent, and client {client} masked another",
+                )
             except Exception as error:
                 now.failed[client] = error
             else:

@@ -48,7 +48,8 @@ def ledger(plan: Plan, num_rounds: int) -> dict[str, Any]:
     """What so many rounds are worth, and by which event each; plain data."""
     return {
         "epsilon": epsilon(plan, num_rounds), "delta": plan.delta, "unit": plan.unit, "neighbours": plan.neighbours,
-        "noise": plan.noise, "num_sharing": plan.num_sharing if plan.noise == "shares" else None, "clip": plan.clip, "noise_multiplier": plan.noise_multiplier, "events": num_rounds,
+        "noise": plan.noise, "num_sharing": plan.num_sharing if plan.noise == "shares" else None,
+        "clip": plan.clip, "noise_multiplier": plan.noise_multiplier, "events": num_rounds,
         "event": str(event(plan)), "target_epsilon": plan.target_epsilon or None,
         "accountant": f"RdpAccountant of dp-accounting {version('dp-accounting')}",
     }  # fmt: skip

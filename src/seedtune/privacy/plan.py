@@ -40,9 +40,8 @@ What may not be combined with this is said in `rules`; epsilon is `accounting`'s
 """
 
 from dataclasses import dataclass
-from typing import Literal
-
 from math import sqrt
+from typing import Literal
 
 from ..config import Recipe
 from . import clipping

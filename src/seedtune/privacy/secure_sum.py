@@ -2,9 +2,9 @@
 
     y_u = x_u + stream(b_u) + sum_{v > u} stream(s_uv, o) - sum_{v < u} stream(s_uv, o)      modulo 2^64
 
-s_uv is what u and v agree on and o the binding, so the pairwise masks of two clients that stay cancel; b_u is u's own. Every client deals
-shares of the seeds of both to all others, t of n. For one whose y came, the others reveal shares of b_u; for one that
-dropped out, shares of the secret behind its s_uv; never both, since y_u would then be bare.
+s_uv is what u and v agree on and o the binding, so the pairwise masks of two clients that stay cancel; b_u is u's own.
+Every client deals shares of the seeds of both to all others, t of n. For one whose y came, the others reveal shares of
+b_u; for one that dropped out, shares of the secret behind its s_uv; never both, since y_u would then be bare.
 
 A client's steps are three records, each made of the one before: `Advertised`, `Shared`, `Ready`. The server's part is
 `unmasked`.
