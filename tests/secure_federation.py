@@ -17,7 +17,7 @@ from seedtune.privacy.fixed_point import WORD
 from seedtune.privacy.sum_plan import SumPlan
 
 SHARED = {"upload": "scalars", "keys": "shared"}
-VOTES = SHARED | {"aggregation": "sign-vote"}
+VOTES = SHARED | {"aggregation": "sign-vote", "weighting": "equal"}
 WEIGHTS = {"upload": "weights", "keys": "own"}
 
 

@@ -8,6 +8,7 @@ from seedtune.config import Machine, Recipe
 from seedtune.errors import ConfigError
 from seedtune.recipe_text import assignment, build, build_json, clients_of, merged, read_toml
 
+VOTE = {"federation": {"aggregation": "sign-vote", "keys": "shared", "weighting": "equal"}}
 SPLIT = {"local": {"estimator": "split"}}
 LEAVE_ONE_OUT = (
     "split.baseline = 'leave-one-out' needs split.reading = 'nested' and split.num_suffix_directions of at least 2: it "
@@ -82,13 +83,16 @@ CLIP = (
         ({"federation": {"aggregation": "median", "keys": "shared"}},
          "federation.aggregation = 'median' needs federation.weighting = 'equal': how many examples a client has is "
          "its own claim"),
+        ({"federation": {"aggregation": "sign-vote", "keys": "shared"}},
+         "federation.aggregation = 'sign-vote' needs federation.weighting = 'equal': how many examples a client has is "
+         "its own claim"),
         ({"federation": {"trimmed_fraction": 0.5}}, "federation.trimmed_fraction = 0.5: input should be less than 0.5"),
         ({"federation": {"upload": "weights"}, "byzantine": {"num_clients": 1}},
          "byzantine.num_clients needs federation.upload = 'scalars': what is falsified are scalars"),
         ({"byzantine": {"num_clients": 9}}, "byzantine.num_clients is 9 but partition.num_clients is 8"),
-        ({"federation": {"aggregation": "sign-vote", "keys": "shared"}, "personalise": {"policy": "random"}},
+        (VOTE | {"personalise": {"policy": "random"}},
          "federation.aggregation = 'sign-vote' needs personalise.policy = 'fixed': a vote has no learning rate"),
-        ({"federation": {"aggregation": "sign-vote", "keys": "shared"}, "local": {"clip": 1.0}}, CLIP),
+        (VOTE | {"local": {"clip": 1.0}}, CLIP),
         ({"federation": {"upload": "weights"}, "local": {"order": "first", "clip": 1.0}}, CLIP),
         ({"local": {"clip": -1.0}}, "local.clip = -1.0: input should be greater than or equal to 0"),
         ({"local": {"estimator": "split", "num_directions": 4}},
@@ -96,7 +100,7 @@ CLIP = (
          "split.num_prefix_directions and split.num_suffix_directions: set it to 1"),
         (SPLIT | {"split": {"num_prefix_directions": 1_000, "num_suffix_directions": 101}},
          "[split] asks for 101000 directions a step: at most 100000"),
-        (SPLIT | {"federation": {"aggregation": "sign-vote", "keys": "shared"}},
+        (SPLIT | {"federation": {"aggregation": "sign-vote", "keys": "shared", "weighting": "equal"}},
          "federation.aggregation = 'sign-vote' needs local.estimator = 'two-point' or 'one-sided': the sign of what "
          "both blocks did is not the sign of one"),
         (SPLIT | {"split": {"baseline": "leave-one-out"}}, LEAVE_ONE_OUT),

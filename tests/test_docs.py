@@ -40,3 +40,15 @@ def test_relative_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_tests_that_pages_name_exist() -> None:
+    named = {
+        (path, name)
+        for page in PAGES
+        for path, names in re.findall(r"`(tests/[\w/]+\.py)((?:::test_\w+)?)`", page.read_text())
+        for name in [names.removeprefix("::")]
+    }
+    assert named
+    for path, name in named:
+        assert f"def {name}" in (ROOT / path).read_text(), f"{path} has no {name}"

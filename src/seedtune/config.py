@@ -165,7 +165,7 @@ class Recipe(Section):
                 f"federation.aggregation = {federation.aggregation!r} needs federation.keys = 'shared': scalars can be "
                 "set against one another only where all clients try the same directions"
             )
-        if federation.aggregation in ("median", "trimmed-mean") and federation.weighting != "equal":
+        if federation.aggregation in ("median", "trimmed-mean", "sign-vote") and federation.weighting != "equal":
             raise ValueError(
                 f"federation.aggregation = {federation.aggregation!r} needs federation.weighting = 'equal': how many "
                 "examples a client has is its own claim"

@@ -66,7 +66,7 @@ MakeEngine = Callable[[Experiment, RunStore, Say], RunEngine]
 def protocol_of(recipe: Recipe) -> ExchangeProtocol:
     """What a recipe's rounds exchange."""
     plan = Plan.of(recipe)
-    if plan is not None and plan.noise == "central":
+    if plan is not None and plan.noise != "local":
         return PrivateSum(plan)
     return PROTOCOLS[recipe.federation.upload]()
 
@@ -299,7 +299,7 @@ class _Clock:
 
 def _seconds_before(store: RunStore) -> float:
     rows = run_store.metrics_of(store.folder)
-    return rows[-1]["elapsed_seconds"] if rows else 0.0
+    return rows[-1]["elapsed_seconds"] or 0.0 if rows else 0.0
 
 
 def _begin(experiment: Experiment, spent: Spent, store: RunStore, listen: Listener) -> Server:
@@ -349,6 +349,10 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
     blocks = ("flops_prefix", "flops_suffix") if recipe.is_split else ()
     hides_cohort = server.plan is not None and server.plan.hides_cohort
     counted = ("bytes_up", "bytes_down", "forwards", "flops", *blocks, "skipped_steps")
+    times = {
+        "round_seconds": None if hides_cohort else round(sum(row.get("seconds", 0) for row in rows), 2),
+        "seconds": rows[-1]["elapsed_seconds"],
+    }
     return {
         "method": recipe.run.method, "model": experiment.model.base_id, "task": recipe.task.name,
         "rounds": rows[-1]["rounds"], "clients": recipe.partition.num_clients,
@@ -364,8 +368,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         "failed_replies": None if hides_cohort else sum(len(row.get("failed", ())) for row in rows),
         "replay": asdict(catching_up(experiment.space, experiment.header, since_last_snapshot(path(server.log)))),
         "trajectory_bytes": (store.folder / run_store.TRAJECTORY).stat().st_size,
-        "round_seconds": round(sum(row.get("seconds", 0) for row in rows), 2), "seconds": rows[-1]["elapsed_seconds"],
-        "kept_activations": describe_savings(experiment.kept),
+        **times, "kept_activations": describe_savings(experiment.kept),
         "peak_memory_bytes": peak, "state_digest": experiment.site.replica.digest.hex(),
         "truncated_examples": (0 if server.plan else experiment.train.num_truncated) + experiment.test.num_truncated,
         "privacy": ledger(server.plan, server.round) if server.plan else None, "versions": versions(recipe),

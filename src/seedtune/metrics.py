@@ -93,7 +93,7 @@ def result_of(record: RoundRecord, row: Row) -> RoundResult:
         record, (), tuple(row["dropped"]), {int(client): reason for client, reason in row["failed"].items()},
         {int(client): _or_nan(loss) for client, loss in row["losses"].items()},
         told.signals, _or_nan(row["scalar_rms"]), row["learning_rate"], row["bytes_down"], row["bytes_up"],
-        row["forwards"], row["flops"], row["skipped_steps"], row["seconds"],
+        row["forwards"], row["flops"], row["skipped_steps"], row["seconds"] or 0.0,
         mean_loss=None if row["losses"] else row["train_loss"], slopes=told.slopes,
     )  # fmt: skip
 

@@ -31,9 +31,10 @@ def results(summary: dict[str, Any], folder: Path) -> Iterator[Table | str]:
     if None not in each:
         both += f" ({amount(each[0])} and {amount(each[1])} a client and round)"
     yield from activations(summary)
-    kept, pace = amount(summary["trajectory_bytes"]), summary["round_seconds"] / max(1, summary["rounds"])
-    yield f"sent in all: {both}; the tuned model is {folder}/trajectory.seedtune, {kept}"
-    yield f"{summary['rounds']} rounds in {summary['seconds']:.0f} s ({pace:.3f} s a round, evaluation apart)"
+    yield f"sent in all: {both}; the tuned model is {folder}/trajectory.seedtune, {amount(summary['trajectory_bytes'])}"
+    if summary["round_seconds"] is not None:  # withheld where it would tell the size of a secret cohort
+        pace = summary["round_seconds"] / max(1, summary["rounds"])
+        yield f"{summary['rounds']} rounds in {summary['seconds']:.0f} s ({pace:.3f} s a round, evaluation apart)"
     yield f"state digest {summary['state_digest']}"
     yield from meaning(summary)
 

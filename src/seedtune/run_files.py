@@ -43,13 +43,13 @@ class _Row(_Parsed):
     """One round; of a private run what was withheld is null."""
 
     rounds: Count
-    elapsed_seconds: Seconds
+    elapsed_seconds: Seconds | None
     train_loss: Real | None
     bytes_up: Count | None
     bytes_down: Count | None
     forwards: Count | None
     flops: Count | None
-    seconds: Seconds
+    seconds: Seconds | None
     replied: Count | None
     cohort: Count | None
     dropped: list[Count]
@@ -127,8 +127,8 @@ class _Summary(_Parsed):
     truncated_examples: Count | None
     trajectory_bytes: Count
     peak_memory_bytes: Count
-    round_seconds: Seconds
-    seconds: Seconds
+    round_seconds: Seconds | None
+    seconds: Seconds | None
     state_digest: str
     replay: _Replay | None = None
     privacy: _Ledger | None

@@ -299,9 +299,14 @@ class PrivacyConfig(Section):
     unit: Literal["none", "example", "client"] = Field(
         "none", description="what is protected: nothing, each single example, or all that a client has"
     )
-    clip: float = Field(1.0, gt=0, le=1e6, description="C: largest L2 norm of what a unit contributes to a round")
-    noise: Literal["central", "local"] = Field(
-        "central", description="who adds the noise: a server that is trusted, once; or each client to what it sends"
+    clip: float = Field(1.0, ge=1e-30, le=1e6, description="C: largest L2 norm of what a unit contributes to a round")
+    noise: Literal["central", "local", "shares"] = Field(
+        "central",
+        description="who adds the noise: a server that is trusted, once; each client to what it sends; or each a share "
+        "of it, under secure sums",
+    )
+    min_honest: int = Field(
+        0, ge=0, description="shares: clients of a sum that are counted on to add theirs; 0: secure_sum.threshold"
     )
     noise_multiplier: float = Field(
         0.0, ge=0, le=1e6, description="z: the noise's standard deviation over C; 0: as target_epsilon needs"

@@ -78,7 +78,8 @@ def _facts(recipe: Recipe, rows: Sequence[Mapping[str, Any]], summary: Mapping[s
     if not rows:
         return {}
     total = {name: sum(row.get(name) or 0 for row in rows) for name in ("bytes_up", "bytes_down", "flops")}
-    facts = {"time": duration(rows[-1]["elapsed_seconds"])}
+    taken = rows[-1]["elapsed_seconds"]
+    facts = {"time": "withheld" if taken is None else duration(taken)}
     if not recipe.is_private:
         facts["sent"] = f"{amount(total['bytes_up'])} up, {amount(total['bytes_down'])} down"
         facts["computed"] = f"{operations(total['flops'])} floating-point operations"
@@ -129,7 +130,7 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
         "outcome": [verdict.MARKS.get(row["outcome"], "") for row in rows],
         "up": [sent(row["bytes_up"]) for row in rows], "down": [sent(row["bytes_down"]) for row in rows],
         "forwards": [_forwards(row["forwards"]) for row in rows], "FLOPs": [_counted(row["flops"]) for row in rows],
-        "seconds": [f"{row['seconds']:.1f}" for row in rows],
+        "seconds": [_seconds(row["seconds"]) for row in rows],
     }  # fmt: skip
     columns = {name: values for name, values in columns.items() if any(values)}
     shown = table(*columns)
@@ -162,9 +163,13 @@ def at_target(rows: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
         both = (sent(needed["bytes_up"]), sent(needed["bytes_down"]))
         reached, flops = format(needed[measure], form), _counted(needed["flops"])
         shown.add_row(row["run"], verdict.method_name(row["method"]), reached, str(needed["rounds"]), flops,
-                      _forwards(needed["forwards"]), f"{needed['seconds']:.1f}", *both)  # fmt: skip
+                      _forwards(needed["forwards"]), _seconds(needed["seconds"]), *both)  # fmt: skip
     yield shown
     yield from (f"WARNING: {text}" for text in differing_tasks([Path(row["run"]) for row in rows]))
+
+
+def _seconds(value: float | None) -> str:
+    return "withheld" if value is None else f"{value:.1f}"
 
 
 def _forwards(count: int | None) -> str:

@@ -135,11 +135,14 @@ def picture(seen: Sight) -> Group:
 def _pace(seen: Sight) -> str:
     """What a round takes, what is left, and when the last one was."""
     if seen.has_ended:
-        return f"ended after {duration(seen.rows[-1]['elapsed_seconds'])}"
+        elapsed = seen.rows[-1]["elapsed_seconds"]
+        return "ended" if elapsed is None else f"ended after {duration(elapsed)}"
     if not seen.num_rounds:
         return f"none has ended yet, {duration(seen.age)} after the beginning"
     each = [value for _, value in seen.known("elapsed_seconds")]
     recent = each[-11:]
+    if len(recent) < 2:  # of a secret cohort no times are told
+        return f"the last {duration(seen.age)} ago"
     pace = (recent[-1] - recent[0]) / (len(recent) - 1)
     left = max(0.0, pace * (seen.recipe.federation.num_rounds - seen.num_rounds))
     return f"{duration(pace)} each, {duration(left)} left; the last {duration(seen.age)} ago"

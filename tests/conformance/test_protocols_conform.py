@@ -19,7 +19,9 @@ EXCHANGES = {
     "scalars-own": {"federation": {"upload": "scalars", "keys": "own"}},
     "scalars-shared": {"federation": {"upload": "scalars", "keys": "shared"}},
     "scalars-pool": {"federation": {"upload": "scalars", "keys": "own", "key_pool": 3}},
-    "scalars-votes": {"federation": {"upload": "scalars", "keys": "shared", "aggregation": "sign-vote"}},
+    "scalars-votes": {
+        "federation": {"upload": "scalars", "keys": "shared", "aggregation": "sign-vote", "weighting": "equal"}
+    },
     "weights": {"federation": {"upload": "weights", "keys": "own"}},
     "split-own": {
         "federation": {"upload": "scalars", "keys": "own"},

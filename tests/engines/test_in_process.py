@@ -36,7 +36,7 @@ def test_whatever_one_client_raises_is_its_answer(error):
 
 def test_an_order_that_is_nonsense_or_cannot_be_met_is_the_answer():
     at = site(recipe())
-    orders = orders_of(at) | {0: b"\xc1", 2: encode_order(Order(0, 2, bytes(16), 0.1))}
+    orders = orders_of(at) | {0: b"\xc1", 2: encode_order(Order(0, 2, bytes(16), 0.01))}
     answers = dict(InProcess(at).exchange(orders))
     assert isinstance(answers[0], MessageError) and isinstance(answers[2], DigestMismatch)
     assert isinstance(answers[1], bytes)

@@ -211,18 +211,20 @@ def test_a_new_run_forgets_the_old_one(settings, tmp_path):
     node = node_in(tmp_path)
     greeted(node, settings)
     rounds(settings, node, 2)
-    node.state.memory["secret"] = b"of the old run"
-    new = recipe(run={"seed": 99})
-    assert set(greeted(node, new).stands_at.values()) == {b""}
+    FileMemory(node.state.memory_folder(RUN.hex()))["secret"] = b"of the old run"
+    new, other = recipe(run={"seed": 99}), bytes(16)
+    answered = node.answers(Parcel(other.hex(), (NODE,), (hello(new, run=other),)))
+    assert set(decode_standing(answered.messages[0]).stands_at.values()) == {b""}
     assert not (tmp_path / "records").exists() and not list((tmp_path / "replies").iterdir())
-    assert not node.state.memory
+    assert not FileMemory(node.state.memory_folder(other.hex()))
+    assert FileMemory(node.state.memory_folder(RUN.hex()))["secret"] == b"of the old run", "where it comes back"
 
 
 def test_everything_a_node_keeps_is_the_users_alone(settings, tmp_path):
     node = node_in(tmp_path / "state")
     greeted(node, settings)
     rounds(settings, node, 2)
-    node.state.memory["0/key"] = b"x"
+    FileMemory(node.state.memory_folder(RUN.hex()))["0/key"] = b"x"
     for path in (tmp_path / "state", *(tmp_path / "state").rglob("*")):
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (0o700 if path.is_dir() else 0o600), path

@@ -75,7 +75,7 @@ def test_directions_are_a_clients_own_or_the_cohorts():
     "told, settings",
     [
         (lambda scalars: np.clip(scalars, -0.5, 0.5), {"local": {"clip": 0.5}}),
-        (np.sign, {"federation": {"keys": "shared", "aggregation": "sign-vote"}}),
+        (np.sign, {"federation": {"keys": "shared", "aggregation": "sign-vote", "weighting": "equal"}}),
     ],
 )
 def test_local_steps_move_by_what_is_told_of_the_projected_gradients(told, settings):

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 from secure_federation import secure
-from small_federation import protocol, server, site
+from small_federation import examples, protocol, server, site
 
-from seedtune.errors import MessageError
+from seedtune.errors import MessageError, NotFinite
 from seedtune.fed import secure_messages as sm
 from seedtune.fed.messages import encode_order
 from seedtune.fed.secure_client import SecureClient
@@ -96,8 +96,8 @@ def test_of_one_round_one_sum_is_unmasked_whatever_session_it_is_asked_in():
 
 def test_once_unmasked_a_sum_of_an_earlier_round_is_not():
     asked = Server()
-    asked.masked(OTHER, round_=1)
     asked.masked(SESSION)
+    asked.masked(OTHER, round_=1)
     asked.clients[0].answer(unmask(range(4), OTHER))
     refused(asked.clients[0], unmask(range(4)), "helped to unmask a sum of round 1")
 
@@ -175,4 +175,26 @@ def test_secrets_are_forgotten_once_shares_were_revealed_and_old_sums_too():
     assert seed in before and seed not in after
     for number in range(6):
         asked.keys(bytes([9] * 15 + [number]), number)
-    assert len(first._memory) == 1 + 4
+    assert len(first._memory) == 1 + 4 + 1  # the last: what it must never forget
+
+
+def test_a_refusal_that_may_follow_from_data_is_repeated():
+    """d5: a rate of 1e30 made a client say "has a scalar of 24.6", and it could be asked again."""
+    asked = Server()
+    first = asked.clients[0]
+    loud = replace(asked.at, batch=lambda client, key: tuple(1e8 * t for t in examples(client)))
+    first._site = loud
+    sealed = asked.dealt()
+    order = asked.order(0, sealed[0])
+    told = []
+    for _ in range(2):
+        with pytest.raises(NotFinite) as refusal:
+            first.answer(order)
+        told.append(str(refusal.value))
+    assert told[0] == told[1] and told[0].endswith(
+        "client 0, round 0: what it would add to a secure sum is not finite, or too large to be coded or applied; the "
+        "number stays on the device: lower local.learning_rate, set local.clip, or lower secure_sum.fraction_bits"
+    )
+    first._site = asked.at
+    with pytest.raises(NotFinite):
+        first.answer(order)

@@ -44,7 +44,9 @@ def test_messages_come_back_as_they_went(name, data):
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=9), clients)
 def test_masked_words_come_back_as_they_went(words, client):
-    found = sm.decode_masked_reply(sm.encode_masked_reply(sm.MaskedReply(SESSION, client, np.array(words, "<u8"))))
+    found = sm.decode_masked_reply(
+        sm.encode_masked_reply(sm.MaskedReply(SESSION, client, np.array(words, "<u8"), SESSION))
+    )
     assert (found.client, found.words.tolist()) == (client, words)
 
 
@@ -106,7 +108,7 @@ def test_a_message_with_one_field_or_byte_changed_is_refused_or_is_another(data)
         (sm.decode_roster, 14, [SESSION, bytes(8), bytes(64), []], "clients are sorted counts"),
         (sm.decode_roster, 14, [SESSION, bytes(4), bytes(33), []], "each client named has 32 bytes"),
         (sm.decode_shares, 15, [SESSION, -1, b"", b""], "a client that deals them"),
-        (sm.decode_masked_reply, 17, [SESSION, 0, bytes(9)], "fill their shape"),
+        (sm.decode_masked_reply, 17, [SESSION, 0, bytes(9), SESSION], "fill their shape"),
         (sm.decode_unmask_request, 18, [SESSION, bytes(3)], "4-byte numbers"),
     ],
 )

@@ -81,7 +81,7 @@ def test_what_a_node_says_is_bounded_and_printable_wherever_it_is_told(values, t
 @fuzzed(50)
 @given(st.data())
 def test_masked_words_are_refused_or_are_words(data):
-    sent = secure_messages.MaskedReply(RUN, 2, np.arange(3, dtype="<u8"))
+    sent = secure_messages.MaskedReply(RUN, 2, np.arange(3, dtype="<u8"), bytes(16))
     tree = msgpack.unpackb(secure_messages.encode_masked_reply(sent))
     try:
         found = secure_messages.decode_masked_reply(msgpack.packb(data.draw(spoiled(tree))))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PROTOCOLS = {
     "own": {},
     "shared": {"federation": {"keys": "shared"}},
-    "votes": {"federation": {"keys": "shared", "aggregation": "sign-vote"}},
+    "votes": {"federation": {"keys": "shared", "aggregation": "sign-vote", "weighting": "equal"}},
     "median": {"federation": {"keys": "shared", "aggregation": "median", "weighting": "equal"}},
     "clipped": {"local": {"clip": 0.5}},
     "weights": {"federation": {"upload": "weights"}},

@@ -10,7 +10,7 @@ RECIPES = {
     "split": {"local": {"estimator": "split"}, "split": {"num_suffix_directions": 2}},
     "weights": {"federation": {"upload": "weights", "local_steps": 2}},
     "backpropagation": {"federation": {"upload": "weights"}, "local": {"order": "first", "optimizer": "adamw"}},
-    "votes": {"federation": {"keys": "shared", "aggregation": "sign-vote"}},
+    "votes": {"federation": {"keys": "shared", "aggregation": "sign-vote", "weighting": "equal"}},
 }
 
 

@@ -10,7 +10,7 @@ from seedtune.privacy.masks import private_key
 from seedtune.privacy.public import Peer, Roster
 from seedtune.privacy.secure_sum import Advertised, Ready, unmasked
 
-SESSION = bytes(range(16))
+SESSION, BINDING = bytes(range(16)), bytes(range(32))
 
 
 def seeded(seed: int):
@@ -41,7 +41,7 @@ def sent_by(
     for client, (shared, _) in dealt.items():
         mine = {dealer: boxes[client] for dealer, (_, boxes) in dealt.items() if dealer != client}
         ready[client] = shared.opened(mine)
-        sent[client] = ready[client].masked(words_of(client))
+        sent[client] = ready[client].masked(words_of(client), BINDING)
     return roster, ready, sent
 
 
@@ -62,7 +62,7 @@ def summed(
     survivors = dealers - set(no_values)
     total = sum((sent[client] for client in survivors), np.zeros_like(words_of(0)))
     revealed = {client: ready[client].revealed(survivors) for client in survivors - set(no_reveal)}
-    return unmasked(roster, dealers, survivors, total, revealed)
+    return unmasked(roster, dealers, survivors, total, revealed, BINDING)
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import chi2
-from small_sums import SESSION, advertised, plain_sum, roster_of, seeded, sent_by, summed, words_of
+from small_sums import BINDING, SESSION, advertised, plain_sum, roster_of, seeded, sent_by, summed, words_of
 
 from seedtune.errors import MessageError
 from seedtune.privacy.fixed_point import WORD
@@ -59,7 +59,7 @@ def test_what_one_client_sends_is_uniform_whatever_its_values():
             roster = roster_of(members, 2)
             shared, _ = members[0].shared(roster)
             _, boxes = members[1].shared(roster)
-            sent = shared.opened({1: boxes[0]}).masked(values)
+            sent = shared.opened({1: boxes[0]}).masked(values, BINDING)
             found += np.bincount(sent.view(np.uint8), minlength=256)
         expected = found.sum() / 256
         assert ((found - expected) ** 2 / expected).sum() < quantile
@@ -72,8 +72,10 @@ def test_even_with_its_pairwise_masks_known_a_survivor_wears_its_own():
     """What the server knows after a sum of which all others are its own: still not one that came too late."""
     roster, masked, sent = sent_by(CLIENTS, ALL, THRESHOLD)
     revealed = {c: masked[c].revealed(ALL - {2}) for c in ALL - {2}}
-    assert (unmasked(roster, ALL, ALL - {2}, plain_like(sent, ALL - {2}), revealed) == plain_sum(ALL - {2})).all()
-    with_it = unmasked(roster, ALL, ALL - {2}, plain_like(sent, ALL), revealed)
+    assert (
+        unmasked(roster, ALL, ALL - {2}, plain_like(sent, ALL - {2}), revealed, BINDING) == plain_sum(ALL - {2})
+    ).all()
+    with_it = unmasked(roster, ALL, ALL - {2}, plain_like(sent, ALL), revealed, BINDING)
     assert not ((with_it - plain_sum(ALL - {2})) == words_of(2)).any()
 
 
@@ -180,7 +182,7 @@ def test_an_altered_share_of_a_dropped_client_is_noticed():
     revealed = {c: masked[c].revealed(ALL - {13}) for c in ALL - {13}}
     revealed[2][13] = bytes(16)
     with refused("client 13's masks do not give its key"):
-        unmasked(roster, ALL, ALL - {13}, plain_like(sent, ALL - {13}), revealed)
+        unmasked(roster, ALL, ALL - {13}, plain_like(sent, ALL - {13}), revealed, BINDING)
 
 
 def test_secrets_come_from_the_operating_system_and_do_not_show():

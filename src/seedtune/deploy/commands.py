@@ -128,6 +128,12 @@ def node(
         float,
         typer.Option(min=0, help="take part only in runs whose local noise keeps them within it; default any run"),
     ] = 0.0,
+    max_delta: Annotated[
+        float, typer.Option(help="delta at which --max-epsilon and the ledger count, whatever a recipe says")
+    ] = 1e-5,
+    min_clients: Annotated[
+        int, typer.Option(min=0, help="take part only in secure sums of at least so many clients; default any run")
+    ] = 0,
     roster: Annotated[
         Path | None,
         typer.Option(help="all clients' public keys, for secure sums with nobody else (docs/secure-sums.md)"),
@@ -144,16 +150,37 @@ def node(
     from . import node as noding
     from . import places, show
 
+    _check_delta(max_delta)
     made = noding.Node(
         server, folder.absolute(), ca and ca.absolute(), key and key.absolute(), clients, _where(model),
         data and data.absolute(), device, port or (9094 if shown else places.free_port()), recipe_paths,
-        max_epsilon, roster and roster.absolute(),
+        max_epsilon, roster and roster.absolute(), max_delta, min_clients,
     )  # fmt: skip
     if shown:
         noding.check(made)
         show.plan(noding.files(made), noding.commands(made))
         return
     noding.supervise(made, say)
+
+
+@app.command()
+def ledger(
+    folder: Annotated[Path, typer.Argument(help="the node's --state folder")] = Path("seedtune-node"),
+    max_delta: Annotated[float, typer.Option(help="delta at which epsilon is told")] = 1e-5,
+) -> None:
+    """Show what a node has spent of its data's privacy: epsilon over all runs, by data set and protected unit."""
+    from ..engines.node_ledger import LEDGER, NodeLedger
+
+    _check_delta(max_delta)
+    path = folder / "worker" / LEDGER
+    rows = list(NodeLedger(path, max_delta).rows())
+    for row in rows:
+        say(
+            f"data {row['data'][:16]}, unit {row['unit']}: epsilon {row['epsilon']:.4g} at delta {row['delta']:g}, "
+            f"{row['releases']} releases in {row['runs']} runs"
+        )
+    if not rows:
+        say(f"{path}: nothing was spent")
 
 
 @app.command()
@@ -180,6 +207,11 @@ def nginx(
         return
     private.write_new(file, text.encode(), 0o644)
     say(f"{file}: written; 'nginx -t' checks it, 'systemctl reload nginx' takes it")
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise ConfigError(f"--max-delta {delta:g}: must lie between 0 and 1, well below 1 over the number of units")
 
 
 def _ready() -> None:

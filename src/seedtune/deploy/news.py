@@ -52,7 +52,8 @@ def _stands(status: dict[str, Any]) -> str:
     run, digest, refused = (sanitize(status.get(name)) for name in ("run", "digest", "refused"))
     text, round_ = f"run {run}", status.get("round")
     if status.get("refused"):
-        return f"{text}: refused, since {refused}"
+        asked = sanitize(status.get("asked", status.get("run")))
+        return f"run {asked}: refused, since {refused}"
     if type(round_) is not int:
         return f"{text}: takes part"
     if status.get("finished"):

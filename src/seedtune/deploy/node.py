@@ -45,6 +45,8 @@ class Node:
     recipe_paths: bool = False
     max_epsilon: float = 0.0
     roster: Path | None = None
+    max_delta: float = 1e-5
+    min_clients: int = 0
 
     @property
     def place(self) -> flower.Place:
@@ -115,6 +117,8 @@ def _worker(node: Node) -> Command:
         *(text for name, value in options.items() if value is not None for text in (name, str(value))),
         *(["--recipe-paths"] if node.recipe_paths else []),
         *(["--max-epsilon", f"{node.max_epsilon:g}"] if node.max_epsilon else []),
+        *(["--max-delta", f"{node.max_delta:g}"] if node.max_delta != 1e-5 else []),
+        *(["--min-clients", f"{node.min_clients}"] if node.min_clients else []),
     )  # fmt: skip
     return Command("worker", arguments, {"TOKENIZERS_PARALLELISM": "false"}, node.place.log("worker"))
 

@@ -18,11 +18,13 @@ from ..fed.answering import Answering
 from ..fed.client import Replica
 from ..fed.hello import Hello, differences, facts_of
 from ..fed.messages import Order
+from ..fed.recipe_limits import bounded_recipe
 from ..models.source import KNOWN
 from ..pinned_inputs import digest_examples, share_inputs
 from ..privacy import accounting, rules
-from ..recipe_text import build_json
+from ..privacy.sum_plan import SumPlan
 from ..sections import TaskConfig
+from .node_ledger import data_digest
 from .node_state import FileMemory
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ class Options:
     """What a node's owner says. clients: those it serves, None: all. model, data: where its base and its own examples
     lie; None: where the recipe says. recipe_paths: whether the recipe, which is the server's, may name files here.
     credentials: for secure sums (`privacy.identities`); None: made up, as in a simulation. max_epsilon: takes part only
-    in runs whose local noise keeps them within it; 0: in any."""
+    in runs whose clients add noise themselves, as long as all runs on its data stay within it; 0: in any. max_delta: at
+    which epsilon is told, whatever the recipe says. min_clients: takes part only in secure sums of so many; 0: in any
+    run."""
 
     clients: tuple[int, ...] | None = None
     model: str | None = None
@@ -45,22 +49,26 @@ class Options:
     recipe_paths: bool = False
     credentials: "Credentials | None" = None
     max_epsilon: float = 0.0
+    max_delta: float = 1e-5
+    min_clients: int = 0
 
 
 class Bench:
-    """facts: what the run must share (`fed.hello`). data: digest of the owner's examples, which stays here; empty where
-    they are the run's. base: digest of the untrained weights. refused: why nodes here may
+    """recipe: the server's, with the owner's places in it. data: the account of its data (`node_ledger`).
+
+    facts: what the run must share (`fed.hello`). examples: digest of the owner's examples, which stays here; empty
+    where they are the run's. base: digest of the untrained weights. refused: why nodes here may
     not take part, empty if they may. arrive: what brings the replica to an order, that of the node at work."""
 
-    def __init__(self, hello: Hello, options: Options, make: Make = assemble):
-        recipe = build_json(hello.recipe, "the server's recipe")
+    def __init__(self, hello: Hello, recipe: Recipe, options: Options, make: Make = assemble):
         own = served(recipe, options.clients) if options.data else None
-        self.experiment = make(_here(recipe, options), options.machine, _initial(hello), own=own)
+        self.data = data_digest(Path(options.data) if options.data else None)
+        self.experiment = make(recipe, options.machine, _initial(hello), own=own)
         site = self.experiment.site
         shared = share_inputs(recipe, site.header.inputs)
         self.facts = facts_of(site.header, self.experiment.space, self.experiment.task.label_names, shared)
         self.refused = differences(hello.facts, self.facts)
-        self.data = digest_examples(self.experiment.train, self.experiment.clients) if own is not None else ""
+        self.examples = digest_examples(self.experiment.train, self.experiment.clients) if own is not None else ""
         self.base = site.replica.digest
         self.memory = FileMemory(Path())
         self.arrive: Callable[[Order], None] = lambda order: None
@@ -87,8 +95,9 @@ class Benches:
         """
         key = hello.run, hello.recipe, replace(options, clients=options.clients if options.data else None)
         if self._bench is None or self._key != key:
+            recipe = _here(bounded_recipe(hello.recipe, "the server's recipe"), options)
             self._key = self._bench = None  # the old model first: two need not fit
-            self._bench, self._key = Bench(hello, options, self._make), key
+            self._bench, self._key = Bench(hello, recipe, options, self._make), key
         return self._bench
 
 
@@ -121,28 +130,49 @@ def _here(recipe: Recipe, options: Options) -> Recipe:
     if options.data:
         task = task.model_copy(update={"path": options.data, "test_path": None})
     if options.max_epsilon:
-        _check_private(recipe, options.max_epsilon)
+        _check_private(recipe, options)
+    if options.min_clients:
+        _check_sums(recipe, options.min_clients)
     if not options.recipe_paths:
         _check_paths([] if options.model else [model.name, model.base], None if options.data else task)
     return recipe.model_copy(update={"model": model, "task": task})
 
 
-def _check_private(recipe: Recipe, most: float) -> None:
+def _check_private(recipe: Recipe, options: Options) -> None:
     """
     Raises:
-        ConfigError: a run without local noise, or one whose rounds may come to be worth more.
+        ConfigError: a run whose clients add no noise themselves, or one whose rounds may come to be worth more.
     """
-    plan = rules.checked(recipe)
-    if plan is None or plan.noise != "local":
+    plan, most = rules.checked(recipe), options.max_epsilon
+    if plan is None or plan.trusts_server:
         raise ConfigError(
             "this node takes part only in runs with local noise (--max-epsilon), and the server's recipe has none: it "
-            "needs privacy.unit and privacy.noise = 'local'"
+            "needs privacy.unit and privacy.noise = 'local', or 'shares' among clients of a roster"
         )
-    worth = accounting.epsilon(plan, plan.num_rounds)
+    if plan.noise == "shares" and (options.credentials is None or options.credentials.roster is None):
+        raise ConfigError(
+            "this node adds shares of noise only among clients that it knows (--max-epsilon): without --roster the "
+            "server could be all others, and take their shares away again"
+        )
+    worth = accounting.composed([(plan, plan.num_rounds)], options.max_delta)
     if not worth <= most:
         raise ConfigError(
             f"the run's {plan.num_rounds} rounds are worth epsilon {worth:.4g}, this node takes part up to {most:g} "
-            "(--max-epsilon)"
+            f"(--max-epsilon), both at delta {options.max_delta:g} (--max-delta)"
+        )
+
+
+def _check_sums(recipe: Recipe, least: int) -> None:
+    """
+    Raises:
+        ConfigError: a run without secure sums, or one whose sums may be of fewer clients.
+    """
+    plan = SumPlan.of(recipe)
+    if plan is None or plan.threshold < least:
+        found = "has none" if plan is None else f"has sums of {plan.threshold} clients (secure_sum.threshold)"
+        raise ConfigError(
+            f"this node takes part only in secure sums of at least {least} clients (--min-clients), and the server's "
+            f"recipe {found}"
         )
 
 

@@ -11,16 +11,19 @@ here opens a socket.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from importlib.metadata import version
 from typing import Any
 
 from .. import assembly
-from ..errors import DigestMismatch, EngineError, MessageError, SeedtuneError, TrajectoryError
+from ..errors import ConfigError, DigestMismatch, EngineError, MessageError, TrajectoryError
 from ..fed.answering import attempted
 from ..fed.chain import Chain
 from ..fed.hello import FINISH, HELLO, Hello, Standing, decode_finish, decode_hello, encode_finished, encode_standing
-from ..fed.messages import ORDER, Order, decode_order, unpack_record, unpack_weights
+from ..fed.messages import ORDER, Order, decode_order, unpack_weights
+from ..fed.order_rules import check_order, check_sent_weights, unpacked_records
 from ..fed.secure_messages import BUNDLE, orders_in
 from ..fed.wire import kind_of
 from ..foreign_text import describe
@@ -30,8 +33,10 @@ from ..zo.trajectory import check_digest, round_updates
 from ..zo.update import apply
 from .bench import Bench, Benches, Options, served
 from .frames import NODE, Answered, Parcel
+from .node_ledger import LEDGER, Entry, NodeLedger
 from .node_state import NodeState
 
+_LONGEST_ERROR = 2_000
 UNKNOWN_RUN = "unknown run"
 """With this begins what a node says that must be greeted again."""
 
@@ -84,17 +89,25 @@ class Node:
         return encode_finished(bench.replica.digest)
 
     def _greeted(self, data: bytes, run: str) -> bytes:
+        """Takes part in a run; nothing of a hello is kept before all of it was checked and its model made."""
         hello = decode_hello(data)
         if hello.run.hex() != run:
             raise MessageError("a hello and its parcel are of one run")
+        try:
+            recipe_digest = self._check_recipe(hello)
+            bench = self.benches.bench(hello, self.options)
+            clients = self._clients(bench)
+            self._check_budget(bench, run)
+        except Exception as error:
+            self._status |= {"asked": run, "refused": describe(error)}
+            raise
+        self.state.keep_recipe_digest(run, recipe_digest)
         if data != self.state.hello():
             self.state.begin(data)
             self._forget()
             self._status = {}
-        self._status |= {"run": run, "seedtune": version("seedtune"), "refused": ""}
+        self._status |= {"run": run, "asked": run, "seedtune": version("seedtune")}
         try:
-            bench = self.benches.bench(hello, self.options)
-            clients = self._clients(bench)
             self._pin_data(bench)
         except SeedtuneError as error:
             self._status["refused"] = str(error)
@@ -108,12 +121,12 @@ class Node:
 
     def _of_clients(self, parcel: Parcel) -> list[bytes | Exception]:
         bench, asked = self._bench_of(parcel.run), dict(zip(parcel.clients, parcel.messages, strict=True))
-        bench.memory.folder = self.state.memory.folder
+        bench.memory.folder = self.state.memory_folder(parcel.run)
         bench.arrive = lambda order: self._come_to(bench, order)
         found: dict[int, bytes | Exception] = {}
         for client, data in asked.items():
             kept = self.state.reply(client, data)
-            error = None if kept else attempted(partial(self._prepare, bench, client), data)
+            error = None if kept else attempted(partial(self._prepare, bench, parcel.run, client), data)
             if answer := kept or error:
                 found[client] = answer
         wanted = {client: data for client, data in asked.items() if client not in found}
@@ -123,15 +136,60 @@ class Node:
                 self.state.keep_reply(client, wanted[client], answer)
         return [found[client] for client in parcel.clients]
 
-    def _prepare(self, bench: Bench, client: int, data: bytes) -> None:
+    def _prepare(self, bench: Bench, run: str, client: int, data: bytes) -> None:
         """Before a client answers: it is one of ours, and the replica stands where its order says."""
         if client not in self._clients(bench):
             raise EngineError(f"client {client} is not served by this node")
         for order in map(decode_order, _orders_in(data)):
             if order.client != client:
                 raise MessageError(f"an order for client {order.client} came for client {client}")
+            check_order(bench.experiment.recipe, bench.experiment.space, order)
+            self._charge(bench, run, order)
             self._come_to(bench, order)
-            self._status["round"] = order.round
+            self._status |= {"round": order.round, "refused": ""}
+
+    def _check_recipe(self, hello: Hello) -> bytes:
+        """Return the digest of the run's recipe.
+
+        Raises:
+            MessageError: the run came with another recipe before: what it was promised would not hold any more.
+        """
+        found = blake2b(hello.recipe.encode(errors="replace"), digest_size=16).digest()
+        if self.state.recipe_digest(hello.run.hex()) not in (None, found):
+            raise MessageError("this run has said hello with another recipe before: a run has one; start another run")
+        return found
+
+    def _check_budget(self, bench: Bench, run: str) -> None:
+        """
+        Raises:
+            ConfigError: the run, with those before it on the same data, may come to be worth more than the owner says.
+        """
+        private, most = bench.experiment.site.private, self.options.max_epsilon
+        if private is None or not most:
+            return
+        plan = private.plan
+        worth = self._ledger.epsilon(bench.data, plan.unit, Entry(bench.data, run, plan, {0: plan.num_rounds}))
+        if not worth <= most:
+            raise ConfigError(
+                f"the run's {plan.num_rounds} rounds, with what this node's data was in before, are worth epsilon "
+                f"{worth:.4g}, and this node takes part up to {most:g} (--max-epsilon)"
+            )
+
+    def _charge(self, bench: Bench, run: str, order: Order) -> None:
+        """Writes a release down before it is computed; not one that is only repeated.
+
+        Raises:
+            ConfigError: the owner's limit is reached.
+        """
+        if bench.experiment.site.private is None:
+            return
+        private = replace(bench.experiment.site.private, memory=bench.memory)
+        if private.plan.trusts_server or not private.is_released(order):
+            self._ledger.charge(bench.data, run, private.plan, order.client, order.round, self.options.max_epsilon)
+
+    @property
+    def _ledger(self) -> NodeLedger:
+        return NodeLedger(self.state.folder / LEDGER, self.options.max_delta)
 
     def _come_to(self, bench: Bench, order: Order) -> None:
         """Brings the replica to the order's digest and remembers that its client stood there.
@@ -166,11 +224,14 @@ class Node:
             raise
 
     def _learn(self, bench: Bench, order: Order) -> None:
+        check_sent_weights(bench.experiment.recipe, order)
         if order.weights:
             self._take(bench, order)
             return
         self._read_records(bench)
-        links = self._chain.link(self._stood(order.client) or bench.base, map(unpack_record, order.missed))
+        links = self._chain.link(
+            self._stood(order.client) or bench.base, unpacked_records(bench.experiment.recipe, order)
+        )
         self.state.add_links(links)
         self._move(bench, order.digest)
 
@@ -234,7 +295,10 @@ class Node:
 
     def _hello(self) -> Hello | None:
         data = self.state.hello()
-        return None if data is None else decode_hello(data)
+        try:
+            return None if data is None else decode_hello(data)
+        except MessageError:  # of another version, or spoiled: the server says hello again
+            return None
 
     def _bench_of(self, run: str) -> Bench:
         """
@@ -256,7 +320,7 @@ class Node:
         Raises:
             EngineError: the run began with other examples.
         """
-        if bench.data != self._status.setdefault("data", bench.data):
+        if bench.examples != self._status.setdefault("data", bench.examples):
             raise EngineError(
                 "the examples of this node are not those that it began the run with: put its --data file back, or take "
                 "part in another run"

@@ -5,16 +5,19 @@
     status.json      run, round and digest of the replica, where each client stands; for people and for the node
     weights          weights that were sent whole where records would have been longer
     replies/         the last answer of each client and kind of message, for when the same is asked again
-    memory/          what clients must still know (`fed.answering.Memory`)
+    memory/RUN/      what clients of a run must still know (`fed.answering.Memory`); kept when another run begins
+    runs/RUN         the digest of the run's one recipe
+    ledger.json      what was spent of the owner's privacy (`node_ledger`)
 
 Folders are the user's alone (0700), and so are files (0600). Guarantees: every file is replaced in one rename or
 appended; what a crash left half written, or a disk spoiled, is recognised and left out, and the node then stands at an
-earlier state that it knows. A power cut may take it further back; nothing waits for the disk. Nothing here moves
-weights.
+earlier state that it knows. A power cut may take it further back, but not the memory, the runs' recipes and the ledger:
+these are on the disk before anything that follows from them leaves the node. Nothing here moves weights.
 """
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from hashlib import blake2b
@@ -29,6 +32,7 @@ from ..fed.messages import pack_record, unpack_record
 from ..fed.wire import kind_of
 
 HELLO, RECORDS, STATUS, WEIGHTS, REPLIES, MEMORY = "hello", "records", "status.json", "weights", "replies", "memory"
+RUNS = "runs"
 _CHECK_BYTES = 16
 
 
@@ -37,19 +41,27 @@ class NodeState:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for path in (folder, folder / REPLIES, folder / MEMORY):
+        for path in (folder, folder / REPLIES, folder / MEMORY, folder / RUNS):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(folder, 0o700)
-        self.memory = FileMemory(folder / MEMORY)
 
     def begin(self, hello: bytes) -> None:
-        """Forgets an earlier run, and keeps the hello of this one."""
-        for path in (self.folder / REPLIES, self.folder / MEMORY):
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(mode=0o700)
+        """Forgets where an earlier run stood, and keeps the hello of this one. No memory of any run is touched."""
+        shutil.rmtree(self.folder / REPLIES, ignore_errors=True)
+        (self.folder / REPLIES).mkdir(mode=0o700)
         for name in (HELLO, STATUS, RECORDS, WEIGHTS):
             (self.folder / name).unlink(missing_ok=True)
         write(self.folder / HELLO, hello)
+
+    def memory_folder(self, run: str) -> Path:
+        return self.folder / MEMORY / run
+
+    def recipe_digest(self, run: str) -> bytes | None:
+        """That of the recipe with which a run first came; None where it never came."""
+        return _read(self.folder / RUNS / run)
+
+    def keep_recipe_digest(self, run: str, digest: bytes) -> None:
+        write(self.folder / RUNS / run, digest, is_synced=True)
 
     def forget_records(self) -> None:
         """After records that led elsewhere than they said: the node stands at the base again."""
@@ -63,9 +75,9 @@ class NodeState:
         """Empty where there is none that can be read."""
         try:
             status = json.loads(_read(self.folder / STATUS) or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
-        return status if isinstance(status, dict) else {}
+        return status if isinstance(status, dict) and _is_status(status) else {}
 
     def set_status(self, status: Mapping[str, Any]) -> None:
         write(self.folder / STATUS, (json.dumps(status) + "\n").encode())
@@ -132,7 +144,11 @@ class FileMemory(MutableMapping[str, bytes]):
 
     def __setitem__(self, name: str, value: bytes) -> None:
         content = msgpack.packb([name, value])
-        write(self._path(name), blake2b(content, digest_size=_CHECK_BYTES).digest() + content)
+        if not self.folder.is_dir():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync_folder(self.folder.parent)
+        checked = blake2b(content, digest_size=_CHECK_BYTES).digest() + content
+        write(self._path(name), checked, is_synced=True)
 
     def __delitem__(self, name: str) -> None:
         try:
@@ -153,12 +169,37 @@ class FileMemory(MutableMapping[str, bytes]):
         return self.folder / blake2b(name.encode(), digest_size=_CHECK_BYTES).hexdigest()
 
 
-def write(path: Path, data: bytes) -> None:
-    """Puts a file there in one rename; nobody else may read it."""
+def write(path: Path, data: bytes, is_synced: bool = False) -> None:
+    """Puts a file there in one rename; nobody else may read it. is_synced: it is on the disk when this returns."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
         file.write(data)
+        if is_synced:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(part, path)
+    if is_synced:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Brings a rename to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_status(status: dict[str, Any]) -> bool:
+    """Whether what the node reads of a status is of its kind; people's parts may be anything."""
+    stood = status.get("stands_at", {})
+    digests = [
+        status.get("digest", ""),
+        status.get("weights", ""),
+        *(stood.values() if isinstance(stood, dict) else [0]),
+    ]
+    return all(isinstance(text, str) and re.fullmatch(r"([0-9a-f]{2})*", text) for text in digests)
 
 
 def _read(path: Path, since: int = 0) -> bytes | None:

@@ -1,7 +1,8 @@
 """The resident process of a node: it holds model, data and progress, and answers on a Unix socket.
 
     python -m seedtune.engines.worker --socket PATH --state FOLDER [--clients 0-32,40] [--model PATH] [--data PATH]
-        [--recipe-paths] [--max-epsilon E] [--identity PATH] [--roster PATH] [--device cpu]
+        [--recipe-paths] [--max-epsilon E] [--max-delta D] [--min-clients N] [--identity PATH] [--roster PATH]
+        [--device cpu]
 
 Flower starts a process for every message; loading a model there would take longer than a round. That process hands the
 message to this one (`frames`) and waits. The socket and the state are the user's alone (0600, 0700). Requests are taken
@@ -48,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, data = (str(Path(path).resolve()) if path else None for path in (given.model, given.data))
         credentials = _credentials(given.identity, given.state, given.roster)
         machine = Machine(device=given.device)
-        options = Options(clients, model, data, machine, given.recipe_paths, credentials, given.max_epsilon)
+        options = Options(
+            clients, model, data, machine, given.recipe_paths, credentials, given.max_epsilon, given.max_delta,
+            given.min_clients,
+        )  # fmt: skip
         run(given.socket, given.state, options, _log)
     except (SeedtuneError, ValueError) as error:
         print(f"error: {sanitize(error, MOST_MESSAGE)}", file=sys.stderr)
@@ -99,8 +103,8 @@ def _wake(node: Node, say: Callable[[str], None]) -> None:
     """Goes back to where the node stood; a model that is no longer there is said, and asked for again by the server."""
     try:
         node.wake()
-    except SeedtuneError as error:
-        say(f"the run on disk cannot be gone on with: {error}")
+    except Exception as error:  # whatever a spoiled state raises, the next hello begins anew
+        say(f"the run on disk cannot be gone on with: {' '.join(f'{type(error).__name__}: {error}'.split())[:2000]}")
         return
     if status := node.state.status():
         say(f"run {status.get('run')}: stands after the start of round {status.get('round', 0)}")
@@ -160,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-epsilon", type=float, default=0.0, help="only runs with local noise, worth at most so much"
     )
+    parser.add_argument("--max-delta", type=float, default=1e-5, help="delta at which epsilon is told")
+    parser.add_argument("--min-clients", type=int, default=0, help="only secure sums of at least so many clients")
     parser.add_argument("--recipe-paths", action="store_true", help="let the server's recipe name files here")
     parser.add_argument(
         "--identity", type=Path, help="this node's private key, for secure sums; default one of its own"

@@ -15,6 +15,7 @@ from ..privacy.sum_plan import check_installed
 from .client import Site
 from .cohort import Cohort
 from .messages import ORDER, Order, decode_order, encode_reply
+from .order_rules import check_order
 from .secure_messages import BUNDLE
 from .wire import kind_of
 
@@ -54,7 +55,7 @@ def orders(site: Site, memory: Memory) -> Handler:
     cohort = Cohort(_remembering(site, memory))
 
     def answer(messages: Iterable[tuple[int, bytes]]) -> Iterator[Answer]:
-        decoded = ((client, attempted(partial(_open_order, site), order)) for client, order in messages)
+        decoded = ((client, attempted(partial(_open_order, site, client), order)) for client, order in messages)
         for client, reply in cohort.replies(decoded):
             yield client, reply if isinstance(reply, Exception) else attempted(encode_reply, reply)
 
@@ -66,17 +67,22 @@ def _remembering(site: Site, memory: Memory) -> Site:
     return replace(site, private=replace(site.private, memory=memory)) if site.private else site
 
 
-def _open_order(site: Site, data: bytes) -> Order:
-    """An order that may be answered without a mask.
+def _open_order(site: Site, client: int, data: bytes) -> Order:
+    """An order that a client may answer without a mask.
 
     Raises:
-        MessageError: not where the recipe has secure sums, nor on a node that was given the roster of a secure sum.
+        MessageError: not where the recipe has secure sums, nor on a node that was given the roster of a secure sum; or
+            an order that the recipe cannot have led to.
     """
     if site.recipe.secure_sum.enabled or (site.credentials and site.credentials.roster is not None):
         raise MessageError(
             "what is learned here leaves in secure sums only: set secure_sum.enabled, for all of the run"
         )
-    return decode_order(data)
+    order = decode_order(data)
+    if order.client != client:
+        raise MessageError(f"an order for client {order.client} came for client {client}")
+    check_order(site.recipe, site.perturber.space, order)
+    return order
 
 
 def secure_sums(site: Site, memory: Memory) -> Handler:
@@ -89,7 +95,7 @@ def secure_sums(site: Site, memory: Memory) -> Handler:
         from .secure_client import SecureClient
 
         kept = memory if site.credentials is None else in_this_process  # never on a node's disk
-        return SecureClient(site, client, kept, site.credentials).answers(bundle)
+        return SecureClient(site, client, kept, site.credentials, answered=memory).answers(bundle)
 
     return one_by_one(answer)
 

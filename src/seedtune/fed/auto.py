@@ -43,8 +43,8 @@ FIRST_ROUNDS, KEPT, MOST_GROWTH, MOST_FALL = 5, 5, 1.5, 10.0
 FORWARDS_SHARE, LEAST_DISTANCE = 0.1, 4
 _PRIOR, _PRIOR_WEIGHT, _LEAST_SHARE = 0.25, 5, 0.02
 _CAUTION = 0.5  # in the first rate: much of what bends a step shows only on the way
-_RATES, _SMALLEST, _LARGEST = (1e-30, 1e6), 1e-30, 1e30  # what clients tell may be anything
-_MOST_APART = 4.0  # a client's own rate from the others'
+RATES, _SMALLEST, _LARGEST = (1e-30, 1e6), 1e-30, 1e30  # what clients tell may be anything
+MOST_APART = 4.0  # a client's own rate from the others'
 
 
 def is_due(recipe: Recipe, round_: int) -> bool:
@@ -138,7 +138,7 @@ class AutoRates:
         known = (ours > 0) & (theirs > 0)
         if not known.any():
             return 1.0
-        return float(np.clip(np.exp(np.log(ours[known] / theirs[known]).mean()), 1 / _MOST_APART, _MOST_APART))
+        return float(np.clip(np.exp(np.log(ours[known] / theirs[known]).mean()), 1 / MOST_APART, MOST_APART))
 
     def after(self, slopes: Slopes) -> "AutoRates":
         """The state after a round in which clients measured this; as it was where none did."""
@@ -173,7 +173,7 @@ class AutoRates:
         careful = np.where(kappa > 0, kappa + _standard_error(self.kept), 1.0)
         wanted = np.where(kappa > 0, self.recipe.auto.safety * _common(r, num_clients) / careful, now)
         most = np.where(self.kept[:, 0].sum(0) > 0, now * MOST_GROWTH, now / MOST_GROWTH)
-        return tuple(np.clip(np.clip(wanted, now / MOST_FALL, most), *_RATES).tolist())
+        return tuple(np.clip(np.clip(wanted, now / MOST_FALL, most), *RATES).tolist())
 
 
 def _one_of(recipe: Recipe, told: np.ndarray) -> list[float]:

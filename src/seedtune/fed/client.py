@@ -5,7 +5,7 @@ move a working copy, so the replica is always a state of the trajectory. Nothing
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
@@ -30,8 +30,10 @@ from ..zo.update import apply
 from .auto import is_due
 from .byzantine import falsified, falsified_slopes, liars
 from .evaluations import ONE_BY_ONE, BatchedWhole, Evaluations, num_together
-from .messages import Order, Reply, pack_weights, unpack_record, unpack_weights
-from .private import PrivateSite, discreet, sum_over_examples
+from .messages import Order, Reply, pack_weights, unpack_weights
+from .order_rules import check_sent_weights, unpacked_records
+from .private import PrivateSite, sum_over_examples
+from .redaction import redact_errors
 from .slopes import Measured, along
 from .split_steps import CutLosses
 from .whole_steps import WholeLosses
@@ -86,6 +88,15 @@ class Site:
     private: PrivateSite | None = None
     credentials: "Credentials | None" = None
 
+    @property
+    def redacting(self) -> Callable[[Order], AbstractContextManager[None]]:
+        """What withholds the reasons of errors (`redaction`), where they may follow from what must not leave."""
+        if self.private:
+            return partial(redact_errors, of_what="a private run")
+        if self.recipe.secure_sum.enabled:
+            return partial(redact_errors, of_what="a secure sum")
+        return lambda order: nullcontext()
+
 
 @dataclass(frozen=True)
 class Step:
@@ -115,12 +126,14 @@ def local_round(site: Site, order: Order) -> Reply:
         DigestMismatch: the client cannot come to the weights that the order speaks of.
         EngineError: a step failed; names client, round and step.
     """
+    if site.private and (released := site.private.released(order)):
+        return released
     catch_up(site, order)
     federation = site.recipe.federation
     sends_weights = federation.upload == "weights"
     moves = sends_weights or federation.local_steps > 1 or is_due(site.recipe, order.round)
     with working_copy(site, moves) as weights:
-        with discreet(order) if site.private else nullcontext():
+        with site.redacting(order):
             steps = list(_steps_of(site)(site, order, weights, move_last=sends_weights))
         packed = pack_weights(weights) if sends_weights else b""
     return reply_of(site, order, steps, packed)
@@ -178,7 +191,8 @@ def catch_up(site: Site, order: Order) -> None:
         site.arrive(order)
     if order.digest == replica.digest:
         return
-    records = _since(replica.digest, [unpack_record(packed) for packed in order.missed])
+    check_sent_weights(site.recipe, order)
+    records = _since(replica.digest, list(unpacked_records(site.recipe, order)))
     updates = (update for record in records for update in round_updates(site.header, record))
     try:
         if order.weights:

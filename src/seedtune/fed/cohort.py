@@ -27,6 +27,7 @@ from ..zo.perturb import Perturbation
 from .auto import is_due
 from .client import Site, Step, batches, local_round, named, reply_of, step_keys, told
 from .messages import Order, Reply, encode_reply
+from .private import SECRET
 
 MOST_COPIED = 2**27
 """Bytes of tuned tensors of which a copy is made; and an eighth of the model where that is more."""
@@ -101,6 +102,8 @@ class Cohort:
     def _rides(self, order: Order) -> bool:
         is_plain = self._may_ride and not is_due(self.site.recipe, order.round)
         is_here = is_plain and self._is_exact is not False and order.digest == self.site.replica.digest
+        if self.site.private and not self.site.private.plan.trusts_server:
+            is_here = is_here and not self.site.private.is_released(order)
         return is_here and (self.site.evaluations.batched is None or self._takes_single_forwards(order))
 
     def _takes_single_forwards(self, order: Order) -> bool:
@@ -131,7 +134,7 @@ class Cohort:
         """Whether a ride ends in the same bytes."""
         try:
             (rider,) = self._group(deque([order]))
-            reply = self._reply(rider)
+            reply = self._reply(rider, forgetting(self.site))
             return isinstance(reply, Reply) and encode_reply(_uncounted(reply)) == encode_reply(_uncounted(expected))
         except Exception:  # what `local_round` can do and a ride cannot
             return False
@@ -172,12 +175,19 @@ class Cohort:
             site.working.update({name: torch.empty_like(held) for name, held in site.replica.weights.items()})
         return at_copy(site.perturber, site.replica.weights, site.working, point)
 
-    def _reply(self, rider: _Rider) -> Reply | Exception:
+    def _reply(self, rider: _Rider, site: Site | None = None) -> Reply | Exception:
         if rider.error:
             return rider.error
         probe = self._estimated(rider.order, lambda points: rider.losses)
         step = Step(told(self.site.recipe, probe.scalars), probe.loss, probe.num_forwards, rider.num_flops)
-        return reply_of(self.site, rider.order, [step])
+        return reply_of(site or self.site, rider.order, [step])
+
+
+def forgetting(site: Site) -> Site:
+    """A site whose private clients do not know what they answered, so that a reply is computed anew."""
+    if site.private is None or site.private.plan.trusts_server:
+        return site
+    return replace(site, private=replace(site.private, memory={SECRET: site.private.secret}))
 
 
 def _uncounted(reply: Reply) -> Reply:
@@ -187,7 +197,7 @@ def _uncounted(reply: Reply) -> Reply:
 
 def _boarded(site: Site, order: Order) -> _Rider:
     rider = _Rider(order)
-    with _noting(rider):
+    with _noting(site, rider):
         _, rider.batch = next(batches(site, order))
         rider.tally = Tally(site.meter, site.shape(rider.batch), site.frozen_flops(rider.batch))
     return rider
@@ -196,15 +206,15 @@ def _boarded(site: Site, order: Order) -> _Rider:
 def _measure(site: Site, rider: _Rider) -> None:
     """One more loss, unless there was an error."""
     if rider.error is None and (tally := rider.tally):
-        with _noting(rider):
+        with _noting(site, rider):
             rider.losses.append(tally.counted(WHOLE, lambda: float(site.loss(rider.batch))))
 
 
 @contextmanager
-def _noting(rider: _Rider) -> Iterator[None]:
+def _noting(site: Site, rider: _Rider) -> Iterator[None]:
     """Whatever is raised is the rider's answer and stops nobody else."""
     try:
-        with named(rider.order, 0):
+        with site.redacting(rider.order), named(rider.order, 0):
             yield
     except Exception as error:
         rider.error = error

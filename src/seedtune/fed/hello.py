@@ -20,12 +20,13 @@ from ..pinned_inputs import EXAMPLES, Inputs
 from ..space import DIGEST_BYTES, Space
 from ..zo.trajectory import Header
 from .messages import Order, decode_order, encode_order
+from .recipe_limits import MOST_CHARACTERS
 from .wire import VERSION, array_of, check, fields_of, packed
 
 HELLO, STANDING, FINISH, FINISHED = 2, 3, 4, 5
 RUN_BYTES = 16
 _MOST_FACTS = 64
-_LONGEST_TEXT = 2**20
+_LONGEST_TEXT, _LONGEST_FACT = 2**20, 2**16
 
 Facts = Mapping[str, str]
 """What a node and a run must have in common, by name."""
@@ -96,7 +97,8 @@ def decode_hello(data: bytes) -> Hello:
     """
     run, recipe, facts, initial = fields_of(data, HELLO, 4)
     check(isinstance(run, bytes) and len(run) == RUN_BYTES, f"a run's id has {RUN_BYTES} bytes")
-    check(isinstance(recipe, str) and len(recipe) <= _LONGEST_TEXT, "a hello's recipe is a text")
+    short = isinstance(recipe, str) and len(recipe) <= MOST_CHARACTERS
+    check(short, f"a hello's recipe is a text of at most {MOST_CHARACTERS} characters")
     check(isinstance(initial, bytes), "a head's start comes as bytes")
     return Hello(run, recipe, _facts(facts), initial)
 
@@ -174,7 +176,8 @@ def _packed_facts(facts: Facts) -> list[str]:
 
 def _facts(texts: Any) -> Facts:
     given = isinstance(texts, list) and len(texts) % 2 == 0 and len(texts) <= 2 * _MOST_FACTS
-    check(given and all(isinstance(text, str) for text in texts), "facts are names and texts")
+    short = given and all(isinstance(text, str) and len(text) <= _LONGEST_FACT for text in texts)
+    check(short, f"facts are names and texts of at most {_LONGEST_FACT} characters")
     names = texts[::2]
     check(len(set(names)) == len(names), "each fact is there once")
     return dict(zip(names, texts[1::2], strict=True))

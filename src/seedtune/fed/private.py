@@ -6,26 +6,25 @@ With central noise the scalars are the exact contribution, for a server that is 
 noised here.
 
 The client's secret, from which its noise and the choice of its examples follow, stays in its memory, which is of one
-run. There it also notes which order it answered last: with local noise the server is not trusted, and a second answer
-to other weights in the same round would be a release that nobody accounted for, so it is refused. What noise is worth
-is `privacy.plan`'s.
+run. Where the server is not trusted (noise "local" or "shares"), there is one release a round: the first answer is kept
+before it leaves, and given again whatever the rate is that is asked with. Another state in the same round, or an
+earlier round, is refused. What noise is worth is `privacy.plan`'s.
 """
 
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from math import nan
 from typing import Any
 
+import msgpack
 import numpy as np
 import torch
 
 from ..config import Recipe
 from ..data.keyed import client_batch_indices
-from ..errors import ConfigError, EngineError, MessageError, SeedtuneError
+from ..errors import ConfigError, MessageError
 from ..privacy.clipping import clipped
-from ..privacy.noise import noisy
+from ..privacy.noise import noisy, noisy_share
 from ..privacy.plan import Plan
 from ..privacy.sampling import secret_batch
 from ..privacy.secrets import new_secret, words
@@ -57,11 +56,10 @@ class PrivateSite:
         Raises:
             ConfigError: the site has no memory.
         """
-        if self.memory is None:
-            raise ConfigError("a private client was asked without a memory: it has no secret to draw noise from")
-        if SECRET not in self.memory:
-            self.memory[SECRET] = new_secret()
-        return self.memory[SECRET]
+        memory = self._memory
+        if SECRET not in memory:
+            memory[SECRET] = new_secret()
+        return memory[SECRET]
 
     def batch(self, order: Order, num_examples: int, public_key: int) -> tuple[Any, int]:
         """The examples of a client's step and how many these are; None where a sample came out empty.
@@ -78,50 +76,79 @@ class PrivateSite:
         """What leaves the device. `scalars`: [H, P], of the client's steps or already the sum over its examples.
 
         Raises:
-            MessageError: this round, or a later one, was answered already, and on other weights.
+            MessageError: as `released`.
         """
+        if (before := self.released(order)) is not None:
+            return before
         plan, values = self.plan, np.where(np.isfinite(scalars), scalars, 0).astype(np.float64)
         if plan.unit == "client":
             values = clipped(values.reshape(1, -1), plan.clip).reshape(values.shape)
-        if plan.noise == "local":
-            self._note(order)
-            given = values.tobytes()
-            drawn = words(self.secret, "local noise", 2 * values.size, order.round, order.client, given=given)
+        if plan.trusts_server:
+            return self._reply(order, values, num_forwards)
+        given = values.tobytes()
+        drawn = words(self.secret, f"{plan.noise} noise", 2 * values.size, order.round, order.client, given=given)
+        if plan.noise == "shares":
+            values = noisy_share(values, plan.share_deviation, plan.share_step, drawn)
+        else:
             values = noisy(values, plan.standard_deviation, drawn) / plan.denominator
-        return Reply(order.round, order.client, 1, num_forwards, nan, values.astype(np.float32), is_fixed_size=True)
+        reply = self._reply(order, values, num_forwards)
+        kept = [order.round, order.digest, num_forwards, reply.scalars.astype("<f8").tobytes()]
+        self._memory[self._name(order)] = msgpack.packb(kept)
+        return reply
 
-    def _note(self, order: Order) -> None:
-        """Remembers what is answered now, and refuses what was not accounted for."""
+    def released(self, order: Order) -> Reply | None:
+        """Return what this client has answered in this round already; None where it has not, or trusts the server.
+
+        Raises:
+            MessageError: this round was answered on other weights, a later one was answered, or the round is not one of
+                those that are accounted for.
+        """
+        if self.plan.trusts_server:
+            return None
         if order.round >= self.plan.num_rounds:
             raise MessageError(
                 f"client {order.client} was asked for round {order.round}, but {self.plan.num_rounds} rounds are "
                 f"accounted for"
             )
-        name = f"privacy-answered-{order.client}"
-        now = order.round.to_bytes(4, "big") + blake2b(order.digest, digest_size=16).digest()
-        before = self.memory.get(name, b"") if self.memory is not None else b""
-        if before[:4] > now[:4] or (before[:4] == now[:4] and before != now):
+        last, digest, num_forwards, scalars = self._last(order)
+        if order.round < last or (order.round == last and order.digest != digest):
             raise MessageError(
-                f"client {order.client} has answered round {int.from_bytes(before[:4], 'big')} of this run already, "
-                f"and was asked for round {order.round} on other weights: a second answer is not accounted for"
+                f"client {order.client} has answered round {last} of this run already, and was asked for round "
+                f"{order.round} on other weights: a second answer is not accounted for"
             )
-        if self.memory is not None and before != now:
-            self.memory[name] = now
+        if order.round > last:
+            return None
+        shape = self.recipe.federation.local_steps, self.recipe.num_scalars
+        return self._reply(order, np.frombuffer(scalars, "<f8").reshape(shape), num_forwards)
 
+    def is_released(self, order: Order) -> bool:
+        """Whether nothing new can leave for this order: the server is trusted, or the round was answered."""
+        return self.plan.trusts_server or order.round <= self._last(order)[0]
 
-@contextmanager
-def discreet(order: Order) -> Iterator[None]:
-    """
-    Raises:
-        EngineError: that a step failed within it, but not why, since that may follow from the data.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, SeedtuneError) and not isinstance(error, EngineError):
-            raise  # of the recipe, the weights or the number of examples, in words of ours
-        where = f"client {order.client}, round {order.round}"
-        raise EngineError(f"{where}: a local step of a private run failed; why stays on the device") from None
+    def _last(self, order: Order) -> tuple[int, bytes, int, bytes]:
+        """The round that the order's client answered last, on which weights, after how many forwards, with what."""
+        kept = self._memory.get(self._name(order))
+        return tuple(msgpack.unpackb(kept)) if kept else (-1, b"", 0, b"")
+
+    def _reply(self, order: Order, values: np.ndarray, num_forwards: int) -> Reply:
+        """Shares stay float64: they are coded in fixed point and not sent as they are."""
+        kind, rms = (np.float64, nan) if self.plan.noise == "shares" else (np.float32, None)
+        return Reply(
+            order.round, order.client, 1, num_forwards, nan, values.astype(kind), is_fixed_size=True, scalar_rms=rms
+        )
+
+    @property
+    def _memory(self) -> MutableMapping[str, bytes]:
+        """
+        Raises:
+            ConfigError: the site has none.
+        """
+        if self.memory is None:
+            raise ConfigError("a private client was asked without a memory: it has no secret to draw noise from")
+        return self.memory
+
+    def _name(self, order: Order) -> str:
+        return f"privacy-answered-{order.client}"
 
 
 def sum_over_examples(

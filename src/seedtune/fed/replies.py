@@ -12,6 +12,7 @@ import numpy as np
 from ..config import Recipe
 from ..errors import EngineError, MessageError, NotFinite
 from ..foreign_text import describe
+from ..privacy.ledger import withheld_failures
 from .auto import is_due
 from .client import root_mean_square
 from .messages import Reply, decode_reply, encode_order
@@ -136,11 +137,10 @@ def _check_quorum(server: Server, heard: _Heard) -> None:
     """
     needed, failed = server.recipe.federation.min_replies, heard.failed
     if failed and len(heard.replies) < needed and heard.num_not_finite < len(failed) + len(heard.replies):
-        client = min(failed)
-        raise EngineError(
-            f"round {server.round}: {len(heard.replies)} usable replies, federation.min_replies is {needed}; "
-            f"{len(failed)} failed, first client {client}: {failed[client]}"
-        )
+        told = withheld_failures(server.plan, failed)
+        first = f"{len(failed)} failed, first client {min(told)}: {told[min(told)]}" if told else "others failed"
+        found = "too few" if server.plan and server.plan.hides_cohort else str(len(heard.replies))
+        raise EngineError(f"round {server.round}: {found} usable replies, federation.min_replies is {needed}; {first}")
 
 
 def _scalar_rms(replies: list[Reply]) -> float:

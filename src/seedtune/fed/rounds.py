@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ..privacy.accounting import epsilon
+from ..privacy.ledger import withheld_failures
 from ..space import digest
 from ..zo.trajectory import RoundRecord, check_digest, path, taken_back
 from .client import root_mean_square
@@ -76,7 +77,8 @@ def one_round(
     if result.surge and server.recipe.run.on_surge == "backoff":
         result = replace(result, record=_undone(server, result, result.surge.good_state, put_back))
         ahead = after(server, result)
-    return ahead, replace(result, seconds=time.perf_counter() - started)
+    told = withheld_failures(server.plan, result.failed)  # to whoever listens: a file, a log, a screen
+    return ahead, replace(result, failed=told, seconds=time.perf_counter() - started)
 
 
 def after(server: Server, result: RoundResult) -> Server:

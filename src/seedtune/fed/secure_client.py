@@ -1,8 +1,12 @@
 """A client's side of secure sums: what it answers, and what it refuses.
 
 Each request of a sum is answered once. The same one again gets the same bytes, so a lost answer costs nothing; another
-one of the same kind is refused, since two different answers together would tell what each of them hides. Of one round
-a client helps to unmask one sum only, whatever session it is asked in.
+one of the same kind is refused, since two different answers together would tell what each of them hides. A refused
+order counts as answered. Of one round a client masks a reply to one order and helps to unmask one set of survivors,
+whatever session it is asked in; that it keeps in `answered`, which outlasts restarts.
+
+Masks follow from a digest of the whole order (`binding`), computed from the recipe, the rates and the weights that this
+client itself has. No text with a value measured here leaves it (`redaction`).
 
 Secrets come from the operating system. On a node, which has credentials, they live in the worker's memory alone: a
 worker that starts again has no part in the sums that it had begun. Without credentials, in one process or a simulation,
@@ -19,14 +23,17 @@ from typing import Any
 from ..errors import MessageError
 from ..privacy.identities import Credentials, Identity, Trust
 from ..privacy.masks import private_key, public_key
-from ..privacy.public import SEED_BYTES, Peer
+from ..privacy.public import SEED_BYTES, Peer, Roster
 from ..privacy.secure_sum import Advertised, Ready, Shared
 from ..privacy.sum_plan import SumPlan
 from .answering import attempted
-from .client import Site, local_round
+from .binding import SHOWN_BYTES, order_binding, run_context
+from .client import Site, catch_up, local_round
 from .contribution import words_of
-from .messages import decode_order
-from .secure_memory import Own, Part
+from .messages import Order, decode_order
+from .order_rules import check_order
+from .redaction import redact_errors
+from .secure_memory import Answered, Own, Part
 from .secure_messages import (
     KEY_REQUEST,
     MASKED_ORDER,
@@ -50,6 +57,8 @@ from .secure_messages import (
     encode_masked_reply,
     encode_shares,
     encode_unmasked,
+    error_from,
+    words_of_error,
 )
 from .wire import check, kind_of
 
@@ -62,16 +71,23 @@ _Step = Callable[["SecureClient", Part, Any], tuple[Part, bytes]]
 
 
 class SecureClient:
-    """One client of a site. Nothing is kept here but in `memory`, so it can be made anew for every message."""
+    """One client of a site. Nothing is kept here but in `memory` and `answered`, so it can be made anew for every
+    message; `answered` is by default the memory too."""
 
     def __init__(
-        self, site: Site, client: int, memory: MutableMapping[str, bytes], credentials: Credentials | None = None
+        self,
+        site: Site,
+        client: int,
+        memory: MutableMapping[str, bytes],
+        credentials: Credentials | None = None,
+        answered: MutableMapping[str, bytes] | None = None,
     ):
         self.client, self._site, self._memory, self._credentials = client, site, memory, credentials
+        self._answered = memory if answered is None else answered
         plan = SumPlan.of(site.recipe)
         if plan is None:
             raise MessageError("secure sums are not part of this run: its recipe does not have secure_sum.enabled")
-        self._plan = plan
+        self._plan, self._context = plan, run_context(site.recipe, site.header)
 
     def answers(self, bundle: bytes) -> bytes:
         """The answers to a bundle of requests, one after another; an error of one is its answer."""
@@ -88,13 +104,27 @@ class SecureClient:
         asked = decode(request)
         part, digest = self._part(kind, asked), sha256(request).digest()
         if kind in part.answered:
-            before, answer = part.answered[kind]
-            if digest != before or not answer:
-                raise MessageError(f"client {self.client} has answered another request of this kind for the same sum")
-            return answer
-        part, answer = step(self, part, asked)
-        kept = answer if len(answer) <= MOST_KEPT else b""
-        self._keep(replace(part, answered={**part.answered, kind: (digest, kept)}))
+            return self._again(*part.answered[kind], digest)
+        if kind == MASKED_ORDER:
+            self._begin(part, decode_order(asked.order))
+        try:
+            part, answer = step(self, part, asked)
+        except Exception as error:
+            if kind == MASKED_ORDER:  # which may follow from data; a refusal of another kind tells nothing
+                self._keep(part.with_answer(kind, digest, words_of_error(error)))
+            raise
+        self._keep(part.with_answer(kind, digest, answer if len(answer) <= MOST_KEPT else b""))
+        return answer
+
+    def _again(self, before: bytes, answer: bytes | str, digest: bytes) -> bytes:
+        """
+        Raises:
+            MessageError: another request than the first. SeedtuneError: the refusal that the first one had.
+        """
+        if digest != before or not answer:
+            raise MessageError(f"client {self.client} has answered another request of this kind for the same sum")
+        if isinstance(answer, str):
+            raise error_from(answer)
         return answer
 
     def _keys(self, part: Part, asked: KeyRequest) -> tuple[Part, bytes]:
@@ -122,36 +152,66 @@ class SecureClient:
         self._keep_own(own)
         peers = (Peer(client, own.cards[client].agreement, mask) for client, mask in asked.masks.items())
         part = replace(part, peers=tuple(peers))
-        shared, sealed = self._member(part).shared(part.roster(self._plan.threshold))
+        shared, sealed = self._member(part).shared(self._roster(part))
         return replace(part, kept=shared.kept), encode_shares(Shares(part.session, self.client, sealed))
 
     def _masked(self, part: Part, asked: MaskedOrder) -> tuple[Part, bytes]:
         """Its local round, as words under masks."""
-        order = decode_order(asked.order)
+        order, site = decode_order(asked.order), self._site
+        ready = Shared(self._member(part), self._roster(part), part.kept).opened(asked.sealed)
+        binding = order_binding(self._context, order.round, order.rate, order.rate_ratio, site.replica.weights)
+        self._note(order, binding)
+        reply = local_round(site, order)
+        with redact_errors(order, "a secure sum"):
+            words = words_of(site, order, reply, self._plan.code)
+        masked = MaskedReply(part.session, self.client, ready.masked(words, binding), binding[:SHOWN_BYTES])
+        return replace(part, held=ready.held), encode_masked_reply(masked)
+
+    def _begin(self, part: Part, order: Order) -> None:
+        """Check an order and come to where it begins. No data is touched, so another order may follow a refusal.
+
+        Raises:
+            MessageError, DigestMismatch: an order that is not of this sum and recipe, or that leads elsewhere.
+        """
         check(
             (order.round, order.client) == (part.round, self.client), "an order is for the client and round of its sum"
         )
         check(bool(part.kept), "an order to be masked comes after the roster")
-        roster = part.roster(self._plan.threshold)
-        ready = Shared(self._member(part), roster, part.kept).opened(asked.sealed)
-        words = words_of(self._site, order, local_round(self._site, order), self._plan.code)
-        reply = MaskedReply(part.session, self.client, ready.masked(words))
-        return replace(part, held=ready.held), encode_masked_reply(reply)
+        check_order(self._site.recipe, self._site.perturber.space, order)
+        catch_up(self._site, order)
+
+    def _note(self, order: Order, binding: bytes) -> None:
+        """Remember the one order of a round that is answered, in whatever session.
+
+        Raises:
+            MessageError: this round, or a later one, was answered, and to another order.
+        """
+        before = self._before()
+        if order.round < before.round or (order.round == before.round and binding != before.binding):
+            raise MessageError(
+                f"client {self.client} has masked a reply for round {before.round}, and answers no other order for "
+                f"round {order.round}"
+            )
+        if order.round > before.round:
+            self._keep_before(replace(before, round=order.round, binding=binding))
 
     def _revealed(self, part: Part, asked: UnmaskRequest) -> tuple[Part, bytes]:
         """Shares of the peers, for one set of survivors a round; its secrets of this sum are then forgotten."""
         check(bool(part.held), "an unmask request comes after the order")
-        own = self._own()
-        last, survivors = own.revealed
+        before = self._before()
+        last, survivors = before.revealed
         if part.round < last or (part.round == last and asked.survivors != survivors):
             raise MessageError(
                 f"client {self.client} has helped to unmask a sum of round {last} over {len(survivors)} clients, and "
                 f"helps with no other of round {part.round}"
             )
-        ready = Ready(self._member(part), part.roster(self._plan.threshold), part.held)
+        ready = Ready(self._member(part), self._roster(part), part.held)
         shares = ready.revealed(asked.survivors)
-        self._keep_own(replace(own, revealed=(part.round, asked.survivors)))
+        self._keep_before(replace(before, revealed=(part.round, asked.survivors)))
         return part.forgotten(), encode_unmasked(Unmasked(part.session, self.client, shares))
+
+    def _roster(self, part: Part) -> Roster:
+        return part.roster(self._plan.threshold, self._context)
 
     def _member(self, part: Part) -> Advertised:
         return Advertised(self.client, private_key(self._own().agreement), part.mask_seed, part.self_seed)
@@ -177,6 +237,17 @@ class SecureClient:
 
     def _keep_own(self, own: Own) -> None:
         self._memory[self._name()] = own.packed()
+
+    def _before(self) -> Answered:
+        data = self._answered.get(self._answered_name)
+        return Answered.unpacked(data) if data else Answered()
+
+    def _keep_before(self, before: Answered) -> None:
+        self._answered[self._answered_name] = before.packed()
+
+    @property
+    def _answered_name(self) -> str:
+        return f"secure-answered-{self.client}"
 
     def _keep(self, part: Part) -> None:
         self._memory[self._name(part.session)] = part.packed()

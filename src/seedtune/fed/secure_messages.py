@@ -28,6 +28,7 @@ from ..privacy.public import (
     SIGNATURE_BYTES,
     Card,
 )
+from .binding import SHOWN_BYTES
 from .wire import array_of, check, fields_of, is_count, kind_of, packed
 
 BUNDLE, ANSWERS, KEY_REQUEST, KEYS, ROSTER, SHARES, MASKED_ORDER, MASKED_REPLY, UNMASK_REQUEST, UNMASKED = range(10, 20)
@@ -89,11 +90,13 @@ class MaskedOrder:
 
 @dataclass(frozen=True)
 class MaskedReply:
-    """words: uint64, the client's numbers as `contribution` lays them out, coded and masked."""
+    """words: uint64, the client's numbers as `contribution` lays them out, coded and masked. shown: the first bytes of
+    the binding that the masks follow from (`binding`)."""
 
     session: bytes
     client: int
     words: np.ndarray
+    shown: bytes
 
 
 @dataclass(frozen=True)
@@ -142,14 +145,14 @@ def orders_in(bundle: bytes) -> list[bytes]:
 
 def encode_answers(answers: Sequence[bytes | Exception]) -> bytes:
     """An error travels as its name and its words."""
-    each = [" ".join(f"{type(a).__name__}: {a}".split()) if isinstance(a, Exception) else a for a in answers]
+    each = [words_of_error(answer) if isinstance(answer, Exception) else answer for answer in answers]
     return packed(ANSWERS, [each])
 
 
 def decode_answers(data: bytes) -> list[bytes | Exception]:
     (answers,) = fields_of(data, ANSWERS, 1)
     _check_few(answers, bytes | str)
-    return [_error(answer) if isinstance(answer, str) else answer for answer in answers]
+    return [error_from(answer) if isinstance(answer, str) else answer for answer in answers]
 
 
 def encode_key_request(request: KeyRequest) -> bytes:
@@ -212,14 +215,15 @@ def decode_masked_order(data: bytes) -> MaskedOrder:
 
 
 def encode_masked_reply(reply: MaskedReply) -> bytes:
-    return packed(MASKED_REPLY, [reply.session, reply.client, reply.words.astype("<u8").tobytes()])
+    return packed(MASKED_REPLY, [reply.session, reply.client, reply.words.astype("<u8").tobytes(), reply.shown])
 
 
 def decode_masked_reply(data: bytes) -> MaskedReply:
-    session, client, words = fields_of(data, MASKED_REPLY, 3)
+    session, client, words, shown = fields_of(data, MASKED_REPLY, 4)
     _check_session(session)
     check(is_count(client) and isinstance(words, bytes), "a masked reply has a client and words")
-    return MaskedReply(session, client, array_of(words, "<u8", (len(words) // 8,), "a masked reply's words"))
+    check(_is_bytes(shown, SHOWN_BYTES), f"a masked reply shows {SHOWN_BYTES} bytes of its order's digest")
+    return MaskedReply(session, client, array_of(words, "<u8", (len(words) // 8,), "a masked reply's words"), shown)
 
 
 def encode_unmask_request(request: UnmaskRequest) -> bytes:
@@ -243,7 +247,11 @@ def decode_unmasked(data: bytes) -> Unmasked:
     return Unmasked(session, client, _by_client(clients, shares, SHARE_BYTES))
 
 
-def _error(text: str) -> Exception:
+def words_of_error(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def error_from(text: str) -> Exception:
     """The error of that name where it is one of ours, so that it counts as what it is."""
     name, _, words = text.partition(": ")
     kind: Any = getattr(errors, name, None)

@@ -18,10 +18,12 @@ import numpy as np
 from ..errors import EngineError, MessageError, NotFinite
 from ..foreign_text import describe
 from ..privacy.fixed_point import WORD
+from ..privacy.ledger import withheld_failures
 from ..privacy.public import SESSION_BYTES, Card, Peer, Roster
 from ..privacy.secure_sum import unmasked
 from ..privacy.sum_plan import SumPlan, quorum
 from ..zo.trajectory import RoundRecord
+from .binding import SHOWN_BYTES, order_binding, run_context
 from .contribution import Total, num_words, total_of
 from .messages import encode_order
 from .participation import asked_in
@@ -53,14 +55,20 @@ class _Sum:
     session: bytes
     round: int
     clients: tuple[int, ...]
+    context: bytes
     masks: dict[int, bytes] = field(default_factory=dict)
     roster: Roster | None = None
     sealed: dict[int, Mapping[int, bytes]] = field(default_factory=dict)
     failed: dict[int, Exception] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, round_: int, clients: tuple[int, ...]) -> "_Sum":
-        return cls(token_bytes(SESSION_BYTES), round_, clients)
+    def of(cls, server: Server, round_: int, clients: tuple[int, ...]) -> "_Sum":
+        context = run_context(server.recipe, server.header)
+        return cls(token_bytes(SESSION_BYTES), round_, clients, context)
+
+    def binding(self, server: Server) -> bytes:
+        """What every client's masks of this round follow from; `server` stands where the round begins."""
+        return order_binding(self.context, self.round, *server.round_rates, server.replica.weights)
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -99,7 +107,8 @@ class SecureRound:
         if not asked:
             return _result(server, mail, protocol.reduce(server, iter(())), {})
         now, coming = self._prepared(server, mail, asked, needed), _coming(server)
-        total, survivors = self._collected(server, protocol, mail, now, coming)
+        binding = now.binding(server)
+        total, survivors = self._collected(server, protocol, mail, now, coming, binding)
         if len(survivors) < needed and all(isinstance(error, NotFinite) for error in now.failed.values()):
             return _result(server, mail, protocol.reduce(server, iter(())), now.failed)
         _check_enough(server, now, len(survivors), needed, "sent masked values")
@@ -107,14 +116,14 @@ class SecureRound:
         revealed = self._revealed(mail, now, coming, survivors)
         _check_enough(server, now, len(revealed), self._plan.threshold, "revealed shares")
         self._next = coming
-        return self._reduced(server, protocol, mail, now, survivors, total, revealed)
+        return self._reduced(server, protocol, mail, now, survivors, total, revealed, binding)
 
     def _prepared(self, server: Server, mail: Mail, asked: tuple[int, ...], needed: int) -> _Sum:
         """The sum of this round, its shares dealt: made with the round before, or anew."""
         now, self._next = self._next, None
         if now and now.round == server.round and len(now.sealed) >= needed:
             return now
-        now = _Sum.of(server.round, asked)
+        now = _Sum.of(server, server.round, asked)
         for _, client, answer in mail.exchange(self._key_requests(now)):
             self._take_keys(now, client, answer)
         for _, client, answer in mail.exchange(self._rosters(now)):
@@ -148,7 +157,7 @@ class SecureRound:
             return {}
         peers = (Peer(client, self._cards[client].agreement, of.masks[client]) for client in sorted(of.masks))
         try:
-            of.roster = Roster(of.session, of.round, self._plan.threshold, tuple(peers))
+            of.roster = Roster(of.session, of.round, self._plan.threshold, tuple(peers), of.context)
         except MessageError as error:  # two clients with one key: which of them copied it is not known
             of.failed |= dict.fromkeys(of.masks, error)
             return {}
@@ -174,7 +183,13 @@ class SecureRound:
             self._shown[client] = self._shown.get(client, {}) | {c: self._cards[c] for c in of.members}
 
     def _collected(
-        self, server: Server, protocol: ExchangeProtocol, mail: Mail, now: _Sum, coming: _Sum | None
+        self,
+        server: Server,
+        protocol: ExchangeProtocol,
+        mail: Mail,
+        now: _Sum,
+        coming: _Sum | None,
+        binding: bytes,
     ) -> tuple[np.ndarray, tuple[int, ...]]:
         """The sum of masked replies as they come, and whose they are; and the next sum's keys."""
         total, survivors = np.zeros(num_words(server.recipe, server.space), WORD), []
@@ -187,6 +202,10 @@ class SecureRound:
                 reply = decode_masked_reply(_given(answer))
                 now.check_answer(reply, client)
                 check(reply.words.shape == total.shape, f"a masked reply to this recipe has {total.size} words")
+                check(
+                    reply.shown == binding[:SHOWN_BYTES],
+                    f"a client masks the order that it was sent, and client {client} masked another",
+                )
             except Exception as error:
                 now.failed[client] = error
             else:
@@ -214,9 +233,9 @@ class SecureRound:
                 revealed[client] = found.shares
         return revealed
 
-    def _reduced(self, server, protocol, mail, now, survivors, words, revealed) -> RoundResult:
+    def _reduced(self, server, protocol, mail, now, survivors, words, revealed, binding) -> RoundResult:
         try:
-            plain = unmasked(now.roster, now.sealed, survivors, words, revealed)
+            plain = unmasked(now.roster, now.sealed, survivors, words, revealed, binding)
             total = total_of(plain, len(survivors), self._plan.code)
         except MessageError as error:
             raise EngineError(f"round {server.round}: {error}; 'seedtune resume' tries the round again") from None
@@ -233,7 +252,7 @@ def _coming(server: Server) -> _Sum | None:
     round_ = server.round + 1
     is_last = round_ >= server.recipe.federation.num_rounds
     asked = () if is_last else asked_in(server.recipe, round_)
-    return _Sum.of(round_, asked) if asked else None
+    return _Sum.of(server, round_, asked) if asked else None
 
 
 def _masked_order(server: Server, protocol: ExchangeProtocol, now: _Sum, client: int) -> bytes:
@@ -249,8 +268,9 @@ def _given(answer: bytes | Exception) -> bytes:
 
 def _check_enough(server: Server, now: _Sum, num_clients: int, needed: int, did: str) -> None:
     if num_clients < needed:
-        client = min(now.failed, default=None)
-        first = "" if client is None else f"; first that did not, client {client}: {describe(now.failed[client])}"
+        told = withheld_failures(server.plan, {client: describe(error) for client, error in now.failed.items()})
+        client = min(told, default=None)
+        first = "" if client is None else f"; first that did not, client {client}: {told[client]}"
         raise EngineError(
             f"round {server.round}: {num_clients} clients {did}, a secure sum needs {needed}{first}; 'seedtune resume' "
             "tries the round again"

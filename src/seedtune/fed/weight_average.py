@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..errors import NotFinite
+from ..errors import MessageError, NotFinite
 from ..space import Space, Weights, copy_into, digest
 from ..zo.trajectory import RoundRecord
 from .contribution import Total, mean_deltas
@@ -32,6 +32,8 @@ class WeightAverage:
         )  # fmt: skip
 
     def check(self, server: Server, reply: Reply) -> None:
+        if reply.scalars.size:
+            raise MessageError(f"client {reply.client} sent scalars beside its weights, which nobody asked for")
         unpack_weights(reply.weights, server.space)
 
     def reduce(self, server: Server, replies: Iterable[Reply]) -> RoundRecord:

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import MessageError
 from ..foreign_text import describe, quote
 
-VERSION = 2
+VERSION = 3
 _SMALLEST_ITEM = 32  # bytes of a record
 _FRAME_BYTES = 16  # more than an array's length, a version and a kind take
 

@@ -10,7 +10,7 @@ The library is imported when something is to be accounted: a node that only adds
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -53,11 +53,24 @@ def event(plan: Plan) -> Any:
 
 def epsilon(plan: Plan, num_rounds: int) -> float:
     """What `num_rounds` rounds are worth at the plan's delta; infinite without noise."""
-    if num_rounds == 0:
+    return composed([(plan, num_rounds)], plan.delta)
+
+
+def composed(spent: Iterable[tuple[Plan, int]], delta: float) -> float:
+    """Return the epsilon at `delta` of several plans' rounds on the same data: their Renyi divergences add up.
+
+    A plan whose neighbours are replaced by one another bounds those that are zeroed out too, so plans may differ in it.
+    """
+    total: Any = 0.0
+    orders: Any = None
+    for plan, num_rounds in spent:
+        if num_rounds:
+            orders, divergences = _one_round(replace(plan, num_rounds=0, target_epsilon=0.0))
+            total = total + num_rounds * divergences
+    if orders is None:
         return 0.0
-    orders, divergences = _one_round(replace(plan, num_rounds=0, target_epsilon=0.0))
     with _quiet():
-        return float(library().rdp.compute_epsilon(orders, num_rounds * divergences, plan.delta)[0])
+        return float(library().rdp.compute_epsilon(orders, total, delta)[0])
 
 
 def calibrated(plan: Plan) -> float:

@@ -18,9 +18,12 @@ from .public import KEY_BYTES
 _FROM_THE_START = bytes(16)  # counter and nonce of ChaCha20: a key makes one stream
 
 
-def derived(secret: bytes, salt: bytes, purpose: str, *numbers: int) -> bytes:
-    """A key of 32 bytes for one purpose: HKDF-SHA256; other arguments give keys that tell nothing of each other."""
-    info = f"seedtune secure sum 1: {' '.join([purpose, *map(str, numbers)])}".encode()
+def derived(secret: bytes, salt: bytes, purpose: str, *numbers: int, bound: bytes = b"") -> bytes:
+    """A key of 32 bytes for one purpose: HKDF-SHA256; other arguments give keys that tell nothing of each other.
+
+    bound: what the key holds for beside its numbers, such as the digest of an order.
+    """
+    info = f"seedtune secure sum 2: {' '.join([purpose, *map(str, numbers)])}: ".encode() + bound
     return HKDF(SHA256(), KEY_BYTES, salt, info).derive(secret)
 
 

@@ -12,6 +12,8 @@ from math import floor, log2
 
 import numpy as np
 
+MOST_DEVIATIONS = 9.6
+"""Beyond which no value of `gaussian` lies."""
 _FINENESS = 2.0**-10  # of a released value, in standard deviations of its noise
 
 
@@ -35,6 +37,24 @@ def noisy(values: np.ndarray, standard_deviation: float, words: np.ndarray) -> n
 
     words: two for each value.
     """
-    step = power_of_two_below(standard_deviation * _FINENESS)
+    step = grid_below(standard_deviation)
     drawn = gaussian(words).reshape(values.shape)
     return np.rint((values + standard_deviation * drawn) / step) * step
+
+
+def noisy_share(values: np.ndarray, standard_deviation: float, step: float, words: np.ndarray) -> np.ndarray:
+    """Values plus a Gaussian rounded to multiples of `step`, float64, in their shape.
+
+    The values are multiples of `step` themselves, so a sum of shares is the sum of the values plus a sum of rounded
+    Gaussians, to the bit: the grid on which it lies tells nothing of the values.
+
+    Args:
+        standard_deviation: of one share, at least 2^10 steps: rounding then changes its variance by less than 1e-7.
+        words: two for each value.
+    """
+    return values + np.rint(standard_deviation * gaussian(words).reshape(values.shape) / step) * step
+
+
+def grid_below(standard_deviation: float) -> float:
+    """Return the grid, a power of two, to which noise of this size is rounded."""
+    return power_of_two_below(standard_deviation * _FINENESS)

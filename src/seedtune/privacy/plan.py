@@ -18,7 +18,12 @@ is then a Gaussian mechanism with noise multiplier z, or z / 2.
                      the weights at which all others are measured next, and no clipping bounds that.
 
 **Noise** is "central": the server, which is trusted, adds it once to the sum over all clients; or "local": each client
-adds it to what it sends, so the server is not trusted either.
+adds it to what it sends, so the server is not trusted either. Or it comes in "shares": each client adds a Gaussian of
+standard deviation z C / sqrt(m) to what it adds to a secure sum, of which the server sees the total alone. With at
+least m clients that add their share, the total carries the noise of the central mechanism, or more. Shares are rounded
+to a grid on which the clipped values lie too (`noise.noisy_share`), so sums in fixed point are exact; what a sum of
+rounded Gaussians differs from a Gaussian by, at 2^10 steps a deviation, is as little as in `noise` (Kairouz, Liu and
+Steinke 2021, arXiv 2102.06387, Proposition 4, for discrete Gaussians).
 
 **Sampling.** "none" claims no amplification: who takes part may be known to all. "poisson" and "fixed-size" do, so who
 took part has to be a secret (`secrets`), and is drawn as accounted: each unit by itself with probability q, or exactly
@@ -35,9 +40,13 @@ What may not be combined with this is said in `rules`; epsilon is `accounting`'s
 """
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import Literal
 
 from ..config import Recipe
+from . import clipping
+from .noise import grid_below
+from .sum_plan import threshold
 
 LEAST_NOISE = 0.05
 """Noise multiplier below which nothing is accounted: a round of it is worth an epsilon of hundreds."""
@@ -51,11 +60,12 @@ class Plan:
     population, sample: how many units a round samples from, at least, and how many it takes (in the mean, for Poisson
         sampling); equal where nothing is sampled.
     denominator: what a noisy sum is divided by, the same in every round: the contributions that are expected in it.
+    num_sharing: m, clients of a secure sum that are counted on to add their shares of the noise.
     """
 
     unit: Literal["client", "example"]
     clip: float
-    noise: Literal["central", "local"]
+    noise: Literal["central", "local", "shares"]
     noise_multiplier: float
     sampling: Literal["none", "poisson", "fixed-size"]
     population: int
@@ -64,6 +74,7 @@ class Plan:
     num_rounds: int
     delta: float
     target_epsilon: float
+    num_sharing: int = 1
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Plan | None":
@@ -81,7 +92,23 @@ class Plan:
         return cls(
             privacy.unit, privacy.clip, privacy.noise, privacy.noise_multiplier, privacy.sampling, population, sample,
             denominator, federation.num_rounds, privacy.delta, privacy.target_epsilon,
+            (privacy.min_honest or threshold(recipe)) if privacy.noise == "shares" else 1,
         )  # fmt: skip
+
+    @property
+    def trusts_server(self) -> bool:
+        """Whether clients send what they contribute without noise of their own."""
+        return self.noise == "central"
+
+    @property
+    def share_deviation(self) -> float:
+        """Standard deviation of one client's share of the noise."""
+        return self.standard_deviation / sqrt(self.num_sharing)
+
+    @property
+    def share_step(self) -> float:
+        """The grid of shares, a power of two: clipped values are multiples of it."""
+        return min(grid_below(self.share_deviation), clipping.grid(self.clip))
 
     @property
     def standard_deviation(self) -> float:

@@ -38,6 +38,8 @@ class Peer:
 class Roster:
     """Who may take part in a sum, sorted by client; a client's place is its point of Shamir's shares.
 
+    context: digest of what all clients must have in common beside their keys, such as the run's recipe.
+
     Raises:
         MessageError: fewer than `threshold` clients, or so many that t of them are no majority; not sorted; a key that
             two of them have.
@@ -47,6 +49,7 @@ class Roster:
     round: int
     threshold: int
     peers: tuple[Peer, ...]
+    context: bytes = b""
 
     def __post_init__(self):
         clients, keys = self.clients, [key for peer in self.peers for key in (peer.agreement, peer.mask)]
@@ -67,7 +70,7 @@ class Roster:
     @property
     def digest(self) -> bytes:
         """32 bytes that change with anything in it."""
-        parts = [self.session, *(number.to_bytes(8, "little") for number in (self.round, self.threshold))]
+        parts = [self.session, self.context, *(number.to_bytes(8, "little") for number in (self.round, self.threshold))]
         for peer in self.peers:
             parts += [peer.client.to_bytes(8, "little"), peer.agreement, peer.mask]
         return sha256(b"".join(parts)).digest()

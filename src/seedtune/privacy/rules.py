@@ -6,11 +6,18 @@ or it is refused before anything is loaded.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
+from math import log2
 
 from ..config import Recipe
 from ..errors import ConfigError
 from .accounting import calibrated, num_rounds_within
+from .noise import MOST_DEVIATIONS
 from .plan import LEAST_NOISE, Plan
+from .sum_plan import MOST_CLIENTS, threshold
+
+MOST_SUMMED = 1024
+"""Examples of a batch whose contributions add up exactly in float32, also where twice as many are drawn."""
 
 _Rule = tuple[bool, str, str]
 """Whether it holds, the setting that is wrong, and why with what to do."""
@@ -25,7 +32,8 @@ def checked(recipe: Recipe) -> Plan | None:
     plan = Plan.of(recipe)
     if plan is None:
         return None
-    for holds, setting, reason in (*_what_leaves(recipe), *_what_is_decided(recipe), *_noise(plan), *_sampling(recipe)):
+    rules = (_what_leaves(recipe), _what_is_decided(recipe), _noise(plan), _shares(recipe, plan), _sampling(recipe))
+    for holds, setting, reason in chain(*rules):
         if not holds:
             raise ConfigError(f"{setting} cannot be combined with privacy.unit = {plan.unit!r}: {reason}")
     return plan
@@ -54,10 +62,10 @@ def resolved(recipe: Recipe) -> Recipe:
 
 def _what_leaves(recipe: Recipe) -> Iterator[_Rule]:
     """Nothing leaves a device but one bounded vector."""
-    federation, is_central = recipe.federation, recipe.privacy.noise == "central"
+    federation, is_summed = recipe.federation, recipe.privacy.noise != "local"
     yield federation.upload == "scalars", "federation.upload = 'weights'", "what is clipped are scalars; use 'scalars'"
     yield (
-        federation.aggregation == "mean" or (not is_central and federation.aggregation != "sign-vote"),
+        federation.aggregation == "mean" or (not is_summed and federation.aggregation != "sign-vote"),
         f"federation.aggregation = {federation.aggregation!r}",
         "what one client can do to it is not bounded by privacy.clip; use 'mean'",
     )
@@ -67,8 +75,8 @@ def _what_leaves(recipe: Recipe) -> Iterator[_Rule]:
         "how many examples a client has is not noised, and would multiply its contribution; use 'equal'",
     )
     yield (
-        federation.keys == "shared" or not is_central,
-        "federation.keys = 'own' with privacy.noise = 'central'",
+        federation.keys == "shared" or not is_summed,
+        f"federation.keys = 'own' with privacy.noise = {recipe.privacy.noise!r}",
         "each client's scalars would be published by themselves and not as a sum; use keys = 'shared', or local noise",
     )
     yield (
@@ -86,6 +94,17 @@ def _what_leaves(recipe: Recipe) -> Iterator[_Rule]:
             federation.local_steps == 1,
             f"federation.local_steps = {federation.local_steps}",
             "one example moves the weights at which all others are measured in the next step; set it to 1",
+        )
+        yield (
+            recipe.model.dtype == "float32",
+            f"model.dtype = {recipe.model.dtype!r}",
+            "in 16 bits an example's loss follows the shape of its batch, and one example moved those of others by up "
+            "to 1.4 times the clip; use 'float32'",
+        )
+        yield (
+            federation.batch_size <= MOST_SUMMED,
+            f"federation.batch_size = {federation.batch_size}",
+            f"sums of more than {MOST_SUMMED} examples are not exact in the 4 bytes of a scalar; make it smaller",
         )
         yield (
             recipe.model.quantisation != "8bit",
@@ -149,6 +168,33 @@ def _noise(plan: Plan) -> Iterator[_Rule]:
     )
 
 
+def _shares(recipe: Recipe, plan: Plan) -> Iterator[_Rule]:
+    """Shares of the noise are added under a secure sum, whole, by as many clients as it surely has."""
+    if plan.noise != "shares":
+        if recipe.privacy.min_honest:
+            yield False, f"privacy.min_honest = {recipe.privacy.min_honest}", "it needs privacy.noise = 'shares'"
+        return
+    setting, least = "privacy.noise = 'shares'", threshold(recipe)
+    yield recipe.secure_sum.enabled, setting, "shares hide a sum, not one client's part; set secure_sum.enabled"
+    yield (
+        plan.num_sharing <= least,
+        f"privacy.min_honest = {plan.num_sharing}",
+        f"a sum may be of {least} clients (secure_sum.threshold); set it to no more than these",
+    )
+    bits = recipe.secure_sum.fraction_bits
+    yield (
+        2.0**-bits <= plan.share_step,
+        f"secure_sum.fraction_bits = {bits}",
+        f"shares of the noise are multiples of {plan.share_step:g}; use {-int(log2(plan.share_step))} or more",
+    )
+    most, limit = plan.clip + MOST_DEVIATIONS * plan.share_deviation, 2.0 ** (62 - bits) / MOST_CLIENTS
+    yield (
+        most * recipe.federation.batch_size <= limit if plan.unit == "example" else most <= limit,
+        f"secure_sum.fraction_bits = {bits}",
+        f"what a client adds may be as large as {most:.3g}, and that must never fail to fit; use fewer",
+    )
+
+
 def _sampling(recipe: Recipe) -> Iterator[_Rule]:
     """What is drawn is drawn as accounted, and nothing tells what was drawn."""
     privacy, federation, partition = recipe.privacy, recipe.federation, recipe.partition
@@ -164,8 +210,8 @@ def _sampling(recipe: Recipe) -> Iterator[_Rule]:
         return
     yield (
         privacy.noise == "central",
-        f"{setting} with privacy.noise = 'local'",
-        "local noise is for a server that is not trusted, and the server knows whom it asks; use 'none'",
+        f"{setting} with privacy.noise = {privacy.noise!r}",
+        "noise of the clients' own is for a server that is not trusted, and the server knows whom it asks; use 'none'",
     )
     yield (
         0 < federation.cohort_size < partition.num_clients,

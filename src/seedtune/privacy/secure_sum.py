@@ -1,10 +1,10 @@
 """A sum of which the server sees nothing but the sum: masks that cancel, after Bonawitz et al., CCS 2017.
 
-    y_u = x_u + stream(b_u) + sum_{v > u} stream(s_uv) - sum_{v < u} stream(s_uv)      modulo 2^64
+    y_u = x_u + stream(b_u) + sum_{v > u} stream(s_uv, o) - sum_{v < u} stream(s_uv, o)      modulo 2^64
 
-s_uv is what u and v agree on, so the pairwise masks of two clients that stay cancel; b_u is u's own. Every client deals
-shares of the seeds of both to all others, t of n. For one whose y came, the others reveal shares of b_u; for one that
-dropped out, shares of the secret behind its s_uv; never both, since y_u would then be bare.
+s_uv is what u and v agree on and o the binding, so the pairwise masks of two clients that stay cancel; b_u is u's own.
+Every client deals shares of the seeds of both to all others, t of n. For one whose y came, the others reveal shares of
+b_u; for one that dropped out, shares of the secret behind its s_uv; never both, since y_u would then be bare.
 
 A client's steps are three records, each made of the one before: `Advertised`, `Shared`, `Ready`. The server's part is
 `unmasked`.
@@ -18,6 +18,9 @@ Guarantees, where identities are known (`identities`) and 2 t > n:
       bares none of the others, where these are two or more;
     * all clients that take part know the same roster: keys are derived from its digest, so another one's shares cannot
       be opened and its masks do not cancel;
+    * all clients that are summed measured under the same binding (a digest of their order, `fed.binding`): pairwise
+      masks follow from it, so those of clients that were told unlike orders do not cancel, and all that such a server
+      can unmask are sums, of the size named above, over clients that were told one and the same;
     * with t clients up to the end the sum is exact, whoever dropped out before.
 It does not keep a client from adding what it likes, nor from making the sum fail.
 """
@@ -126,8 +129,10 @@ class Ready:
     roster: Roster
     held: Mapping[int, bytes] = field(repr=False)
 
-    def masked(self, values: np.ndarray) -> np.ndarray:
+    def masked(self, values: np.ndarray, binding: bytes) -> np.ndarray:
         """`values` (uint64) under this client's own mask and one for each other that takes part.
+
+        binding: digest of what the values were measured under; masks cancel among clients with the same one alone.
 
         Cost: a stream of as many words for each.
         """
@@ -135,7 +140,7 @@ class Ready:
         out = values + words(_own_key(member.self_seed, self.roster), values.size)
         for peer in self.roster.peers:
             if peer.client in self.held and peer.client != member.client:
-                out += _pair_mask(own, member.client, peer, self.roster, values.size)
+                out += _pair_mask(own, member.client, peer, self.roster, values.size, binding)
         return out
 
     def revealed(self, survivors: Collection[int]) -> dict[int, bytes]:
@@ -160,12 +165,14 @@ def unmasked(
     survivors: Collection[int],
     total: np.ndarray,
     revealed: Mapping[int, Mapping[int, bytes]],
+    binding: bytes,
 ) -> np.ndarray:
     """The sum of the survivors' values, uint64, from the sum of what they sent.
 
     Args:
         dealers: clients whose shares were passed on to all of them, so whose masks they wear.
         revealed: by client that answered, what it revealed by dealer.
+        binding: as the survivors had it; what they masked under another one stays masked.
 
     Raises:
         MessageError: fewer than the threshold survived, or answered; or what they revealed of a client that dropped out
@@ -188,14 +195,16 @@ def unmasked(
             raise MessageError(f"the shares revealed of client {dealer}'s masks do not give its key: one is altered")
         own = private_key(seed)
         for survivor in survivors:  # what it would have added is minus what each of them did
-            out += _pair_mask(own, dealer, by_client[survivor], roster, out.size)
+            out += _pair_mask(own, dealer, by_client[survivor], roster, out.size, binding)
     return out
 
 
-def _pair_mask(own: X25519PrivateKey, client: int, peer: Peer, roster: Roster, count: int) -> np.ndarray:
+def _pair_mask(
+    own: X25519PrivateKey, client: int, peer: Peer, roster: Roster, count: int, binding: bytes
+) -> np.ndarray:
     """What `client` adds for its pair with `peer`: the other adds minus the same."""
     pair = sorted((client, peer.client))
-    mask = words(derived(agreed(own, peer.mask), roster.digest, "pairwise mask", *pair), count)
+    mask = words(derived(agreed(own, peer.mask), roster.digest, "pairwise mask", *pair, bound=binding), count)
     return mask if client < peer.client else np.negative(mask)
 
 

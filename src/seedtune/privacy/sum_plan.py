@@ -35,12 +35,12 @@ class SumPlan:
             if not holds:
                 raise ConfigError(f"{setting} cannot be combined with secure_sum.enabled: {reason}")
         check_installed()
-        return cls(_threshold(recipe), FixedPoint(recipe.secure_sum.fraction_bits, _cohort(recipe)))
+        return cls(threshold(recipe), FixedPoint(recipe.secure_sum.fraction_bits, _cohort(recipe)))
 
 
 def quorum(recipe: Recipe) -> int:
     """Clients without which a round cannot go on: `min_replies`, and as many as a secure sum needs."""
-    return max(recipe.federation.min_replies, _threshold(recipe) if recipe.secure_sum.enabled else 0)
+    return max(recipe.federation.min_replies, threshold(recipe) if recipe.secure_sum.enabled else 0)
 
 
 def check_installed() -> None:
@@ -58,21 +58,22 @@ def _cohort(recipe: Recipe) -> int:
     return recipe.federation.cohort_size or recipe.partition.num_clients
 
 
-def _threshold(recipe: Recipe) -> int:
+def threshold(recipe: Recipe) -> int:
+    """Return t: the clients without which a secure sum of this recipe unmasks nothing."""
     return recipe.secure_sum.threshold or max(2, -(-2 * _cohort(recipe) // 3))
 
 
 def _rules(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     """Whether it holds, the setting that is wrong, and why with what to do."""
-    federation, cohort, threshold = recipe.federation, _cohort(recipe), _threshold(recipe)
+    federation, cohort, least = recipe.federation, _cohort(recipe), threshold(recipe)
     yield (
         2 <= cohort <= MOST_CLIENTS,
         f"a cohort of {cohort}",
         f"a sum has 2 to {MOST_CLIENTS} clients; set federation.cohort_size",
     )
     yield (
-        cohort < 2 * threshold and threshold <= cohort,
-        f"secure_sum.threshold = {threshold}",
+        cohort < 2 * least and least <= cohort,
+        f"secure_sum.threshold = {least}",
         f"it must be more than half of the {cohort} clients asked, and no more than these",
     )
     yield (
@@ -91,7 +92,7 @@ def _rules(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
         "rates of clients' own follow from what each of them sends; use 'fixed'",
     )
     yield (
-        recipe.privacy.unit == "none" or recipe.privacy.noise == "local",
+        recipe.privacy.unit == "none" or recipe.privacy.noise != "central",
         f"privacy.noise = {recipe.privacy.noise!r}",
-        "what is clipped to a bound is rounded in a sum, and the bound is then not kept to the last bit; use 'local'",
+        "a server that sees the sum alone is not to be trusted with its noise; use 'shares', or 'local'",
     )
