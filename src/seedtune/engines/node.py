@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .. import assembly
-from ..errors import ConfigError, DigestMismatch, EngineError, MessageError, TrajectoryError
+from ..errors import ConfigError, DigestMismatch, EngineError, MessageError, SeedtuneError, TrajectoryError
 from ..fed.answering import attempted
 from ..fed.chain import Chain
 from ..fed.hello import FINISH, HELLO, Hello, Standing, decode_finish, decode_hello, encode_finished, encode_standing
