@@ -56,7 +56,8 @@ def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ConfigError) as error:
         presets.composed("quickstar", None)
     assert str(error.value) == (
-        "unknown recipe 'quickstar': did you mean 'quickstart'? Known: demo, quickstart, start, study; or give a TOML file"
+        "unknown recipe 'quickstar': did you mean 'quickstart'? Known: demo, quickstart, start, study; or give a TOML "
+        "file"
     )
     with pytest.raises(
         ConfigError, match=r"^unknown method 'fedmez': did you mean 'fedmezo'\? Known: baffle, decomfl, fedavg"

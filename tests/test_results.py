@@ -12,7 +12,7 @@ KEPT = {"layers": 30, "sequences": 1800, "bytes_in_memory": 4_000_000, "bytes_on
         "flops_without": 400}  # fmt: skip
 COMPARED = {
     "outcome": "helped", "zero_shot_accuracy": 0.5, "accuracy": 0.8, "backprop_accuracy": 0.9, "bytes_up": 1000,
-    "bytes_down": 2000, "tuned_parameters": 1576, "trajectory_bytes": 500,
+    "bytes_down": 2000, "exchange": "scalars", "tuned_parameters": 1576, "trajectory_bytes": 500,
 }  # fmt: skip
 
 
@@ -57,11 +57,18 @@ def test_two_sentences_say_what_a_comparison_means():
     assert first.startswith(
         "Forward passes alone went 75% of the way from zero-shot to backpropagation of the same 1,576"
     )
-    assert second.startswith("No example and no weight left a client: 3.0 kB of seeds and scalars were exchanged")
+    assert second.startswith("No example and no weight left a client: 3.0 kB of scalars were exchanged")
 
 
 @pytest.mark.parametrize(
-    "changed", [{"outcome": "worse"}, {"backprop_accuracy": None}, {"backprop_accuracy": 0.4}, {"bytes_up": None}]
+    "changed",
+    [
+        {"outcome": "worse"},
+        {"backprop_accuracy": None},
+        {"backprop_accuracy": 0.4},
+        {"bytes_up": None},
+        {"exchange": "weights"},
+    ],
 )
 def test_nothing_is_said_without_a_comparison_that_helped(changed):
     assert not list(results.meaning(COMPARED | changed))

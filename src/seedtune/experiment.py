@@ -356,7 +356,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
     return {
         "method": recipe.run.method, "model": experiment.model.base_id, "task": recipe.task.name,
         "rounds": rows[-1]["rounds"], "clients": recipe.partition.num_clients,
-        "tuned_parameters": experiment.space.num_parameters,
+        "tuned_parameters": experiment.space.num_parameters, "exchange": recipe.federation.upload,
         **zero_shot, **{name: rows[-1][name] for name in ("loss", "accuracy", "perplexity")},
         "heldout_loss": rows[-1].get("heldout_loss"), "heldout_accuracy": rows[-1].get("heldout_accuracy"),
         "best_rounds": history.best_rounds, "best_loss": history.best_loss, "best_accuracy": history.best_accuracy,

@@ -21,7 +21,7 @@ from .zo.meter import Meter
 
 _BATCH = 64
 OFTEN = 3
-"""Times that a run draws each example in the mean, from which on all are computed ahead: one in 20 is then not drawn."""
+"""Times that a run draws each example in the mean, from which on all are computed ahead: a twentieth is in vain."""
 
 
 def keep_activations(model: Tuned, machine: Machine, meter: Meter, folder: Path | None) -> KeptActivations | None:

@@ -21,7 +21,8 @@ MOST_SAMPLES, MOST_CLASSES, MOST_LETTERS = 8, 50, 400
 def describe(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
     """`evaluation` of the experiment's present weights as plain data.
 
-    test_examples: their number. accuracy_by_domain: by the examples' group, where they have one. For choices also labels: their names; confusion: int [C][C], how many examples of each
+    test_examples: their number. For choices also accuracy_by_domain: by the examples' group, where they have one;
+    labels: their names; confusion: int [C][C], how many examples of each
     label (row) were given which (column), left out beyond `MOST_CLASSES`; samples: `MOST_SAMPLES` test examples,
     evenly through the set, each {"text", "truth", "predicted"}. Cost: one forward of the samples.
     """

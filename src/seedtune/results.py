@@ -104,16 +104,17 @@ def activations(summary: Mapping[str, Any]) -> Iterator[str]:
 def meaning(summary: Mapping[str, Any]) -> Iterator[str]:
     """Two sentences on what a run with a comparison shows: how far it went, and what it took."""
     start, end, aim = (summary.get(f"{prefix}accuracy") for prefix in ("zero_shot_", "", "backprop_"))
-    if None in (start, end, aim) or summary["outcome"] != "helped" or not aim > start or summary["bytes_up"] is None:
+    is_compared = None not in (start, end, aim) and summary["outcome"] == "helped" and aim > start
+    if not is_compared or summary["exchange"] != "scalars" or summary["bytes_up"] is None:
         return
-    sent_all = amount(summary["bytes_up"] + summary["bytes_down"])
     yield (
-        f"Forward passes alone went {(end - start) / (aim - start):.0%} of the way from zero-shot to backpropagation of "
-        f"the same {summary['tuned_parameters']:,} numbers, so a device needs only the memory to run the model."
+        f"Forward passes alone went {(end - start) / (aim - start):.0%} of the way from zero-shot to backpropagation "
+        f"of the same {summary['tuned_parameters']:,} numbers, so a device needs only the memory to run the model."
     )
     yield (
-        f"No example and no weight left a client: {sent_all} of seeds and scalars were exchanged in all, and the "
-        f"trajectory of {amount(summary['trajectory_bytes'])} rebuilds the tuned model from the base to the bit."
+        f"No example and no weight left a client: {amount(summary['bytes_up'] + summary['bytes_down'])} of scalars were "
+        f"exchanged in all, and the trajectory of {amount(summary['trajectory_bytes'])} rebuilds the tuned model from "
+        "the base, bit for bit."
     )
 
 
