@@ -107,14 +107,14 @@ def meaning(summary: Mapping[str, Any]) -> Iterator[str]:
     is_compared = None not in (start, end, aim) and summary["outcome"] == "helped" and aim > start
     if not is_compared or summary["exchange"] != "scalars" or summary["bytes_up"] is None:
         return
+    sent_in_all = summary["bytes_up"] + summary["bytes_down"]
     yield (
         f"Forward passes alone went {(end - start) / (aim - start):.0%} of the way from zero-shot to backpropagation "
         f"of the same {summary['tuned_parameters']:,} numbers, so a device needs only the memory to run the model."
     )
     yield (
-        f"No example and no weight left a client: {amount(summary['bytes_up'] + summary['bytes_down'])} of scalars were "
-        f"exchanged in all, and the trajectory of {amount(summary['trajectory_bytes'])} rebuilds the tuned model from "
-        "the base, bit for bit."
+        f"No example and no weight left a client: {amount(sent_in_all)} of scalars were exchanged in all, and the "
+        f"trajectory of {amount(summary['trajectory_bytes'])} rebuilds the tuned model from the base, bit for bit."
     )
 
 

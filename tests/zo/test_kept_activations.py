@@ -7,13 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from tiny_models import CONFIGS, as_loaded, gaussian, tiny_module
+from tiny_models import CONFIGS, as_loaded, gaussian, tiny_module, with_values
 
 from seedtune.data.batches import Batch
 from seedtune.data.encoding import Encoded, EncodedSet
 from seedtune.errors import ModelError, RunStoreError
 from seedtune.models.batched_forward import batched_forward
 from seedtune.models.blocks import cut_before
+from seedtune.models.encoder import EncoderWithHead
 from seedtune.models.evaluation import evaluate
 from seedtune.models.frozen import compute_frozen, find_frozen, handing_on
 from seedtune.models.load import Tuned
@@ -31,7 +32,7 @@ BEHIND = {
     "llama": "model.norm.weight", "qwen2": "model.norm.weight", "qwen3": "model.norm.weight",
     "gemma2": "model.norm.weight", "opt": "model.decoder.final_layer_norm.weight", "gpt2": "transformer.ln_f.weight",
     "bert": "cls.predictions.transform.dense.weight", "roberta": "lm_head.dense.weight",
-    "distilbert": "vocab_transform.weight", "bert_classifier": "classifier.weight",
+    "distilbert": "vocab_transform.weight", "bert_classifier": "classifier.weight", "encoder": "head.weight",
 }  # fmt: skip
 MIDDLE = {
     "llama": "model.layers.2.mlp.up_proj.weight", "opt": "model.decoder.layers.2.fc1.weight",
@@ -43,7 +44,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tuned_at(family: str, name: str, dtype: torch.dtype = torch.float32) -> Tuned:
-    return as_loaded(tiny_module(family, NUM_LAYERS).to(dtype).requires_grad_(False), family, [name])
+    module = tiny_module(family, NUM_LAYERS).to(dtype)
+    module = with_values(EncoderWithHead(module, 2)) if family == "encoder" else module
+    return as_loaded(module.requires_grad_(False), family, [name])
 
 
 def keeping(model: Tuned, memory: int = 2**20, on_disk: bool = False) -> KeptActivations:
