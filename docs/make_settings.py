@@ -1,7 +1,9 @@
 """Writes docs/settings.md from the recipe's own fields: `python docs/make_settings.py`."""
 
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
@@ -23,10 +25,20 @@ def allowed(field: FieldInfo) -> str:
     choices = [repr(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
     if choices:
         return ", ".join(choices)
-    name = getattr(field.annotation, "__name__", str(field.annotation)).replace("NoneType", "none")
+    taken = bare(field.annotation)
+    name = getattr(taken, "__name__", str(taken)).replace("NoneType", "none")
     limits = [f"{sign} {getattr(m, attribute):g}" for m in field.metadata for kind, attribute, sign in SIGNS
               if isinstance(m, kind)]  # fmt: skip
-    return " ".join([str(field.annotation) if "[" in str(field.annotation) else name, *limits])
+    return " ".join([str(taken) if "[" in str(taken) else name, *limits])
+
+
+def bare(annotation: Any) -> Any:
+    """Return a type, or a union of types, without what `Annotated` says of them."""
+    if get_origin(annotation) is Annotated:
+        return bare(get_args(annotation)[0])
+    if get_origin(annotation) is Union:
+        return reduce(or_, map(bare, get_args(annotation)))
+    return annotation
 
 
 def page() -> str:

@@ -104,8 +104,9 @@ def activations(summary: Mapping[str, Any]) -> Iterator[str]:
 def meaning(summary: Mapping[str, Any]) -> Iterator[str]:
     """Two sentences on what a run with a comparison shows: how far it went, and what it took."""
     start, end, aim = (summary.get(f"{prefix}accuracy") for prefix in ("zero_shot_", "", "backprop_"))
-    is_compared = None not in (start, end, aim) and summary["outcome"] == "helped" and aim > start
-    if not is_compared or summary["exchange"] != "scalars" or summary["bytes_up"] is None:
+    if start is None or end is None or aim is None or aim <= start or summary["outcome"] != "helped":
+        return
+    if summary["exchange"] != "scalars" or summary["bytes_up"] is None:
         return
     sent_in_all = summary["bytes_up"] + summary["bytes_down"]
     yield (
