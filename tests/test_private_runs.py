@@ -20,6 +20,7 @@ from seedtune.space import bound_weights, digest
 MODES = {
     "client": private(),
     "client-steps-local": private(federation={"local_steps": 2}, privacy={"noise": "local"}),
+    "client-shares": private(privacy={"noise": "shares"}, secure_sum={"enabled": True}),
     "clients-poisson": sampling_clients("poisson", federation={"dropout_rate": 0.3}),
     "clients-fixed-size": sampling_clients("fixed-size"),
     "examples": private(privacy={"unit": "example"}),

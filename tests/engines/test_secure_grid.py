@@ -105,3 +105,16 @@ def test_a_node_that_another_roster_knows_otherwise_is_left_out(identities, tmp_
 def test_a_node_with_a_roster_gives_nothing_but_parts_in_sums(identities, tmp_path):
     with pytest.raises(EngineError, match="what is learned here leaves in secure sums only"):
         on_grid(plain_recipe(federation=SHARED), tmp_path / "grid", FakeGrid(trusted_nodes(tmp_path, identities)))
+
+
+def test_rounds_that_were_taken_back_are_replayed_and_no_weights_are_sent(tmp_path):
+    """A client of secure sums takes no whole weights, so one whose rounds were taken back is told all that are left."""
+    chosen = secure(
+        {**SHARED, "num_rounds": 24, "batch_size": 12, "cohort_size": 4, "dropout_rate": 0.08},
+        local={"learning_rate": 0.12, "warmup_rounds": 14, "num_directions": 2},
+        run={"on_surge": "backoff", "eval_every": 4}, secure_sum={"threshold": 3},
+    )  # fmt: skip
+    summary = on_grid(chosen, tmp_path / "grid", FakeGrid(nodes_of(tmp_path, SERVING)))
+    twin = in_one_process(chosen, tmp_path / "twin")
+    assert summary["surges"] and summary["state_digest"] == twin["state_digest"]
+    assert summary["failed_replies"] == 0 and not list(tmp_path.glob("node*/weights"))
