@@ -379,8 +379,8 @@ def _backpropagation(experiment: Experiment) -> Evaluation | None:
     """The comparison that the recipe may ask for."""
     if not (steps := experiment.recipe.baseline.num_steps):
         return None
-    with phase(f"tuning the base by backpropagation to compare, {steps} steps"):
-        return backpropagation(experiment)
+    with phase("steps of backpropagation, to compare", steps) as told:
+        return backpropagation(experiment, told.advance)
 
 
 def _known_before(recipe: Recipe) -> dict[str, Any]:
