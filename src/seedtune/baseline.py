@@ -19,8 +19,8 @@ from .space import copied, copy_into
 def backpropagation(experiment: Experiment, advance: Callable[[int], None] = lambda count: None) -> Evaluation:
     """The same base tuned by backpropagation on all training examples: a federation of one client, first order.
 
-    `advance` is called with 1 when a step begins. The experiment's weights are as before when it returns. Cost: `baseline.num_steps` steps, each about three
-    forwards, and the memory of backpropagation.
+    `advance` is called with 1 when a step begins. The experiment's weights are as before when it returns. Cost:
+    `baseline.num_steps` steps, each about three forwards, and the memory of backpropagation.
     """
     recipe, site = experiment.recipe, experiment.site
     tuned = copied(site.replica.weights)
