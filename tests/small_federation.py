@@ -107,9 +107,9 @@ def without_a_model(
     at = site(recipe)
     fields = dict(
         recipe=recipe, header=at.header, site=at, space=at.perturber.space,
-        model=SimpleNamespace(base_id="linear", chosen=""),
+        model=SimpleNamespace(base_id="linear", chosen=""), clients=(),
         train=SimpleNamespace(num_truncated=1), test=SimpleNamespace(num_truncated=2),
-        task=SimpleNamespace(label_names=("down", "up")),
+        task=SimpleNamespace(label_names=("down", "up"), test=()),
         check_forward=lambda: None, evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict, secret=secret,
         clients=(np.arange(NUM_EXAMPLES),) * recipe.partition.num_clients, kept=None,
     )  # fmt: skip

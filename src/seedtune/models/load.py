@@ -110,7 +110,7 @@ def load(config: ModelConfig, task_choices: int | None, gaussian: Gaussian) -> T
         if kind == "classifier":
             module, fresh_head = _classifier(source, hf_config, config, task_choices, tokenizer)
         else:
-            module, fresh_head = _pretrained(AUTO[kind], source, config, kind, hf_config), False
+            module, fresh_head = read_network(AUTO[kind], source, config, kind, hf_config), False
     if config.adapter == "lora":
         module = _with_lora(module, config, kind, gaussian)
     elif source.adapter:
@@ -209,10 +209,17 @@ def _kind(asked: Kind | Literal["auto"], config: PretrainedConfig, source: Sourc
     return "causal" if any(name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in names) else "classifier"
 
 
-def _pretrained(
+def read_network(
     auto: type, source: Source, config: ModelConfig, kind: Kind, hf_config: PretrainedConfig | None = None
 ) -> Network:
-    """Loaded weights, all of them from the checkpoint: a tensor that transformers made up is an error."""
+    """Return the network of a source, as `auto` makes it, in `config.dtype` or packed as `config.quantisation` says.
+
+    Args:
+        hf_config: what `read_config` returned of a GGUF file; not needed for a folder.
+
+    Raises:
+        ModelError: it cannot be read, or a tensor is not in the checkpoint.
+    """
     options = {"dtype": getattr(torch, config.dtype), **quantised.loading_options(config, kind)}
     if source.file:
         options |= {"config": hf_config, "quantization_config": transformers.GgufConfig(dequantize=True)}
@@ -244,12 +251,12 @@ def _classifier(
     if task_choices is None:
         raise ModelError(f"model {source.name!r} is a classifier but the task is text: choose a causal model for it")
     if any(name.endswith("ForSequenceClassification") for name in hf_config.architectures or ()):
-        module = _pretrained(AutoModelForSequenceClassification, source, config, "classifier")
+        module = read_network(AutoModelForSequenceClassification, source, config, "classifier")
         _check_labels(source, module.config.num_labels, task_choices)
         if module.config.pad_token_id is None:
             module.config.pad_token_id = tokenizer.pad_token_id
         return module, False
-    module = EncoderWithHead(_pretrained(AutoModel, source, config, "classifier"), task_choices)
+    module = EncoderWithHead(read_network(AutoModel, source, config, "classifier"), task_choices)
     return module, not _read_head(module, source, task_choices)
 
 

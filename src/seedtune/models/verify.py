@@ -1,9 +1,9 @@
 """An export loaded back as its users load it, and compared with the model that was tuned.
 
 Plain transformers reads a whole model, PEFT an adapter on the base that its config names, and `export` says how a head
-of ours is put on an encoder. Two comparisons. Tensors, by name: bit by bit, and merged ones within one rounding of
-W + B A. Logits of fixed token sequences: what tensors do not show, such as a configuration that a loader reads in
-another way.
+of ours is put on an encoder. The base itself, a folder or a GGUF file, is read as a run reads it. Two comparisons.
+Tensors, by name: bit by bit, and merged ones within one rounding of W + B A. Logits of fixed token sequences: what
+tensors do not show, such as a configuration that a loader reads in another way.
 
 Cost: a second copy of the model in memory and on the processor, and a forward over 2 x 12 tokens with each. Not here:
 what is written (`export`).
@@ -24,10 +24,9 @@ from transformers import AutoModel
 
 from ..data.keyed import generator
 from ..sections import ModelConfig
-from . import quantised
 from .encoder import HEAD_FILE, EncoderWithHead
-from .load import AUTO, Tuned
-from .source import Network, quiet
+from .load import AUTO, Tuned, read_network
+from .source import Network, find, quiet, read_config
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 MERGED_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-1, torch.bfloat16: 5e-1}
@@ -78,14 +77,17 @@ def _load_back(model: Tuned, folder: Path, merged: bool) -> Network:
     network = _network(model)
     if merged or not isinstance(network, PeftModel):
         return auto.from_pretrained(folder).eval()
-    packing = ModelConfig(quantisation=model.quantisation)
-    base = auto.from_pretrained(
-        network.peft_config["default"].base_model_name_or_path,
-        dtype=network.get_base_model().dtype,
-        **quantised.loading_options(packing, model.kind),
-    )
-    quantised.decode_at_use(base)
+    base = _read_base(auto, network, model)
     return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def _read_base(auto: Any, network: PeftModel, model: Tuned) -> Network:
+    """The base that the adapter names, read as a run reads it: PEFT finds no GGUF file by its name."""
+    name = str(network.peft_config["default"].base_model_name_or_path)
+    dtype: Any = str(network.get_base_model().dtype).removeprefix("torch.")
+    config = ModelConfig(name=name, dtype=dtype, quantisation=model.quantisation)
+    source = find(name)
+    return read_network(auto, source, config, model.kind, read_config(source) if source.file else None)
 
 
 def _merged_tensors(network: PeftModel) -> dict[str, torch.Tensor]:
