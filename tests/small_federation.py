@@ -111,7 +111,7 @@ def without_a_model(
         train=SimpleNamespace(num_truncated=1), test=SimpleNamespace(num_truncated=2),
         task=SimpleNamespace(label_names=("down", "up"), test=()),
         check_forward=lambda: None, evaluate=lambda: Evaluation(1.0, 0.5, 10), evaluate_clients=dict, secret=secret,
-        clients=(np.arange(NUM_EXAMPLES),) * recipe.partition.num_clients, kept=None,
+        kept=None,
     )  # fmt: skip
     return SimpleNamespace(**(fields | changed))
 
