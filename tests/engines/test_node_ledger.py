@@ -181,3 +181,12 @@ def test_shares_of_noise_are_added_among_known_clients_alone():
     shares = private(privacy={"noise": "shares", "noise_multiplier": 4.0}, secure_sum={"enabled": True})
     with pytest.raises(ConfigError, match="without --roster the server could be all others"):
         _here(shares, Options(max_epsilon=8.0))
+
+
+def test_what_the_owner_says_reaches_the_worker(tmp_path):
+    from seedtune.deploy import node as deployed
+
+    made = deployed.Node("127.0.0.1:8000", tmp_path, max_epsilon=8.0, max_delta=1e-6, min_clients=3)
+    arguments = deployed._worker(made).arguments
+    assert " --max-epsilon 8 --max-delta 1e-06 --min-clients 3" in " ".join(arguments)
+    assert "--min-clients" not in deployed._worker(replace(made, min_clients=0)).arguments
