@@ -142,7 +142,6 @@ def assemble(
     install_initial(model, initial)
     space, cut = space_of(model.module, model.trainable), _cut(recipe, model.module)
     meter = Meter()
-    kept = keep_activations(model, machine, meter, scratch)
     header = Header(
         base=model.base_id, base_digest=model_digest(model.module).hex(), space=space.fingerprint, seed=seed,
         keys=recipe.federation.keys, distribution=Distribution(recipe.local.distribution),
@@ -152,6 +151,7 @@ def assemble(
         inputs=digest_inputs(recipe, model, task, train, test, (clients, heldout), own, secret),
         versions=library_versions(recipe),
     )  # fmt: skip
+    kept = keep_activations(model, machine, meter, scratch, header)
     site = _site(recipe, machine, model, space, header, train, clients, cut, meter, kept)
     if kept:
         expect_examples(kept, recipe, train.subset(indices_of(clients)), test)

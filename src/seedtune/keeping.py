@@ -5,8 +5,12 @@ How they are computed and found again is `seedtune.zo.kept_activations`.
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+
+import torch
 
 from .config import Machine, Recipe
 from .data.batches import Batch, eval_batches
@@ -18,13 +22,32 @@ from .progress import phase
 from .zo.activation_store import ActivationStore
 from .zo.kept_activations import KeptActivations
 from .zo.meter import Meter
+from .zo.trajectory import Header
 
 _BATCH = 64
 OFTEN = 3
 """Times that a run draws each example in the mean, from which on all are computed ahead: a twentieth is in vain."""
 
+_shared: ContextVar[dict[Hashable, ActivationStore] | None] = ContextVar("shared", default=None)
 
-def keep_activations(model: Tuned, machine: Machine, meter: Meter, folder: Path | None) -> KeptActivations | None:
+
+@contextmanager
+def shared_activations() -> Iterator[None]:
+    """Keep outputs of frozen layers from one run to the next, for runs one after another within this context.
+
+    Runs share outputs where base digest, configuration, dtype, device, threads, budget, frozen layers and kept
+    positions are equal. Digests of runs are the same as without it; a run counts the operations that it made itself.
+    """
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def keep_activations(
+    model: Tuned, machine: Machine, meter: Meter, folder: Path | None, header: Header
+) -> KeptActivations | None:
     """Return what keeps the outputs of the model's frozen layers; None where it has none, or none that can be kept.
 
     Cost: a few forwards on a dozen tokens.
@@ -35,9 +58,19 @@ def keep_activations(model: Tuned, machine: Machine, meter: Meter, folder: Path 
     memory = 0 if machine.keep_activations == "none" else machine.activation_memory
     try:
         store = ActivationStore(memory, machine.keep_activations == "auto", folder)
-        return KeptActivations(model, cut, store, meter)
+        kept = KeptActivations(model, cut, store, meter)
     except ModelError:
         return None
+    if (stores := _shared.get()) is not None:
+        kept.store = stores.setdefault(_identify(kept, header), store)
+    return kept
+
+
+def _identify(kept: KeptActivations, header: Header) -> Hashable:
+    """Return all that an output depends on beside its sequence, and the budget of its store."""
+    store, device = kept.store, str(kept.model.device)
+    base = header.base_digest, header.inputs["model config"], str(header.model["dtype"]), header.model["quantisation"]
+    return base, kept.num_layers, kept.keeps_positions, device, torch.get_num_threads(), store.memory_bytes, store.on_disk
 
 
 def expect_examples(kept: KeptActivations, recipe: Recipe, train: EncodedSet, test: EncodedSet) -> None:
@@ -92,10 +125,11 @@ def _batches(encoded: EncodedSet) -> Iterable[Batch]:
 
 
 def _check_room(store: ActivationStore, needed: int) -> None:
-    if not store.on_disk or needed <= store.memory_bytes:
+    left = store.memory_bytes - store.bytes_in_memory
+    if not store.on_disk or needed <= left:
         return
     folder = store.folder or Path(tempfile.gettempdir())
-    free, more = shutil.disk_usage(folder).free, needed - store.memory_bytes
+    free, more = shutil.disk_usage(folder).free, needed - left
     if free < more:
         raise RunStoreError(
             f"activations of frozen layers take {more / 1e6:.0f} MB on disk beyond {store.memory_bytes / 1e6:.0f} MB "

@@ -95,6 +95,7 @@ class KeptActivations:
     Attributes:
         cut: behind the frozen layers. num_layers: how many these are.
         savings: what was computed and what was spared so far.
+        keeps_positions: scored positions alone are kept, in place of whole sequences.
 
     Raises:
         ModelError: the layers give something else than hidden states, or a trial on a few tokens that begins behind
@@ -110,7 +111,7 @@ class KeptActivations:
         self._sample = replace(cut, k=1, layers=cut.layers[:1]) if _are_alike(cut.layers) else cut
         self._usable: dict[GroupShape, bool] = {}
         self._expected: list[_Pool] = []
-        self._keeps_positions = False
+        self.keeps_positions = False
         self._try()
         self.store, self.savings = store, Savings()
 
@@ -123,18 +124,20 @@ class KeptActivations:
         before = self.savings.flops_spent
         sequences = self._sequences(batch)
         values = pad_sequence(self._outputs(sequences), batch_first=True).to(self.model.device)
-        shorter = self._shrunk(batch, sequences) if self._keeps_positions else batch
+        shorter = self._shrunk(batch, sequences) if self.keeps_positions else batch
         spent, each = self.savings.flops_spent - before, sum(self._flops_each(s) for s in sequences)
         return replace(shorter, frozen=FrozenOutputs(values, self.num_layers, each, spent, self.savings.note_use))
 
     def expect(self, batches: Iterable[Batch]) -> int:
-        """Remember the sequences of batches to come; return the bytes that keeping all of them takes.
+        """Remember the sequences of batches to come that are not kept yet; return the bytes that keeping these takes.
 
         Sequences that were expected together fill each other's groups, so that training pays for its own.
         """
         known: dict[bytes, int] = {}
         pool: _Pool = defaultdict(dict)
         for sequence in chain.from_iterable(map(self._sequences, batches)):
+            if sequence.key in self.store:
+                continue
             if sequence.key not in known and len(known) < MOST_EXPECTED:
                 pool[self._shape(sequence)][sequence.key] = sequence
             known[sequence.key] = len(sequence.positions)
@@ -166,7 +169,7 @@ class KeptActivations:
         tokens, lengths = batch.input_ids.cpu().numpy(), batch.attention_mask.sum(1).tolist()
         rows, columns = batch.rows.cpu().numpy(), batch.columns.cpu().numpy()
         return [
-            Sequence(tokens[row, :length], columns[rows == row] if self._keeps_positions else np.arange(length))
+            Sequence(tokens[row, :length], columns[rows == row] if self.keeps_positions else np.arange(length))
             for row, length in enumerate(lengths)
         ]
 
@@ -288,11 +291,11 @@ class KeptActivations:
         if not self._is_same(batch):
             raise ModelError(f"{type(self.model.module).__name__} gives something else behind its frozen layers")
         if self.model.kind != "classifier" and self.num_layers == num_layers(self.model.module):
-            self._keeps_positions = True
+            self.keeps_positions = True
             with suppress(RuntimeError, ValueError, IndexError):  # a model that needs whole sequences
                 if self._is_same(batch):
                     return
-            self._keeps_positions = False
+            self.keeps_positions = False
 
     @torch.no_grad()
     def _is_same(self, batch: Batch) -> bool:

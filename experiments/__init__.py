@@ -1,0 +1,1 @@
+"""Studies on the public modules of seedtune: grids of runs, kept as JSON lines, read as tables."""
