@@ -307,7 +307,8 @@ def _begin(experiment: Experiment, spent: Spent, store: RunStore, listen: Listen
     began = time.perf_counter()
     zero_shot = _evaluated(experiment)
     check_zero_shot(experiment.model, zero_shot.test)
-    spent = spent.with_flops(compute_ahead(experiment.kept, experiment.recipe, len(indices_of(experiment.clients))))
+    ahead = compute_ahead(experiment.kept, experiment.recipe, len(indices_of(experiment.clients)))
+    spent = spent if experiment.recipe.is_private else spent.with_flops(ahead)  # it follows from what clients have
     seconds = round(time.perf_counter() - began, 3)
     row = round_row(0, seconds, None, zero_shot) | spent.as_row() | describe(experiment, zero_shot.test)
     store.begin(experiment.recipe, experiment.header, row, experiment.secret)
@@ -368,7 +369,7 @@ def _summary(experiment: Experiment, store: RunStore, history: History, server: 
         "failed_replies": None if hides_cohort else sum(len(row.get("failed", ())) for row in rows),
         "replay": asdict(catching_up(experiment.space, experiment.header, since_last_snapshot(path(server.log)))),
         "trajectory_bytes": (store.folder / run_store.TRAJECTORY).stat().st_size,
-        **times, "kept_activations": describe_savings(experiment.kept),
+        **times, "kept_activations": None if server.plan else describe_savings(experiment.kept),
         "peak_memory_bytes": peak, "state_digest": experiment.site.replica.digest.hex(),
         "truncated_examples": (0 if server.plan else experiment.train.num_truncated) + experiment.test.num_truncated,
         "privacy": ledger(server.plan, server.round) if server.plan else None, "versions": versions(recipe),
