@@ -80,10 +80,21 @@ def _costs(run: Run) -> Iterator[Fact]:
     for name, label in (("forwards", "forwards"), ("flops", "FLOPs")):
         if (count := run.total(name)) is not None:
             yield Fact(label, operations(count))
+    yield from _spared(run)
     if (seconds := _elapsed(run)) is not None:
         yield Fact("time", duration(seconds), f"{run.num_rounds} rounds")
     if (peak := known(run.summary.get("peak_memory_bytes"))) is not None:
         yield Fact("peak memory", amount(peak))
+
+
+def _spared(run: Run) -> Iterator[Fact]:
+    """What keeping the outputs of frozen layers saved, where a run had any."""
+    kept = mapping(run.summary.get("kept_activations"))
+    spent, without = (known(kept.get(name)) for name in ("flops", "flops_without"))
+    layers, sequences = (known(kept.get(name)) for name in ("layers", "sequences"))
+    if None not in (spent, without, layers, sequences) and without:
+        note = f"of {layers:.0f} frozen layers' operations, each of {sequences:.0f} texts computed once"
+        yield Fact("spared", f"{max(0.0, 1 - spent / without):.1%}", note)
 
 
 def traffic(run: Run) -> list[Fact]:
