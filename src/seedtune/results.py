@@ -113,9 +113,9 @@ def meaning(summary: Mapping[str, Any]) -> Iterator[str]:
         f"of the same {summary['tuned_parameters']:,} numbers, so a device needs only the memory to run the model."
     )
     yield (
-        f"No example and no weight left a client: {amount(summary['bytes_up'] + summary['bytes_down'])} of scalars were "
-        f"exchanged in all, and the trajectory of {amount(summary['trajectory_bytes'])} rebuilds the tuned model from "
-        "the base, bit for bit."
+        f"No example and no weight left a client: {amount(summary['bytes_up'] + summary['bytes_down'])} of scalars "
+        f"were exchanged in all, and the trajectory of {amount(summary['trajectory_bytes'])} rebuilds the tuned model "
+        "from the base, bit for bit."
     )
 
 

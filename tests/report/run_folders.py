@@ -2,9 +2,10 @@
 
 import json
 import math
-from functools import reduce
 from pathlib import Path
 from typing import Any
+
+import whole_files
 
 from seedtune import run_store
 from seedtune.recipe_text import build, merged
@@ -50,7 +51,7 @@ def save(
     data = "".join(json.dumps(each) + "\n" for each in found).encode()
     (folder / "metrics.jsonl").write_bytes(data)
     counts = {"num_rounds": num_rounds, "trajectory_bytes": 0, "metrics_bytes": len(data), "format": run_store.FORMAT}
-    counts["metrics_digest"] = reduce(run_store._chained, data.splitlines(keepends=True), "")
+    counts["metrics_digest"] = whole_files.chain(data)
     (folder / "manifest.json").write_text(json.dumps(counts))
     if ended is not None:
         summary = {"model": "starter", "versions": VERSIONS, "trajectory_bytes": 1234, "peak_memory_bytes": 5e8}

@@ -32,6 +32,7 @@ from ..models.blocks import Cut, num_layers
 from ..models.frozen import compute_frozen, install
 from ..models.load import Tuned
 from ..models.objective import answer_logits, scores
+from ..models.source import Network
 from .activation_store import ActivationStore
 from .meter import FROZEN, Meter, Shape
 
@@ -282,7 +283,8 @@ class KeptActivations:
         call = partial(self.model.module, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         values, gives_tuple = compute_frozen(self.cut, call)
         self._width, self._dtype = values.shape[-1], values.dtype
-        self._vocabulary = self.model.module.get_input_embeddings().num_embeddings
+        module: Network = self.model.module
+        self._vocabulary = len(module.get_input_embeddings().weight)
         install(self.cut, gives_tuple)
         if not self._is_same(batch):
             raise ModelError(f"{type(self.model.module).__name__} gives something else behind its frozen layers")
