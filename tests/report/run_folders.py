@@ -7,7 +7,7 @@ from typing import Any
 
 import whole_files
 
-from seedtune import run_store
+from seedtune import run_files
 from seedtune.recipe_text import build, merged
 
 DIGEST = "ab" * 16
@@ -50,7 +50,7 @@ def save(
     found = rows(num_rounds, num_clients) if lines is None else lines
     data = "".join(json.dumps(each) + "\n" for each in found).encode()
     (folder / "metrics.jsonl").write_bytes(data)
-    counts = {"num_rounds": num_rounds, "trajectory_bytes": 0, "metrics_bytes": len(data), "format": run_store.FORMAT}
+    counts = {"num_rounds": num_rounds, "trajectory_bytes": 0, "metrics_bytes": len(data), "format": run_files.FORMAT}
     counts["metrics_digest"] = whole_files.chain(data)
     (folder / "manifest.json").write_text(json.dumps(counts))
     if ended is not None:
