@@ -58,7 +58,7 @@ def test_a_recipe_file_runs_and_says_where_its_results_are(seedtune, tmp_path):
     lines = result.out.splitlines()
     assert lines[0].startswith("round 0/3  test loss ") and lines[3].startswith("round 3/3  train loss ")
     assert f"{summary['truncated_examples']} examples were cut to the task's window" in lines
-    assert "the tuned model is runs/tiny/trajectory.seedtune, 1." in lines[-3]
+    assert "the tuned model is runs/tiny/trajectory.seedtune, 2." in lines[-3]
     assert lines[-2].startswith("3 rounds in ") and " s a round, evaluation apart)" in lines[-2]
     assert lines[-1] == f"state digest {summary['state_digest']}"
 
@@ -194,7 +194,7 @@ def test_a_run_says_first_how_it_went(seedtune, tmp_path):
 
 def test_a_run_that_diverged_has_an_exit_code_of_its_own(seedtune, tmp_path, monkeypatch):
     losses = iter([0.618])
-    blown_up = lambda model, encoded, advance: Evaluation(next(losses, 147684.0), 0.5, 10)  # noqa: E731
+    blown_up = lambda model, encoded, **options: Evaluation(next(losses, 147684.0), 0.5, 10)  # noqa: E731
     monkeypatch.setattr(assembly, "evaluate", blown_up)
     result = seedtune("run", "tiny.toml")
     summary = run_store.summary_of(tmp_path / "runs/tiny")
@@ -226,7 +226,7 @@ def test_a_base_that_is_not_finite_is_refused_and_named(seedtune, tmp_path, tiny
 
 
 def test_a_base_whose_loss_is_not_finite_is_refused(seedtune, tmp_path, monkeypatch):
-    monkeypatch.setattr(assembly, "evaluate", lambda model, encoded, advance: Evaluation(math.nan, 0.5, 10))
+    monkeypatch.setattr(assembly, "evaluate", lambda model, encoded, **options: Evaluation(math.nan, 0.5, 10))
     result = seedtune("run", "tiny.toml")
     assert result.code == 2 and not (tmp_path / "runs").exists()
     assert result.err.startswith(
@@ -316,7 +316,8 @@ def test_doctor_fails_where_the_noise_differs(seedtune, monkeypatch):
 def test_listing_recipes_needs_no_model_library():
     code = "import sys; from seedtune.cli import main; main(); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, "recipes"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("recipes:\nquickstart  Offline")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("recipes:\ndemo        A real ") and "\nquickstart  Offline" in done.stdout
 
 
 def test_a_reader_that_has_seen_enough_gets_no_traceback():
@@ -393,7 +394,7 @@ def test_settings_that_do_not_go_together_are_refused(seedtune, tmp_path):
 
 def test_a_run_that_ends_early_says_so(seedtune, monkeypatch):
     worse = iter(range(10))
-    monkeypatch.setattr(assembly, "evaluate", lambda model, encoded, advance: Evaluation(2.0 + next(worse), 0.5, 10))
+    monkeypatch.setattr(assembly, "evaluate", lambda model, encoded, **options: Evaluation(2.0 + next(worse), 0.5, 10))
     result = seedtune("run", "tiny.toml", "--set", "run.patience=1", "--set", "run.eval_every=1")
     assert (result.code, result.err) == (0, "")
     assert "ended early, after 1 rounds: no better evaluation for run.patience of them" in result.out.splitlines()
@@ -408,7 +409,8 @@ ARGUMENTS = {
     (
         "run",
         "quickstar",
-    ): "unknown recipe 'quickstar': did you mean 'quickstart'? Known: quickstart, start, study; or give a TOML file",
+    ): "unknown recipe 'quickstar': did you mean 'quickstart'? Known: demo, quickstart, start, study; or give a TOML "
+    "file",
     ("run", "gone.toml"): "recipe gone.toml: cannot be read: No such file or directory",
     ("run", "tiny.toml", "--method", "fedag"): "unknown method 'fedag': did you mean 'fedavg'? Known: "
     + ", ".join(sorted(presets.names("methods"))),

@@ -100,8 +100,9 @@ def workplace(tmp_path_factory) -> Path:
 
 
 def write_own_table(place: Path) -> None:
-    """Labelled reviews, new ones without a label, and a node's file with the columns of the starter's task."""
-    rows = "".join(f"a film that is {'good' if i % 2 else 'dull'} {i},{('bad', 'fine')[i % 2]}\n" for i in range(60))
+    """Labelled reviews, new ones without a label, and the file of a node."""
+    words = ("dull", "negative"), ("good", "positive")
+    rows = "".join(f"a film that is {words[i % 2][0]} {i},{words[i % 2][1]}\n" for i in range(60))
     (place / "reviews.csv").write_text(f"text,stars\n{rows}")
     (place / "new.csv").write_text("text\na good film\na dull one\n")
     shutil.copy(place / "reviews.csv", place / "mine.csv")
@@ -172,6 +173,20 @@ def test_commands_of_a_page_run_in_order(page, workplace, tmp_path_factory, monk
             shutil.copy(place / "keys/ca.crt", place / "ca.crt")
         seedtune(monkeypatch, *arguments, *smaller(text))
         assert "error" not in capsys.readouterr().err, line
+    AFTERWARDS.get(page.stem, lambda place: None)(place)
+
+
+def check_predictions(place: Path) -> None:
+    """Of the page on data of one's own: the recipe that was drafted, and a prediction for each new row."""
+    for file in ("predicted.csv", "predicted.jsonl"):
+        lines = (place / file).read_text().splitlines()
+        assert sum("negative" in line or "positive" in line for line in lines) >= 2
+    recipe = (place / "reviews.toml").read_text()
+    assert all(line in recipe for line in ('template = "{text}\\nStars:"', 'label_column = "stars"'))
+
+
+AFTERWARDS = {"your-data": check_predictions}
+"""What a page's commands must have left behind."""
 
 
 def smaller(text: str) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def scripted(monkeypatch, tmp_path):
         ends += [record.digest for record in run_store.trajectory_of(tmp_path / "unscripted").records]
         known = dict(zip(ends, losses, strict=False))
 
-        def assembled(recipe, machine, initial=None, own=None, secret=b""):
+        def assembled(recipe, machine, initial=None, own=None, secret=b"", scratch=None):
             made = without_a_model(recipe)
             made.evaluate = lambda: Evaluation(known[made.site.replica.digest], 0.5, 10)
             made.evaluate_clients = lambda: clients(known[made.site.replica.digest])

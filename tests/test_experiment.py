@@ -93,7 +93,7 @@ def test_a_crash_at_any_moment_changes_nothing(tmp_path, monkeypatch, protocol):
 def test_a_resumed_run_sends_what_the_uninterrupted_one_sends_after_failures(tmp_path, monkeypatch):
     """A client that failed is told everything again: that too must survive a restart."""
 
-    def failing(recipe, machine, initial=None, own=None, secret=b""):
+    def failing(recipe, machine, initial=None, own=None, secret=b"", scratch=None):
         found = without_a_model(recipe, machine, initial)
         bad = noise.derive_key(recipe.run.seed, "batch", round=2, client=2, step=0)
 
@@ -118,7 +118,7 @@ def test_a_resumed_run_sends_what_the_uninterrupted_one_sends_after_failures(tmp
 def test_a_run_stopped_by_failures_can_be_resumed(tmp_path, monkeypatch):
     healthy = []
 
-    def ill(recipe, machine, initial=None, own=None, secret=b""):
+    def ill(recipe, machine, initial=None, own=None, secret=b"", scratch=None):
         found = without_a_model(recipe, machine, initial)
 
         def batch(client, key):
@@ -143,7 +143,7 @@ def test_a_run_stopped_by_failures_can_be_resumed(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_is_null_in_the_files(tmp_path, monkeypatch):
-    def diverged(recipe, machine, initial=None, own=None, secret=b""):
+    def diverged(recipe, machine, initial=None, own=None, secret=b"", scratch=None):
         found = without_a_model(recipe, machine, initial)
         losses = iter([1.0])
         found.evaluate = lambda: Evaluation(next(losses, float("nan")), None, 10)

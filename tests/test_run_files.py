@@ -6,10 +6,10 @@ import pytest
 import whole_files
 
 from seedtune.errors import RunStoreError
-from seedtune.run_files import parse_manifest, parse_rows, parse_summary
+from seedtune.run_files import FORMAT, parse_manifest, parse_rows, parse_summary
 from seedtune.run_store import is_run, metrics_of, recipe_of, snapshot_of, summary_of
 
-MANIFEST = {"num_rounds": 2, "trajectory_bytes": 10, "metrics_bytes": 20, "format": 1}
+MANIFEST = {"num_rounds": 2, "trajectory_bytes": 10, "metrics_bytes": 20, "metrics_digest": "00", "format": FORMAT}
 NOT_CONTINUED = ": the run cannot be continued"
 
 
@@ -33,13 +33,21 @@ def test_sizes_in_a_manifest_are_counts(tmp_path, name, value, reason):
     assert told.startswith(f"manifest.json is damaged ({name}: {reason}") and told.endswith(NOT_CONTINUED)
 
 
+@pytest.mark.parametrize(
+    "value, reason", [(3, "input should be a valid string"), ("xy", "string should match pattern")]
+)
+def test_the_digest_in_a_manifest_is_hexadecimal(tmp_path, value, reason):
+    told = refused(parse_manifest, tmp_path, MANIFEST | {"metrics_digest": value})
+    assert told.startswith(f"manifest.json is damaged (metrics_digest: {reason}") and told.endswith(NOT_CONTINUED)
+
+
 def test_a_manifest_of_other_keys_or_of_another_format_is_refused(tmp_path):
     assert "(size: extra inputs are not permitted)" in refused(parse_manifest, tmp_path, MANIFEST | {"size": 3})
     assert "(metrics_bytes: is missing)" in refused(
         parse_manifest, tmp_path, {k: v for k, v in MANIFEST.items() if k != "metrics_bytes"}
     )
     assert refused(parse_manifest, tmp_path, MANIFEST | {"format": "\x1b[31m"}) == (
-        "manifest.json has format '\\x1b[31m', which is not ours, 1"
+        "manifest.json has format '\\x1b[31m', which is not ours, 2"
     )
 
 
@@ -135,7 +143,8 @@ def test_a_manifest_that_counts_other_rounds_than_the_files_hold_is_refused(tmp_
     (tmp_path / "recipe.json").write_text("{}")
     lines = "".join(json.dumps(row) + "\n" for row in (whole_files.first_row(), whole_files.row(1)))
     (tmp_path / "metrics.jsonl").write_text(lines)
-    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST | {"metrics_bytes": len(lines)}))
+    counts = {"metrics_bytes": len(lines), "metrics_digest": whole_files.chain(lines.encode())}
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST | counts))
     with pytest.raises(RunStoreError) as error:
         metrics_of(tmp_path)
     assert str(error.value) == (

@@ -86,7 +86,8 @@ def describe_task(subject: Subject, num_prompts: int = SHOWN_PROMPTS) -> dict[st
     """
     config = subject.recipe.task
     named = subject.names_model
-    tokenizer, kind, window = load_tokenizer(subject.recipe.model) if named else (None, "causal", 0)
+    read: tuple[Any, ModelKind, int] = load_tokenizer(subject.recipe.model) if named else (None, "causal", 0)
+    tokenizer, kind, window = read
     task = load_task(config, TASK_KEY, kind, config.training == "nodes")
     train = test = None
     if tokenizer is not None:
@@ -130,7 +131,7 @@ def _prompt(example: Example, encoded: Any, test: EncodedSet | None, tokenizer: 
     shown = {"prompt": example.prompt, "answer": example.answer, "group": example.group or None}
     if encoded is None or test is None:
         return shown
-    answer = test.answers[example.label] if test.answers else encoded.answer
+    answer = encoded.answer if example.label is None or not test.answers else test.answers[example.label]
     return shown | {"tokens": _pieces(tokenizer, encoded.prompt), "answer_tokens": _pieces(tokenizer, answer)}
 
 

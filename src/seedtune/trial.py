@@ -17,6 +17,7 @@ from .errors import ModelError
 from .foreign_text import describe, quote
 from .models.load import Tuned
 from .models.objective import loss
+from .models.source import Network
 from .zo.perturb import Perturber
 
 MOST_NAMED = 12
@@ -48,11 +49,10 @@ def check_rows(model: Tuned, largest: int) -> None:
         )
 
 
-def _num_embedding_rows(module: torch.nn.Module) -> int | None:
+def _num_embedding_rows(module: Network) -> int | None:
     """None where a model does not tell which table its tokens are looked up in."""
-    base = getattr(module, "encoder", module)
     try:
-        return len(base.get_input_embeddings().weight)
+        return len(module.get_input_embeddings().weight)
     except (AttributeError, NotImplementedError, TypeError):
         return None
 

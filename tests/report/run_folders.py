@@ -2,11 +2,12 @@
 
 import json
 import math
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from seedtune import run_store
+import whole_files
+
+from seedtune import run_files
 from seedtune.recipe_text import build, merged
 
 DIGEST = "ab" * 16
@@ -49,8 +50,8 @@ def save(
     found = rows(num_rounds, num_clients) if lines is None else lines
     data = "".join(json.dumps(each) + "\n" for each in found).encode()
     (folder / "metrics.jsonl").write_bytes(data)
-    counts = {"num_rounds": num_rounds, "trajectory_bytes": 0, "metrics_bytes": len(data), "format": run_store.FORMAT}
-    counts["metrics_digest"] = reduce(run_store._chained, data.splitlines(keepends=True), "")
+    counts = {"num_rounds": num_rounds, "trajectory_bytes": 0, "metrics_bytes": len(data), "format": run_files.FORMAT}
+    counts["metrics_digest"] = whole_files.chain(data)
     (folder / "manifest.json").write_text(json.dumps(counts))
     if ended is not None:
         summary = {"model": "starter", "versions": VERSIONS, "trajectory_bytes": 1234, "peak_memory_bytes": 5e8}

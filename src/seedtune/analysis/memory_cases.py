@@ -51,7 +51,9 @@ class Case:
     def adapter(self) -> ModelConfig | None:
         if self.tuned != "lora":
             return None
-        base = {"name": self.folder, "dtype": self.dtype, "quantisation": self.quantisation} if self.folder else {}
+        base: dict[str, Any] = {}
+        if self.folder:
+            base = {"name": self.folder, "dtype": self.dtype, "quantisation": self.quantisation}
         return ModelConfig(
             adapter="lora", lora_rank=self.lora_rank, lora_alpha=2.0 * self.lora_rank, lora_targets=tuple(self.targets),
             **base,

@@ -33,6 +33,10 @@ class EncoderWithHead(torch.nn.Module):
         width = encoder.config.get_text_config().hidden_size
         self.head = torch.nn.utils.skip_init(torch.nn.Linear, width, num_labels)
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """Return the table that tokens are looked up in, as models of transformers do."""
+        return self.encoder.get_input_embeddings()
+
     def features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Mean of the last hidden states over the tokens that `attention_mask` keeps: float32 [S, width]."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

@@ -63,8 +63,8 @@ def evaluate(
         num_choices = values.shape[1]
     predictions = np.empty(len(encoded), np.int64)
     predictions[eval_order(encoded)] = np.concatenate(given)
-    labels = np.array([example.label for example in encoded.examples])
-    return _choice_evaluation(loss / len(encoded), labels, predictions, num_choices)
+    truth = np.array([example.label for example in encoded.examples])
+    return _choice_evaluation(loss / len(encoded), truth, predictions, num_choices)
 
 
 def _choice_evaluation(loss: float, labels: np.ndarray, predictions: np.ndarray, num_choices: int) -> Evaluation:

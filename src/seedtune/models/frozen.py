@@ -52,7 +52,8 @@ def install(cut: Cut, gives_tuple: bool) -> None:
         gives_tuple: the layers return their output as the only member of a tuple.
     """
     for layer in cut.layers:
-        layer.__class__ = _handing_class(type(layer), gives_tuple, layer is cut.layers[-1])
+        kind: type = type(layer)
+        layer.__class__ = _handing_class(kind, gives_tuple, layer is cut.layers[-1])
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def load_tokenizer(config: ModelConfig) -> tuple[PreTrainedTokenizerBase, Kind, 
     Raises:
         ModelError: not found, of no known architecture, or without a tokenizer.
     """
-    source = find(config.name)
+    source = find(config.name, config.base)
     tokenizer, hf_config = read_tokenizer(source), read_config(source)
     return tokenizer, _kind(config.kind, hf_config, source), _window(tokenizer, hf_config)
 

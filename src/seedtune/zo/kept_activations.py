@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from ..models.blocks import Cut, num_layers
 from ..models.frozen import compute_frozen, install
 from ..models.load import Tuned
 from ..models.objective import answer_logits, scores
+from ..models.source import Network
 from .activation_store import ActivationStore
 from .meter import FROZEN, Meter, Shape
 
@@ -286,7 +286,8 @@ class KeptActivations:
         call = partial(self.model.module, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         values, gives_tuple = compute_frozen(self.cut, call)
         self._width, self._dtype = values.shape[-1], values.dtype
-        self._vocabulary = _num_tokens(self.model.module)
+        module: Network = self.model.module
+        self._vocabulary = len(module.get_input_embeddings().weight)
         install(self.cut, gives_tuple)
         if not self._is_same(batch):
             raise ModelError(f"{type(self.model.module).__name__} gives something else behind its frozen layers")
@@ -309,12 +310,6 @@ def _are_alike(layers: tuple[torch.nn.Module, ...]) -> bool:
     """Return that all layers have parameters of the same names and shapes, so that one shows what all do."""
     forms = {tuple((name, tuple(p.shape)) for name, p in layer.named_parameters()) for layer in layers}
     return len(forms) == 1
-
-
-def _num_tokens(module: torch.nn.Module) -> int:
-    """Rows of the embedding, of the module itself or of the network in it."""
-    network: Any = next(child for child in module.modules() if hasattr(child, "get_input_embeddings"))
-    return network.get_input_embeddings().num_embeddings
 
 
 def _trial_batch(model: Tuned) -> Batch:
