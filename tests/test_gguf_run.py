@@ -88,14 +88,40 @@ def test_a_file_that_was_moved_is_named(base, table, tmp_path):
     assert evaluated(str(tmp_path / "run"), base=str(moved))["state_digest"] == summary["state_digest"]
 
 
-def test_the_folder_that_a_file_stands_for_is_the_same_base(base, table, tmp_path):
-    summary = lora_run(base, table, tmp_path / "run")
+def test_a_folder_in_the_place_of_a_file_is_refused_by_the_part(base, table, tmp_path):
+    """Its weights are the same, and nothing says that its configuration and tokenizer are."""
+    lora_run(base, table, tmp_path / "run")
     folder = tiny_gguf.save_folder(tmp_path / "folder", base, tiny_gguf.module())
-    stands = exported(tmp_path / "run", tmp_path / "tuned", str(folder), None, merge=False)
-    assert stands["state_digest"] == summary["state_digest"]
+    inputs = run_store.trajectory_of(tmp_path / "run").header.inputs
+    assert inputs["base file"] == file_digest(base)[:32] and not {"model config", "tokenizer"} & inputs.keys()
+    with pytest.raises(DigestMismatch) as caught:
+        exported(tmp_path / "run", tmp_path / "no", str(folder), None, merge=False)
+    message = str(caught.value)
+    assert message.startswith(f"changed since the trajectory began: base file (None, recorded {inputs['base file']}), ")
+    assert message.endswith("recorded None): give the base as that GGUF file, or start another run")
     other = tiny_runs.save_model(tmp_path / "other")
     with pytest.raises((DigestMismatch, ModelError)):
         exported(tmp_path / "run", tmp_path / "no", str(other), None, merge=False)
+    assert not (tmp_path / "no").exists()
+
+
+def test_files_beside_a_base_file_are_none_of_its_own(base, table, tmp_path):
+    lora_run(base, table, tmp_path / "run")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    exported(tmp_path / "run", tmp_path / "tuned", None, None, merge=False)
+
+
+def test_the_tokenizer_of_an_adapter_on_a_file_is_pinned(base, table, tmp_path):
+    lora_run(base, table, tmp_path / "run")
+    exported(tmp_path / "run", tmp_path / "adapter", None, None, merge=False)
+    run(tiny_runs.recipe(tmp_path / "adapter", table), MACHINE, tmp_path / "further", quiet)
+    inputs = run_store.trajectory_of(tmp_path / "further").header.inputs
+    assert {"base file", "tokenizer"} <= inputs.keys() and "model config" not in inputs
+    path = tmp_path / "adapter" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"use_regex":true', '"use_regex":false').replace("\n", " \n"))
+    with pytest.raises(DigestMismatch, match=r"began: tokenizer \(.*: put the base's tokenizer files back, or start"):
+        exported(tmp_path / "further", tmp_path / "again", None, None, merge=False)
 
 
 def test_all_that_replay_writes_is_evaluated_and_generates(base, table, tmp_path):

@@ -228,8 +228,10 @@ def test_parts_that_differ_are_all_named_with_both_digests_and_what_to_do():
         check_inputs({"recipe": "a", "tokenizer": "b", "answers": "c"}, {"recipe": "x", "tokenizer": "b", "new": "d"})
     assert str(caught.value) == (
         "changed since the trajectory began: recipe (x, recorded a), answers (None, recorded c), new (d, recorded "
-        "None): put recipe.json back and put the task's answers back and put the new back, or start another run"
+        "None): put recipe.json back and put the task's answers back, or start another run"
     )
+    with pytest.raises(DigestMismatch, match=r": new \(d, recorded None\): start another run$"):
+        check_inputs({}, {"new": "d"})
     check_inputs({"recipe": "a"}, {"recipe": "x"}, ("tokenizer",))
 
 

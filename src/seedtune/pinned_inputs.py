@@ -3,6 +3,7 @@
 | part | what it covers |
 |---|---|
 | recipe | every setting, resolved; not names, places of files, and which snapshots stay on disk |
+| base file | of a base that is one GGUF file: that file, and with it configuration and tokenizer |
 | model config | config.json, but for what changes no loss |
 | tokenizer | vocabulary, rules, special tokens, chat template |
 | answers | the answer words of the task as tokens, its window, its kind |
@@ -31,7 +32,7 @@ from .data.examples import Task
 from .errors import DigestMismatch
 from .models.fingerprints import digest_config, digest_json, digest_tokenizer
 from .models.load import Tuned
-from .models.source import find
+from .models.source import find, locate_tokenizer
 from .sections import ModelConfig
 from .space import DIGEST_BYTES
 
@@ -39,10 +40,12 @@ Inputs = Mapping[str, str]
 """Hex digests of 16 bytes by the name of the part."""
 
 RECIPE, TRAINING, TEST = "recipe", "training examples", "test examples"
-BASE = ("model config", "tokenizer")
+BASE = ("base file", "model config", "tokenizer")
+"""Of a folder the last two; of a GGUF file the first, and the last where an adapter brings a tokenizer of its own."""
 EXAMPLES = (TRAINING, TEST)
 _REMEDIES = {
     RECIPE: "put recipe.json back",
+    "base file": "give the base as that GGUF file",
     "model config": "put the base's config.json back",
     "tokenizer": "put the base's tokenizer files back",
     "answers": "put the task's answers back",
@@ -87,9 +90,13 @@ def digest_recipe(recipe: Recipe) -> str:
 
 
 def digest_base(config: ModelConfig, model: Tuned) -> Inputs:
-    """Return the parts of a base beside its weights."""
-    source = find(config.name)
-    return dict(zip(BASE, (digest_config(source), digest_tokenizer(source, model.tokenizer)), strict=True))
+    """Return the parts of a base beside its weights, or the one file that holds them all."""
+    source = find(config.name, config.base)
+    file, settings, words = BASE
+    if source.file:
+        parts = {file: source.file_digest[: 2 * DIGEST_BYTES]}
+        return parts if locate_tokenizer(source).file else parts | {words: digest_tokenizer(source, model.tokenizer)}
+    return {settings: digest_config(source), words: digest_tokenizer(source, model.tokenizer)}
 
 
 def digest_examples(encoded: EncodedSet, groups: Sequence[np.ndarray], secret: bytes = b"") -> str:
@@ -134,10 +141,10 @@ def check_inputs(recorded: Inputs, found: Inputs, names: Collection[str] | None 
     different = [name for name in names if recorded.get(name) != found.get(name)]
     if different:
         given = ", ".join(f"{name} ({found.get(name)}, recorded {recorded.get(name)})" for name in different)
-        remedies = dict.fromkeys(_REMEDIES.get(name, f"put the {name} back") for name in different)
-        raise DigestMismatch(
-            f"changed since the trajectory began: {given}: {' and '.join(remedies)}, or start another run"
-        )
+        recorded_ones = (name for name in different if name in recorded)  # what was not there cannot be put back
+        remedies = dict.fromkeys(_REMEDIES.get(name, f"put the {name} back") for name in recorded_ones)
+        advice = f"{' and '.join(remedies)}, or start another run" if remedies else "start another run"
+        raise DigestMismatch(f"changed since the trajectory began: {given}: {advice}")
 
 
 def library_versions(recipe: Recipe | None = None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..space import DIGEST_BYTES
-from .source import Source, quiet
+from .source import Source, locate_tokenizer, quiet
 
 _UNUSED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 """Keys of config.json that change no loss: storage is `model.dtype`'s to say, and no forward here keeps a cache."""
@@ -52,7 +52,7 @@ def digest_json(values: Any) -> str:
 
 def _rules(source: Source, tokenizer: PreTrainedTokenizerBase) -> bytes:
     file = cached_file(
-        source.location,
+        locate_tokenizer(source).location,
         "tokenizer.json",
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,

@@ -152,14 +152,20 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: there is none, or it knows no tokens (transformers makes empty ones where files are missing).
     """
-    if source.adapter and (Path(source.adapter) / "tokenizer_config.json").is_file():
-        source = replace(source, location=source.adapter, gguf_file="")
+    source = locate_tokenizer(source)
     tokenizer = from_pretrained(AutoTokenizer, source)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelError(f"model {source.name!r}: has no tokenizer files; save its tokenizer beside the weights")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
+
+
+def locate_tokenizer(source: Source) -> Source:
+    """Return the source that a tokenizer is read from: an adapter's folder, where it has one of its own."""
+    if source.adapter and (Path(source.adapter) / "tokenizer_config.json").is_file():
+        return replace(source, location=source.adapter, gguf_file="")
+    return source
 
 
 def from_pretrained(auto: Any, source: Source, **options: Any) -> Network:
