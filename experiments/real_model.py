@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None, study: Study | None = None) -> None
     study = study or read_study()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--task", required=True, choices=list(study.tasks))
-    parser.add_argument("--budget", type=int, default=12_800, help="forward passes of a run")
+    parser.add_argument("--budget", type=int, default=6_400, help="forward passes of a run")
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines; continued where it exists")
     parser.add_argument("--table", action="store_true", help="run nothing; print the file as a table")
