@@ -43,9 +43,8 @@ def test_frozen_layers_are_computed_by_the_first_run_alone(summaries):
     with shared_activations():
         first, again = summaries("shared", (NORM, 1), (NORM, 1))
     assert sequences([first, again]) == [sequences([first])[0], 0] and sequences([first])[0] > 0
-    kept = first["kept_activations"]["bytes_in_memory"]
-    assert again["kept_activations"] | {"bytes_in_memory": kept} == again["kept_activations"]
-    assert again["kept_activations"]["flops"] == 0 and again["flops"] < first["flops"]
+    assert again["kept_activations"]["bytes_in_memory"] == first["kept_activations"]["bytes_in_memory"] > 0
+    assert again["flops"] < first["flops"]
 
 
 def test_another_model_dtype_or_number_of_frozen_layers_has_outputs_of_its_own(summaries):
