@@ -111,7 +111,7 @@ def test_a_table_pairs_seeds_and_names_the_best():
     assert lines[2][:6] == ["zero-shot", "", "", "50.0", "", "0.700"]
     assert lines[3][:6] == ["c", "1 (of 1 to 1)", "1", "90.0", "10.0", "not finite"]
     assert lines[4][:6] == ["a", "3 (of 1 to 3)", "2", "81.0 ± 12.7", "best", "0.400"]
-    assert lines[5][:5] == ["b", "measured (0.5 to 0.5 at first)", "3", "44.7 ± 74.8", "-19.0 ± 12.7"]
+    assert lines[5][:5] == ["b", "measured (0.5 to 0.5 at first)", "3", "44.7 ± 74.7", "-19.0 ± 12.7"]
     assert tables.markdown(rows, "t", 11) == "Nothing is known of t at 11 forward passes."
 
 
