@@ -139,7 +139,8 @@ def _quality(summary: Values) -> Row:
 def _costs(recipe: Recipe, summary: Values) -> Row:
     kept, steps = summary["kept_activations"] or {}, recipe.baseline.num_steps
     return {
-        "is_forward_only": recipe.local.order == "zeroth" and not steps, "rounds": summary["rounds"], "tuned_parameters": summary["tuned_parameters"],
+        "is_forward_only": recipe.local.order == "zeroth" and not steps, "rounds": summary["rounds"],
+        "tuned_parameters": summary["tuned_parameters"],
         "forwards": summary["forwards"] or steps * BACKPROPAGATION_FORWARDS,
         "flops": summary["flops"], "frozen_flops": kept.get("flops", 0), "sequences": kept.get("sequences", 0),
         "bytes_kept": kept.get("bytes_in_memory", 0) + kept.get("bytes_on_disk", 0),
@@ -158,19 +159,16 @@ def _unpacked(recipe: Recipe) -> Recipe:
     """The recipe with a packaged model as a folder of the same weights, which loads in a second in place of eight."""
     if recipe.model.name != PACKAGED:
         return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": _folder(PACKAGED)})})
+    folder = Path(_unpack(PACKAGED).name) / "model"
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(folder)})})
 
 
 @cache
-def _folder(name: str) -> str:
+def _unpack(name: str) -> tempfile.TemporaryDirectory:
+    """A folder that is deleted when the process ends, with the model in it."""
     folder = tempfile.TemporaryDirectory()
-    _FOLDERS.append(folder)
     export(load(ModelConfig(name=name), None, initial_values(0)), Path(folder.name) / "model")
-    return f"{folder.name}/model"
-
-
-_FOLDERS: list[tempfile.TemporaryDirectory] = []
-"""Deleted when the process ends."""
+    return folder
 
 
 @dataclass
@@ -199,7 +197,7 @@ class Runner:
         """Compute and keep the frozen layers of all examples, by a run just long enough to do so."""
         self.is_filled = True
         recipe = self.study.recipe(replace(job, method=self.first, rates=GRID, rate=1e-6, seed=0))
-        per_round = num_drawn(recipe) // recipe.federation.num_rounds
+        per_round = num_drawn(_with_rounds(recipe, 1))
         found = run_recipe(_with_rounds(recipe, math.ceil(OFTEN * recipe.task.max_train / per_round)))
         known = replace(job, method=FROZEN, rates=self.first, rate=None, seed=0, budget=0)
         if not self.results.find(known):
@@ -212,7 +210,10 @@ def _describe(job: Job, row: Row) -> str:
 
 
 def run_task(study: Study, task: str, budget: int, num_seeds: int, results: Results) -> None:
-    """Run what `results` lacks of a task; methods that tune the same tensors share kept activations."""
+    """Run what `results` lacks of a task; methods that tune the same tensors share kept activations.
+
+    Cost: the frozen layers of all examples once for each choice of tensors, then the forward passes of each run.
+    """
     for methods in study.groups():
         grids = {name: study.methods[name]["rates"] for name in methods}
         with shared_activations():
@@ -224,16 +225,18 @@ def main(arguments: list[str] | None = None, study: Study | None = None) -> None
     study = study or read_study()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--task", required=True, choices=list(study.tasks))
-    parser.add_argument("--budget", type=int, default=12_800, help="forward passes of a run")
+    parser.add_argument("--budget", type=int, default=6_400, help="forward passes of a run")
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines; continued where it exists")
+    parser.add_argument("--methods", nargs="+", choices=list(study.methods), default=list(study.methods))
     parser.add_argument("--table", action="store_true", help="run nothing; print the file as a table")
     given = parser.parse_args(arguments)
     results = Results(given.out)
     if given.table:
         print(markdown(results.rows, given.task, given.budget))
     else:
-        run_task(study, given.task, given.budget, given.seeds, results)
+        chosen = {name: study.methods[name] for name in given.methods}
+        run_task(replace(study, methods=chosen), given.task, given.budget, given.seeds, results)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def _cells(line: Line, best: Line, tried: dict[str, dict[float, float]]) -> tupl
         line.method, _rate(line, tried), str(len(rows)), interval([100 * row["accuracy"] for row in rows]),
         "best" if is_best else interval(apart) if apart else "",
         _mean(rows, "loss", ".3f"), _mean(rows, "forwards", ",.0f"), _mean(rows, "flops", ".3g", 1e9),
-        _mean(rows, "bytes_up", ",.0f", 1e3), _mean(rows, "bytes_down", ",.0f", 1e3), _mean(rows, "round_seconds", ".0f"),
+        _mean(rows, "bytes_up", ",.0f", 1e3), _mean(rows, "bytes_down", ",.0f", 1e3),
+        _mean(rows, "round_seconds", ".0f"),
     )  # fmt: skip
 
 
@@ -96,5 +97,8 @@ def _rate(line: Line, tried: dict[str, dict[float, float]]) -> str:
 
 
 def _mean(rows: Sequence[Row], name: str, form: str, unit: float = 1.0) -> str:
+    """Empty where none was counted, as bytes are not where all examples are in one place."""
     values = [row[name] for row in rows]
+    if not any(values) and None not in values:
+        return ""
     return "not finite" if None in values else format(fmean(values) / unit, form)

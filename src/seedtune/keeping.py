@@ -70,7 +70,15 @@ def _identify(kept: KeptActivations, header: Header) -> Hashable:
     """Return all that an output depends on beside its sequence, and the budget of its store."""
     store, device = kept.store, str(kept.model.device)
     base = header.base_digest, header.inputs["model config"], str(header.model["dtype"]), header.model["quantisation"]
-    return base, kept.num_layers, kept.keeps_positions, device, torch.get_num_threads(), store.memory_bytes, store.on_disk
+    return (
+        base,
+        kept.num_layers,
+        kept.keeps_positions,
+        device,
+        torch.get_num_threads(),
+        store.memory_bytes,
+        store.on_disk,
+    )
 
 
 def expect_examples(kept: KeptActivations, recipe: Recipe, train: EncodedSet, test: EncodedSet) -> None:

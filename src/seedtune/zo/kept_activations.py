@@ -112,8 +112,9 @@ class KeptActivations:
         self._usable: dict[GroupShape, bool] = {}
         self._expected: list[_Pool] = []
         self.keeps_positions = False
+        self._group_tokens = STEP  # the trial's few sequences fill no larger group
         self._try()
-        self.store, self.savings = store, Savings()
+        self._group_tokens, self.store, self.savings = GROUP_TOKENS, store, Savings()
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Batch:
@@ -254,7 +255,7 @@ class KeptActivations:
         num_tokens = (length // STEP + 1) * STEP
         if window and num_tokens > window:
             num_tokens = max(length, window)
-        wide = GroupShape(max(1, GROUP_TOKENS // num_tokens), num_tokens, length == num_tokens)
+        wide = GroupShape(max(1, self._group_tokens // num_tokens), num_tokens, length == num_tokens)
         return wide if self._is_usable(wide) else replace(wide, num_rows=1)
 
     def _is_usable(self, shape: GroupShape) -> bool:
