@@ -20,6 +20,8 @@ def allowed(field: FieldInfo) -> str:
     """What a field takes: its choices, or its type and range."""
     if Literal["auto"] in get_args(field.annotation):
         return ", or ".join(allowed(FieldInfo.from_annotation(one)) for one in get_args(field.annotation))
+    if type(None) in get_args(field.annotation):
+        return " or ".join(part.__name__ for part in _parts(field.annotation)).replace("NoneType", "none")
     choices = [repr(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
     if choices:
         return ", ".join(choices)
@@ -27,6 +29,11 @@ def allowed(field: FieldInfo) -> str:
     limits = [f"{sign} {getattr(m, attribute):g}" for m in field.metadata for kind, attribute, sign in SIGNS
               if isinstance(m, kind)]  # fmt: skip
     return " ".join([str(field.annotation) if "[" in str(field.annotation) else name, *limits])
+
+
+def _parts(annotation: object) -> list[type]:
+    """The types of a union, without what they are annotated with."""
+    return [getattr(part, "__origin__", part) for part in get_args(annotation)]
 
 
 def page() -> str:
