@@ -22,6 +22,8 @@ def allowed(field: FieldInfo) -> str:
     """What a field takes: its choices, or its type and range."""
     if Literal["auto"] in get_args(field.annotation):
         return ", or ".join(allowed(FieldInfo.from_annotation(one)) for one in get_args(field.annotation))
+    if type(None) in get_args(field.annotation):
+        return " or ".join(part.__name__ for part in _parts(field.annotation)).replace("NoneType", "none")
     choices = [repr(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
     if choices:
         return ", ".join(choices)
@@ -39,6 +41,11 @@ def bare(annotation: Any) -> Any:
     if get_origin(annotation) is Union:
         return reduce(or_, map(bare, get_args(annotation)))
     return annotation
+
+
+def _parts(annotation: object) -> list[type]:
+    """The types of a union, without what they are annotated with."""
+    return [getattr(part, "__origin__", part) for part in get_args(annotation)]
 
 
 def page() -> str:

@@ -86,6 +86,9 @@ CLIP = (
         ({"federation": {"aggregation": "sign-vote", "keys": "shared"}},
          "federation.aggregation = 'sign-vote' needs federation.weighting = 'equal': how many examples a client has is "
          "its own claim"),
+        ({"local": {"weight_decay": 0.1}},
+         "local.weight_decay needs local.order = 'first': what moves weights in forward-only steps is scalars times "
+         "directions"),
         ({"federation": {"trimmed_fraction": 0.5}}, "federation.trimmed_fraction = 0.5: input should be less than 0.5"),
         ({"federation": {"upload": "weights"}, "byzantine": {"num_clients": 1}},
          "byzantine.num_clients needs federation.upload = 'scalars': what is falsified are scalars"),

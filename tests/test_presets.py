@@ -42,6 +42,8 @@ def test_methods_are_the_papers():
     assert methods["fedzo"].local.estimator == "one-sided" and methods["fedzo"].federation.upload == "weights"
     assert methods["decomfl"].federation.keys == "shared"
     assert methods["fedmezo"].model.adapter == "lora" and methods["fedmezo"].federation.local_steps == 30
+    alike = {name for name in methods if methods[name].federation.weighting == "equal"}
+    assert alike == {"baffle", "decomfl", "fedmezo", "fedmezo-full", "fedzo", "feedsign"}
     for name in sorted({*methods} - {"fedavg", "fedspzo"}):
         assert methods[name].local.distribution == "gaussian"
 

@@ -179,6 +179,11 @@ class Recipe(Section):
                 "local.clip needs local.order = 'zeroth' and another federation.aggregation than 'sign-vote': it cuts "
                 "projected gradients, and a vote is none"
             )
+        if self.local.weight_decay and self.local.order == "zeroth":
+            raise ValueError(
+                "local.weight_decay needs local.order = 'first': what moves weights in forward-only steps is scalars "
+                "times directions"
+            )
         if self.byzantine.num_clients and federation.upload == "weights":
             raise ValueError("byzantine.num_clients needs federation.upload = 'scalars': what is falsified are scalars")
         if self.byzantine.num_clients > self.partition.num_clients:

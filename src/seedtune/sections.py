@@ -110,7 +110,13 @@ class TaskConfig(Section):
     answer: str | None = Field(None, description="custom text tasks: template of the text to be learned")
     label_column: str | None = Field(None, description="custom choice tasks: column with the label")
     answers: dict[str, str] = Field({}, description="custom choice tasks: answer word for each label")
+    choices_column: str | None = Field(
+        None, description="custom choice tasks: column with a row's own list of choices, in place of answers"
+    )
     group_column: str | None = Field(None, description="column for the natural partition into clients")
+    cut: Literal["body", "left"] = Field(
+        "body", description="what a prompt that is too long loses: the end of its longest text, or its start"
+    )
     max_tokens: int = Field(0, ge=0, le=1_000_000, description="tokens kept of an example; 0: the task's default")
     shots: int = Field(0, ge=0, description="k: training examples kept of each class, the same for every seed; 0: all")
     max_train: int = Field(0, ge=0, description="training examples kept, the same for every seed; 0: all")
@@ -181,6 +187,9 @@ class LocalConfig(Section):
 
     order: Literal["zeroth", "first"] = Field("zeroth", description="forward passes only, or backpropagation")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="first order only; zeroth order is plain SGD")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, description="first order only: added to the gradient by 'sgd', taken off apart by 'adamw'"
+    )
     estimator: Literal["two-point", "one-sided", "split"] = Field(
         "two-point",
         description="central differences (2 P forwards), forward differences (P + 1), or two blocks as [split] says",

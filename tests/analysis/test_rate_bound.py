@@ -5,7 +5,15 @@ import pytest
 from small_subjects import experiment_of
 
 from seedtune.analysis.gradients import noise_ratio
-from seedtune.analysis.rate_bound import RateOptions, constants, rate_bound, rate_bounds
+from seedtune.analysis.intervals import Interval
+from seedtune.analysis.rate_bound import (
+    ClientNoise,
+    RateOptions,
+    constants,
+    largest_noise,
+    rate_bound,
+    rate_bounds,
+)
 
 
 def test_constants_have_the_orders_that_the_theory_states():
@@ -31,6 +39,27 @@ def test_noise_of_gradients_is_not_mistaken_for_gradient():
     assert np.isnan(noise_ratio(np.eye(3), np.array([1, 1, 1])))
 
 
+def test_constants_of_noise_bound_every_client():
+    """E|g_B|^2 <= c_g |g|^2 + sigma_g^2 at both ends of the definition; unknown where one client's noise is."""
+    noises = [ClientNoise(Interval(3.0), 2.0), ClientNoise(Interval(1.5), 4.0)]
+    assert largest_noise(noises) == (Interval(3.0), 4.0)
+    for squared, found in ((1.0, noises[0]), (8.0, noises[1])):
+        second_moment = squared * found.ratio.value
+        assert second_moment <= 3.0 * squared and second_moment <= squared + 4.0
+    assert np.isnan(largest_noise([*noises, ClientNoise(Interval(float("nan")), 1.0)])[0].value)
+
+
+def test_the_printed_gamma_lacks_one():
+    """E[g^T H g] for n directions on the sphere, H of rank r with all eigenvalues L, the gradient within its range."""
+    d, r, n = 24, 4, 2
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((60_000, n, d))
+    z *= sqrt(d) / np.linalg.norm(z, axis=2, keepdims=True)
+    estimates = (z[:, :, :1] * z).mean(1)  # of the gradient e_0
+    measured = (estimates[:, :r] ** 2).sum(1).mean()
+    assert measured == pytest.approx(constants(d, r, n).gamma + 1, rel=0.03)
+
+
 def test_a_recipe_is_held_against_the_bounds_of_its_own_sizes(tiny_recipe):
     experiment = experiment_of(tiny_recipe, federation={"local_steps": 3, "cohort_size": 2, "batch_size": 8})
     found = rate_bound(experiment, RateOptions(4, 8, 6))
@@ -43,4 +72,7 @@ def test_a_recipe_is_held_against_the_bounds_of_its_own_sizes(tiny_recipe):
     assert values["rate / bound"] == pytest.approx(1e-2 / values["bound of the rate"])
     assert values["1 / sqrt(d)"] == 1 / 24
     assert all(row["gamma"] == constants(576, row["value"], 1).gamma for row in found.tables["by rank"])
-    assert found.cost["mini-batch gradients"] == 6
+    assert found.cost["mini-batch gradients"] == 6 * len(experiment.clients)
+    assert values["sigma_g^2 if c_g = 1"] >= 0
+    row = found.tables["by rank"][0]
+    assert row["order of the IID rate"] == pytest.approx(row["value"] ** 1.5 / sqrt(2 * 3 * 3))

@@ -205,15 +205,17 @@ def test_clients_that_skip_every_step_send_the_weights_that_they_got(order):
     assert result.record.digest == before
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_first_order_steps_are_plain_training(optimizer):
-    settings = recipe(federation={**WEIGHTS, "local_steps": 4}, local={"order": "first", "optimizer": optimizer})
+def test_first_order_steps_are_plain_training(optimizer, weight_decay):
+    local = {"order": "first", "optimizer": optimizer, "weight_decay": weight_decay}
+    settings = recipe(federation={**WEIGHTS, "local_steps": 4}, local=local)
     at = site(settings)
     sent = unpack_weights(local_round(at, order_for(at, client=3)).weights, at.perturber.space)
 
     layer = module().requires_grad_(True)
-    make = {"sgd": torch.optim.SGD, "adamw": lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0.0)}[optimizer]
-    steps = make(layer.parameters(), lr=0.01)
+    make = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
+    steps = make(layer.parameters(), lr=0.01, weight_decay=weight_decay)
     for step in range(4):
         key = noise.derive_key(settings.run.seed, "batch", round=0, client=3, step=step)
         steps.zero_grad()

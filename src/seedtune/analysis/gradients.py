@@ -34,6 +34,16 @@ def noise_ratio(gram: np.ndarray, chosen: np.ndarray) -> float:
     return float(part.diagonal().mean() / squared) if squared > 0 else float("nan")
 
 
+def gradient_variance(gram: np.ndarray) -> float:
+    """E|g_B|^2 - |E g_B|^2 of the gradients of which `gram` has the inner products; by chance it may come out below 0.
+
+    >>> gradient_variance(np.array([[4.0, 1.0], [1.0, 2.0]]))
+    2.0
+    """
+    apart = ~np.eye(len(gram), dtype=bool)
+    return float(gram.diagonal().mean() - gram[apart].mean()) if apart.any() else float("nan")
+
+
 def dissimilarity(gram: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
     """(|grad f_i - grad f|^2 of each client, float64 [n]; |grad f|^2), without the bias of few examples.
 

@@ -316,12 +316,12 @@ def _first_order_steps(site: Site, order: Order, weights: Weights, move_last: bo
     A step counts as three forwards: one, and a backward of twice its operations; a loss that is not finite is skipped.
     """
     parameters = [p for name, p in site.module.named_parameters() if name in weights]
-    make = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[site.recipe.local.optimizer]
-    options = {"weight_decay": 0.0} if site.recipe.local.optimizer == "adamw" else {}
+    local = site.recipe.local
+    make = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[local.optimizer]
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        optimizer = make(parameters, lr=order.rate, **options)
+        optimizer = make(parameters, lr=order.rate, weight_decay=local.weight_decay)
         for step, batch in batches(site, order):
             with named(order, step), torch.enable_grad():
                 loss, flops = site.meter.counted(site.shape(batch), WHOLE, partial(site.loss, batch))
