@@ -17,6 +17,7 @@ from tiny_runs import MACHINE, NOTHING, StopAfter, child, save_model, toml, valu
 from transformers import AutoModelForCausalLM
 
 from seedtune import baseline, experiment, pinned_inputs, run_store
+from seedtune import summary as summary_
 from seedtune.assembly import assemble, load_replayed
 from seedtune.errors import (
     DigestMismatch,
@@ -200,8 +201,8 @@ def test_backpropagation_beside_a_run_does_not_change_it(tiny_recipe, tmp_path):
 def test_the_memory_of_a_run_is_not_that_of_its_comparison(tmp_path, monkeypatch):
     peak = [1]
     monkeypatch.setattr(experiment, "assemble", without_a_model)
-    monkeypatch.setattr(experiment, "peak_memory_bytes", lambda: peak[0])
-    monkeypatch.setattr(experiment, "backpropagation", lambda made: peak.insert(0, 2) or made.evaluate())
+    monkeypatch.setattr(summary_, "peak_memory_bytes", lambda: peak[0])
+    monkeypatch.setattr(summary_, "backpropagation", lambda made, advance: peak.insert(0, 2) or made.evaluate())
     summary = run(small_federation.recipe(baseline={"num_steps": 1}), MACHINE, tmp_path / "run", NOTHING)
     assert summary["peak_memory_bytes"] == 1 and summary["backprop_loss"] == 1.0
 
@@ -209,14 +210,14 @@ def test_the_memory_of_a_run_is_not_that_of_its_comparison(tmp_path, monkeypatch
 def test_backpropagation_gives_the_weights_back(tiny_recipe, monkeypatch):
     made = assemble(tiny_recipe(baseline={"num_steps": 20, "learning_rate": 1e-2}), MACHINE)
     before, zero_shot = digest(made.site.replica.weights), made.evaluate()
-    assert experiment.backpropagation(made).loss != zero_shot.loss
+    assert baseline.backpropagation(made).loss != zero_shot.loss
     assert digest(made.site.replica.weights) == made.site.replica.digest == before
 
     def not_finite(*args):
         raise NotFinite("weights are finite")
 
     monkeypatch.setattr(baseline, "unpack_weights", not_finite)
-    assert math.isnan(experiment.backpropagation(made).loss)
+    assert math.isnan(baseline.backpropagation(made).loss)
     assert digest(made.site.replica.weights) == before
 
 
@@ -398,5 +399,5 @@ def test_a_second_process_is_refused_and_ctrl_c_says_how_to_go_on(long_recipe, t
 def test_versions_name_what_packs_the_base(monkeypatch):
     monkeypatch.setattr(pinned_inputs, "version", lambda name: f"{name} 1")
     packed = small_federation.recipe(model={"name": "a", "adapter": "lora", "quantisation": "4bit"})
-    assert experiment.versions(packed) == experiment.versions() | {"bitsandbytes": "bitsandbytes 1"}
-    assert experiment.versions(small_federation.recipe()) == experiment.versions()
+    assert summary_.versions(packed) == summary_.versions() | {"bitsandbytes": "bitsandbytes 1"}
+    assert summary_.versions(small_federation.recipe()) == summary_.versions()

@@ -16,7 +16,6 @@ from .config import Machine
 from .cores import usable_cores
 from .data.forms import describe_form
 from .errors import ConfigError, RunStoreError, SeedtuneError
-from .experiment import versions
 from .installation import data, extras
 from .models import gguf_adapter
 from .models.export import check_free, export
@@ -25,6 +24,7 @@ from .privacy.plan import Plan
 from .quantities import duration, operations
 from .recipe_text import build
 from .space import Weights, bound_weights, digest
+from .summary import versions
 from .zo import kernels, noise, trajectory, trajectory_file
 from .zo.catching_up import CatchingUp, pace_here
 from .zo.noise import Distribution

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from ..errors import ModelError
-from ..experiment import peak_memory_bytes
 from ..models.objective import loss
 from ..models.random_models import loaded_base, random_model, save_base, shape
 from ..parent import end_with_standard_input
+from ..summary import peak_memory_bytes
 from ..zo import noise
 from ..zo.noise import Distribution
 from .memory_cases import DTYPES, Case
