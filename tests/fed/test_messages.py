@@ -28,6 +28,7 @@ from seedtune.fed.messages import (
     unpack_record,
     unpack_weights,
 )
+from seedtune.fed.wire import VERSION
 from seedtune.space import ALIGNMENT, Space, TensorSpec, digest
 from seedtune.zo.trajectory import RoundRecord
 
@@ -185,14 +186,14 @@ def test_a_missed_round_costs_tens_of_bytes():
 
 
 def order_of(*changes: tuple[int, object]) -> bytes:
-    fields = [2, 0, 3, 2, STATE, 1e-3, [b"one" * 11], b""]
+    fields = [VERSION, 0, 3, 2, STATE, 1e-3, [b"one" * 11], b""]
     for place, value in changes:
         fields[place] = value
     return msgpack.packb(fields)
 
 
 def reply_of(*changes: tuple[int, object]) -> bytes:
-    fields = [2, 1, 3, 2, 100, 2, 0.25, 1, 2, bytes(8), b"", 0, 0, None]
+    fields = [VERSION, 1, 3, 2, 100, 2, 0.25, 1, 2, bytes(8), b"", 0, 0, None]
     for place, value in changes:
         fields[place] = value
     return msgpack.packb(fields)
@@ -221,15 +222,15 @@ AGREE = "a message's kind and number of fields agree"
     ("decode", "data", "rule"),
     [
         (decode_order, msgpack.packb(7), WHOLE),
-        (decode_order, msgpack.packb([2]), WHOLE),
+        (decode_order, msgpack.packb([VERSION]), WHOLE),
         (decode_order, msgpack.packb([True, 0, 3, 2, STATE, 1e-3, [], b""]), WHOLE),
         (decode_reply, msgpack.packb([b"x" * 999, 1]), WHOLE),
         (decode_order, reply_of(), AGREE),
         (decode_reply, order_of(), AGREE),
-        (decode_order, msgpack.packb([2, 0, 3]), AGREE),
-        (decode_order, msgpack.packb([2, 0, 3, 2, STATE, 1e-3, [], b"", 0.5, 0.5]), AGREE),
+        (decode_order, msgpack.packb([VERSION, 0, 3]), AGREE),
+        (decode_order, msgpack.packb([VERSION, 0, 3, 2, STATE, 1e-3, [], b"", 0.5, 0.5]), AGREE),
         (decode_reply, msgpack.packb([*msgpack.unpackb(reply_of()), [], []]), AGREE),
-        *((decode_order, msgpack.packb([2, 0, 3, 2, STATE, 1e-3, [], b"", value]), RATIO)
+        *((decode_order, msgpack.packb([VERSION, 0, 3, 2, STATE, 1e-3, [], b"", value]), RATIO)
           for value in (0, 0.0, -1.0, 2e6, INF, NAN, None, "w")),
         *((unpack_record, msgpack.packb([*msgpack.unpackb(record_of()), value]), RATIO)
           for value in (1, 0.0, -1.0, 2e6, INF, NAN, None, "w")),
@@ -298,8 +299,8 @@ def test_rules(decode, data, rule):
 
 @pytest.mark.parametrize("decode", [decode_order, decode_reply])
 def test_another_version_is_named(decode):
-    assert refused(decode, msgpack.packb([1, 0, "whatever"])) == (
-        "message format 1 is not ours, 2: use the same seedtune on both sides"
+    assert refused(decode, msgpack.packb([VERSION - 1, 0, "whatever"])) == (
+        f"message format {VERSION - 1} is not ours, {VERSION}: use the same seedtune on both sides"
     )
 
 
@@ -375,8 +376,8 @@ def huge(kind: bytes, size: int = 2**32 - 1, depth: int = 1) -> bytes:
         huge(b"\xdd", 20_000, depth=4_000),
         huge(b"\xdf", 10_000, depth=4_000),
         b"\x91" * 20_000,
-        msgpack.packb([2, 1, 3, 2, 9, 9, 0.5, 2**31 - 1, 2**31 - 1, bytes(8), b"", 0]),
-        msgpack.packb([2, 1, 3, 2, 9, 9, 0.5, 0, 2**31 - 1, b"", b"", -1]),
+        msgpack.packb([VERSION, 1, 3, 2, 9, 9, 0.5, 2**31 - 1, 2**31 - 1, bytes(8), b"", 0]),
+        msgpack.packb([VERSION, 1, 3, 2, 9, 9, 0.5, 0, 2**31 - 1, b"", b"", -1]),
         record_of((1, b""), (2, [0, 2**31 - 1, 2**31 - 1]), (3, b""), (4, b"")),
         record_of((2, [2, 2**31 - 1, 0]), (3, b"")),
     ],
