@@ -210,3 +210,22 @@ def test_instructions_without_a_request_or_a_response_are_left_out(tmp_path, emp
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [rows[0] | empty, *rows])))
     task = load_task(TaskConfig(name="instruction", path=str(tmp_path / "a.jsonl")), 0)
     assert [left.reason for left in task.left_out] == [f"with an empty {next(iter(empty))!r}"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    "row", [{"te\ud800xt": "fine"}, {"text": ["fine", {"more": "\udfff!"}]}, {"text": {"\ud800": 1}}]
+)
+def test_half_a_pair_of_surrogates_in_a_name_or_inside_a_value_is_named(tmp_path, name, row):
+    (tmp_path / name).write_text(json.dumps([ROWS[0], row]))
+    with pytest.raises(DataError) as error:
+        read_rows(tmp_path / name)
+    told = str(error.value)
+    told.encode()
+    assert told.startswith(f"{tmp_path / name}: row 2 has half of a pair of surrogates, which no text has, in ")
+    assert told.endswith(": mend it") and "\n" not in told
+
+
+def test_whole_pairs_of_surrogates_are_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"te\U0001f600xt": ["\U0001f600"]}))
+    assert read_rows(tmp_path / "a.jsonl") == [{"te\U0001f600xt": ["\U0001f600"]}]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_a_node_refuses_a_file_that_changed_since_it_began_the_run(tiny_recipe, 
     greet = Parcel(hello.run.hex(), (NODE,), (encode_hello(hello),))
     first = own_node(tmp_path, tables).answers(greet)
     assert first.errors == ("",)
-    own = own_node(tmp_path, tables).state.status()["data"]
+    own = own_node(tmp_path, tables).state.examples_digest(hello.run.hex())
     assert own and own.encode() not in first.messages[0] and own not in hello.facts.values()
     order = encode_order(
         SeedScalar().order(Server.at_start(made.recipe, made.header, made.space, made.site.replica), 0)
@@ -124,6 +125,27 @@ def test_a_node_refuses_a_file_that_changed_since_it_began_the_run(tiny_recipe, 
         )
     Path(tables["north"]).write_text(kept)
     assert own_node(tmp_path, tables).answers(greet).errors == ("",)
+
+
+def test_no_later_hello_makes_a_node_forget_which_file_it_began_a_run_with(tiny_recipe, tables, tmp_path):
+    hello = hello_of(assemble(tiny_recipe(**settings(tables)), MACHINE), bytes(16))
+    again = replace(hello, facts={**hello.facts, "noise version": "0"})
+    other = replace(hello, run=b"x" * 16)
+    own_node(tmp_path, tables).answers(parcel_with(hello))
+    kept = Path(tables["north"]).read_text()
+    Path(tables["north"]).write_text(kept.replace("red", "blue", 1))
+    for changed in (again, hello):
+        (error,) = own_node(tmp_path, tables).answers(parcel_with(changed)).errors
+        assert error.startswith("EngineError: the examples of this node are not those that it began the run with: ")
+        assert own_node(tmp_path, tables).state.status()["refused"] == error
+    assert own_node(tmp_path, tables).answers(parcel_with(other)).errors == ("",)
+    assert "not those that it began" in own_node(tmp_path, tables).answers(parcel_with(hello)).errors[0]
+    Path(tables["north"]).write_text(kept)
+    assert own_node(tmp_path, tables).answers(parcel_with(hello)).errors == ("",)
+
+
+def parcel_with(hello):
+    return Parcel(hello.run.hex(), (NODE,), (encode_hello(hello),))
 
 
 def test_a_node_whose_base_has_another_configuration_is_refused_by_the_part(tiny_recipe, tables, tmp_path):

@@ -62,5 +62,5 @@ def test_the_server_begins_resumes_and_has_ended_with_the_run_in_its_folder(smal
 
 
 def test_a_package_that_is_missing_is_named_with_what_brings_it():
-    with pytest.raises(ConfigError, match=r"'flwr_of_old' is not installed: pip install 'seedtune\[flower\]'"):
+    with pytest.raises(ConfigError, match=r"'flwr_of_old' is not installed: pip install '\.\[flower\]'"):
         offline.prepare("flwr_of_old")

@@ -21,14 +21,14 @@ def with_name(name: str) -> str:
 RECIPES = {
     "deep JSON": ("[" * 200_000, "is nested 200000 deep: at most 8"),
     "deep and closed": ('{"run": ' + "[" * 500 + "]" * 500 + "}", "is nested 501 deep"),
-    "brackets in a text": ('{"run": {"method": "[[[[[[[[[[[["}', "is not JSON"),
+    "brackets in a text": ('{"run": {"method": "[[[[[[[[[[[["}', "cannot be read: not JSON: "),
     "half a surrogate pair": ('{"run": {"method": "\\ud800"}}', "a character that no text has"),
     "NUL in a name": (with_name("a\0b"), "a character that no text has"),
     "a long model name": (with_name("a" * 5_000), "model.name has 5000 characters: at most 1000"),
     "a long path": (json.dumps(GOOD | {"task": {"path": "a" * 5_000}}), "task.path has 5000 characters: at most 1000"),
     "a long text": (json.dumps(GOOD | {"task": {"template": "a" * 30_000}}), "a text of 30000 characters"),
     "a long recipe": (" " * 2**18 + "{}", "characters"),
-    "a number of 5,000 digits": ('{"run": {"seed": ' + "9" * 5_000 + "}}", "is not JSON"),
+    "a number of 5,000 digits": ('{"run": {"seed": ' + "9" * 5_000 + "}}", "an integer in it has too many digits"),
     "no table": ("[1]", "is not a table of sections"),
     "an unknown section": ('{"rum": {}}', "unknown section 'rum'"),
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .json_rows import parse_json, parse_lines
+from .json_rows import is_unicode, parse_json, parse_lines
 from .tables import parse_csv, parse_tsv
 
 Row = dict[str, Any]
@@ -179,7 +179,7 @@ def check_texts(row: Row, names: Iterable[str], place: str) -> None:
             raise DataError(f"{place}: has no column {name!r}, only {', '.join(row)}")
         if not isinstance(row[name], str):
             raise DataError(f"{place}: column {name!r} is {_shortened(row[name])}, {_expected(row[name])}")
-        if not _is_unicode(row[name]):
+        if not is_unicode(row[name]):
             raise DataError(f"{place}: column {name!r} has half of a pair of surrogates, which no text has: mend it")
 
 
@@ -195,11 +195,3 @@ def _expected(value: Any) -> str:
             "prompt and completion, for the task 'prompt-completion'"
         )
     return "expected a text or a number"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

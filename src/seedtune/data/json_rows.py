@@ -5,22 +5,31 @@ A file is read by its contents where its suffix says otherwise: JSON lines in a 
 
 import json
 import re
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..foreign_text import quote
 
 Row = dict[str, Any]
 _UNREADABLE = (ValueError, RecursionError)
 _SPACE = re.compile(r"\s*")
+_HALF = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
+"""How half of a pair of surrogates is written, and a whole pair too."""
 
 
 def parse_json(path: Path, text: str) -> list[Row]:
     """The rows of a .json: a list of objects, an object with one under "data", or JSON lines.
 
     Raises:
-        DataError: it is not JSON, or something else.
+        DataError: it is not JSON, something else, or a name or a text inside a value is none.
     """
+    return _checked(path, text, _rows_of_json(path, text))
+
+
+def _rows_of_json(path: Path, text: str) -> list[Row]:
     try:
         found = json.loads(text)
     except _UNREADABLE as error:
@@ -41,8 +50,13 @@ def parse_lines(path: Path, text: str) -> list[Row]:
     """The rows of a .jsonl: an object a line; or objects over several lines, or one list of them.
 
     Raises:
-        DataError: a line that is no object (named), where the whole is neither of these.
+        DataError: a line that is no object (named), where the whole is neither of these; or a name or a text inside a
+            value that is no text.
     """
+    return _checked(path, text, _rows_of_lines(path, text))
+
+
+def _rows_of_lines(path: Path, text: str) -> list[Row]:
     try:
         return [_parsed(path, line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     except DataError:
@@ -50,6 +64,38 @@ def parse_lines(path: Path, text: str) -> list[Row]:
         if rows is None:
             raise
         return rows
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a string can be encoded: no half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _checked(path: Path, text: str, rows: list[Row]) -> list[Row]:
+    """Return the rows, if their names and what lies inside their values can be written; a plain value is its reader's.
+
+    Raises:
+        DataError: names the first row with one that cannot.
+    """
+    for number, row in enumerate(rows if _HALF.search(text) else (), 1):
+        inside = (part for value in row.values() if isinstance(value, list | dict) for part in _strings(value))
+        bad = next((part for part in chain(row, inside) if not is_unicode(part)), None)
+        if bad is not None:
+            given = f"{path}: row {number} has half of a pair of surrogates"
+            raise DataError(f"{given}, which no text has, in {quote(bad, 80)}: mend it")
+    return rows
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in chain(value, value.values()) if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def _parsed(path: Path, line: str, number: int) -> Row:

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .. import assembly
-from ..errors import ConfigError, DigestMismatch, EngineError, MessageError, SeedtuneError, TrajectoryError
+from ..errors import ConfigError, DigestMismatch, EngineError, MessageError, TrajectoryError
 from ..fed.answering import attempted
 from ..fed.chain import Chain
 from ..fed.hello import FINISH, HELLO, Hello, Standing, decode_finish, decode_hello, encode_finished, encode_standing
@@ -98,6 +98,7 @@ class Node:
             bench = self.benches.bench(hello, self.options)
             clients = self._clients(bench)
             self._check_budget(bench, run)
+            self._pin_data(bench, run)
         except Exception as error:
             self._status |= {"asked": run, "refused": describe(error)}
             raise
@@ -107,11 +108,6 @@ class Node:
             self._forget()
             self._status = {}
         self._status |= {"run": run, "asked": run, "seedtune": version("seedtune")}
-        try:
-            self._pin_data(bench)
-        except SeedtuneError as error:
-            self._status["refused"] = str(error)
-            raise
         site = bench.experiment.site
         self._status |= {"refused": bench.refused, "clients": list(clients)}
         stood = {client: self._stood(client) for client in clients}
@@ -311,16 +307,19 @@ class Node:
         bench = self.benches.bench(hello, self.options)
         if bench.refused:
             raise EngineError(f"this node was refused: {bench.refused}")
-        self._pin_data(bench)
+        self._pin_data(bench, run)
         return bench
 
-    def _pin_data(self, bench: Bench) -> None:
+    def _pin_data(self, bench: Bench, run: str) -> None:
         """Keep the digest of the owner's examples with the run; it is told to nobody.
 
         Raises:
             EngineError: the run began with other examples.
         """
-        if bench.examples != self._status.setdefault("data", bench.examples):
+        began = self.state.examples_digest(run)
+        if began is None:
+            self.state.keep_examples_digest(run, bench.examples)
+        elif bench.examples != began:
             raise EngineError(
                 "the examples of this node are not those that it began the run with: put its --data file back, or take "
                 "part in another run"

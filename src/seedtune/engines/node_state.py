@@ -7,6 +7,7 @@
     replies/         the last answer of each client and kind of message, for when the same is asked again
     memory/RUN/      what clients of a run must still know (`fed.answering.Memory`); kept when another run begins
     runs/RUN         the digest of the run's one recipe
+    runs/RUN.examples   of the owner's examples that it began with
     ledger.json      what was spent of the owner's privacy (`node_ledger`)
 
 Folders are the user's alone (0700), and so are files (0600). Guarantees: every file is replaced in one rename or
@@ -62,6 +63,15 @@ class NodeState:
 
     def keep_recipe_digest(self, run: str, digest: bytes) -> None:
         write(self.folder / RUNS / run, digest, is_synced=True)
+
+    def examples_digest(self, run: str) -> str | None:
+        """Return that of the owner's examples with which a run began; None where it never began."""
+        kept = _read(self.folder / RUNS / f"{run}.examples")
+        return None if kept is None else kept.decode(errors="replace")
+
+    def keep_examples_digest(self, run: str, digest: str) -> None:
+        """Keep it for as long as the folder lasts, whatever runs and hellos come."""
+        write(self.folder / RUNS / f"{run}.examples", digest.encode(), is_synced=True)
 
     def forget_records(self) -> None:
         """After records that led elsewhere than they said: the node stands at the base again."""

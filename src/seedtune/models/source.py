@@ -7,6 +7,7 @@ errors are not. The global random generator is left as it was, although loaders 
 Not here: what is done with the loaded parts (`seedtune.models.load`).
 """
 
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -174,15 +175,25 @@ def from_pretrained(auto: Any, source: Source, **options: Any) -> Network:
     Raises:
         ModelError: whatever went wrong.
     """
-    if source.gguf_file:
-        options = {"gguf_file": source.gguf_file, **options}
+    if source.file:
+        options = {"gguf_file": str(source.file.resolve()), **options}
     try:
-        with quiet(), torch.random.fork_rng(devices=[]), _parsed(source):
-            return auto.from_pretrained(source.location, trust_remote_code=False, **options)
+        with quiet(), torch.random.fork_rng(devices=[]), _parsed(source), _place(source) as place:
+            return auto.from_pretrained(place, trust_remote_code=False, **options)
     except ModelError:
         raise
     except Exception as error:  # many libraries' loaders meet here, and a user can act on none of their tracebacks
         raise ModelError(_explained(auto, source, error)) from error
+
+
+@contextmanager
+def _place(source: Source) -> Iterator[str]:
+    """Where transformers is to look: for a GGUF file a folder with nothing in it, as it reads what lies beside one."""
+    if not source.file:
+        yield source.location
+        return
+    with tempfile.TemporaryDirectory() as empty:
+        yield empty
 
 
 def _parsed(source: Source) -> AbstractContextManager[None]:
