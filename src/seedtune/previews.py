@@ -130,7 +130,8 @@ def _prompt(example: Example, encoded: Any, test: EncodedSet | None, tokenizer: 
     shown = {"prompt": example.prompt, "answer": example.answer, "group": example.group or None}
     if encoded is None or test is None:
         return shown
-    answer = test.answers[example.label] if test.answers else encoded.answer
+    answers = test.answers or encoded.choices
+    answer = answers[example.label] if answers else encoded.answer
     return shown | {"tokens": _pieces(tokenizer, encoded.prompt), "answer_tokens": _pieces(tokenizer, answer)}
 
 
