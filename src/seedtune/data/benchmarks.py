@@ -1,8 +1,8 @@
 """The tasks that zeroth-order methods are measured on, as data: prompts, answer words and the columns of their files.
 
 Prompts are MeZO's published templates (arXiv 2305.17333); those marked "ours" are not in the paper. Those for masked
-models are as its code fills them, which is LM-BFF's (arXiv 2012.15723): a first sentence loses its last letter, where a
-full stop stands, and a second one begins in lower case. Reading the files is in `labelled`.
+models are as its code fills them, which is LM-BFF's (arXiv 2012.15723): a first sentence loses its last character,
+where a full stop stands, and a second one begins in lower case. Reading the files is in `labelled`.
 """
 
 from .benchmark import Benchmark, Form

@@ -24,7 +24,7 @@ _BAD_GOOD = ("a terrible, boring and bad thing", "a great, moving and wonderful 
 
 
 def with_stems(first: str, second: str) -> Callable[[Row], Row]:
-    """How LM-BFF's code joins two sentences: the first without its last letter, the second with a small first one.
+    """How LM-BFF's code joins two sentences: the first without its last character, the second with a small first one.
 
     >>> with_stems("a", "b")({"a": "It rains.", "b": "It is wet."})["a_stem"]
     'It rains'
