@@ -16,7 +16,7 @@ import numpy as np
 from . import run_store
 from .assembly import initial_values, load_replayed
 from .config import Machine
-from .data.encoding import encode
+from .data.encoding import ANSWER_RESERVE, encode
 from .data.examples import ModelKind
 from .data.files import Row, read_rows
 from .data.forms import FORM_FILE, TaskForm, find_form, read_form
@@ -29,7 +29,6 @@ from .models.placement import device_of
 from .run_folder import replace_text, writing
 from .sections import ModelConfig, TaskConfig
 
-ANSWER_TOKENS = 50
 PREDICTION, CONFIDENCE = "prediction", "confidence"
 OUTPUTS = (".csv", ".jsonl")
 _CPU = Machine()
@@ -39,8 +38,8 @@ _CPU = Machine()
 class Predictions:
     """New rows with what the model makes of them.
 
-    `labels`: of each row, the label's name or the text written. `probabilities`: float32 [N, C] in the order of
-    `label_names`, None for texts.
+    `labels`: of each row, the label's name, its own choice or the text written. `probabilities`: float32 [N, C] in the
+    order of `label_names`, or of each row's own choices where there are no names; None for texts.
     """
 
     rows: tuple[Row, ...]
@@ -59,7 +58,7 @@ class Predictions:
         if self.probabilities is None:
             return {}
         values = [round(float(p), 6) for p in self.probabilities[i]]
-        return {CONFIDENCE: max(values), **dict(zip(map(_score_name, self.label_names), values, strict=True))}
+        return {CONFIDENCE: max(values), **dict(zip(map(_score_name, self.label_names), values, strict=False))}
 
 
 def _score_name(label: str) -> str:
@@ -93,12 +92,13 @@ def predict(
         written = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in _generate(model, prompts)]
         return Predictions(tuple(rows), tuple(str(text).strip() for text in written), (), None)
     probabilities = predict_probabilities(model, encoded)
-    labels = tuple(form.label_names[i] for i in probabilities.argmax(1))
+    each = [[text.strip() for text in example.choices] or form.label_names for example in data.test]
+    labels = tuple(names[i] for names, i in zip(each, probabilities.argmax(1), strict=True))
     return Predictions(tuple(rows), labels, form.label_names, probabilities)
 
 
 def _generate(model: Tuned, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    return generate(model, prompts, ANSWER_TOKENS)
+    return generate(model, prompts, ANSWER_RESERVE)
 
 
 def _of_run(subject: str, task: TaskConfig | None, base: str | None, machine: Machine) -> tuple[Tuned, TaskForm]:

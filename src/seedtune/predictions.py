@@ -6,12 +6,18 @@ Test examples only, which lie where the run is: nothing here reads what clients 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from .assembly import Experiment
+from .data import metrics
 from .data.batches import batch_of
+from .data.encoding import ANSWER_RESERVE
 from .models.evaluation import Evaluation, accuracy_by_group
+from .models.generate import generate
 from .models.objective import labels_of, scores
+from .progress import phase
+from .space import bind
 from .verdict import outcome
 
 MOST_SAMPLES, MOST_CLASSES, MOST_LETTERS = 8, 50, 400
@@ -43,9 +49,10 @@ def conclude(
     """What a run's summary says beside its numbers: its outcome, and answers before and after.
 
     last: the evaluation of the present weights, None: it is made anew; first: the row before round 0; summary: the
-    numbers. A sample has "before" and "after" where that row has samples. Cost: one forward of the samples.
+    numbers. A sample has "before" and "after" where that row has samples. Cost: one forward of the samples; tasks with
+    reference answers are also generated.
     """
-    found = describe(experiment, last or experiment.evaluate())
+    found = describe(experiment, last or experiment.evaluate()) | score_written(experiment)
     if domains := first.get("accuracy_by_domain"):
         found["zero_shot_accuracy_by_domain"] = domains
     if samples := found.get("samples"):
@@ -55,6 +62,26 @@ def conclude(
             for sample, old in zip(samples, before, strict=False)
         ]
     return {"outcome": outcome({**summary, **found}), **found}
+
+
+def score_written(experiment: Experiment) -> dict[str, float]:
+    """token_f1 and exact_match of the present weights' answers, where the task has references; means over examples.
+
+    Cost: at most 50 new tokens a test example, one forward each.
+    """
+    examples = experiment.task.test
+    if not any(example.references for example in examples):
+        return {}
+    bind(experiment.model.module, experiment.site.replica.weights)
+    prompts = [encoded.prompt.tolist() for encoded in experiment.test.examples]
+    with phase("writing answers to test examples"):
+        tokens = generate(experiment.model, prompts, ANSWER_RESERVE)
+    answers = [str(experiment.model.tokenizer.decode(ids)).split("\n")[0] for ids in tokens]
+    scored = [(answer, example.references) for answer, example in zip(answers, examples, strict=True)]
+    return {
+        "token_f1": float(np.mean([metrics.token_f1(*pair) for pair in scored])),
+        "exact_match": float(np.mean([metrics.exact_match(*pair) for pair in scored])),
+    }
 
 
 @torch.no_grad()

@@ -131,7 +131,8 @@ def _prompt(example: Example, encoded: Any, test: EncodedSet | None, tokenizer: 
     shown = {"prompt": example.prompt, "answer": example.answer, "group": example.group or None}
     if encoded is None or test is None:
         return shown
-    answer = encoded.answer if example.label is None or not test.answers else test.answers[example.label]
+    answers = test.answers or encoded.choices
+    answer = encoded.answer if example.label is None or not answers else answers[example.label]
     return shown | {"tokens": _pieces(tokenizer, encoded.prompt), "answer_tokens": _pieces(tokenizer, answer)}
 
 

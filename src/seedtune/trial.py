@@ -30,7 +30,7 @@ def check_tokens(model: Tuned, sets: Iterable[EncodedSet]) -> None:
         ModelError: one has none.
     """
     for encoded in sets:
-        tokens = [part for example in encoded.examples for part in (example.prompt, example.answer)]
+        tokens = [part for example in encoded.examples for part in (example.prompt, example.answer, *example.choices)]
         check_rows(model, int(np.concatenate([np.array([encoded.pad_token]), *encoded.answers, *tokens]).max()))
 
 

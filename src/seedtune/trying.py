@@ -9,7 +9,6 @@ import numpy as np
 from . import run_store
 from .assembly import Experiment, assemble, initial_values, load_replayed, restore
 from .config import Machine, Recipe
-from .data import metrics
 from .data.forms import FORM_FILE, read_form
 from .errors import DataError
 from .inspection import opened
@@ -20,11 +19,11 @@ from .models.load import Tuned, load
 from .models.origin import check_state, model_settings, read_origin
 from .models.placement import device_of
 from .pinned_inputs import BASE, TEST
+from .predictions import score_written
 from .recipe_text import build, merged
 from .sections import ModelConfig
 from .trial import check_rows
 
-ANSWER_TOKENS = 32
 _CPU = Machine()
 _ONE_PLACE = {"kind": "iid", "num_clients": 1, "heldout_fraction": 0.0}
 _ONE_CLIENT = {"cohort_size": 0, "min_replies": 1}
@@ -66,7 +65,7 @@ def evaluated(
     found = experiment.evaluate()
     return {
         "model": experiment.model.base_id, "task": experiment.recipe.task.name,
-        "examples": found.num_examples, **scores_of(found), **_written(experiment), **_by_class(experiment, found),
+        "examples": found.num_examples, **scores_of(found), **score_written(experiment), **_by_class(experiment, found),
         "truncated_examples": experiment.test.num_truncated, **stands,
     }  # fmt: skip
 
@@ -118,21 +117,6 @@ def _put(values: dict[str, Any], task: str | None, overrides: Sequence[dict[str,
     for over in (nobody_trains, *overrides):
         values = merged(values, over)
     return build(values, source)
-
-
-def _written(experiment: Experiment) -> dict[str, float]:
-    """Token F1 and exact match of generated answers, where the task has references to compare with."""
-    examples = experiment.task.test
-    if not any(example.references for example in examples):
-        return {}
-    prompts = [encoded.prompt.tolist() for encoded in experiment.test.examples]
-    tokens = generate(experiment.model, prompts, ANSWER_TOKENS)
-    answers = [str(experiment.model.tokenizer.decode(ids)).split("\n")[0] for ids in tokens]
-    scored = [(answer, example.references) for answer, example in zip(answers, examples, strict=True)]
-    return {
-        "token_f1": float(np.mean([metrics.token_f1(*pair) for pair in scored])),
-        "exact_match": float(np.mean([metrics.exact_match(*pair) for pair in scored])),
-    }
 
 
 def _by_class(experiment: Experiment, found: Evaluation) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def folder(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", ROWS)
 def test_the_published_prompt(folder, name):
     task = load(folder(name), name)
     assert (task.train[0].prompt, task.train[0].answer) == PROMPTS[name]
@@ -83,7 +83,7 @@ def test_the_published_prompt(folder, name):
     }[name]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "squad"])
+@pytest.mark.parametrize("name", [name for name, benchmark in BENCHMARKS.items() if benchmark.labels])
 def test_labels_answers_and_descriptions_have_one_text_a_label(name):
     benchmark = BENCHMARKS[name]
     counts = {len(form.answers) for kind, form in benchmark.forms.items() if kind != "classifier"}
@@ -94,8 +94,8 @@ def test_labels_answers_and_descriptions_have_one_text_a_label(name):
     ("name", "prompt", "answer"),
     [
         ("sst2", "a fine film It was {mask}.", " great"),
-        ("rte", "It rains.? {mask}, It is wet.", " Yes"),
-        ("cb", "It rains.? {mask}, It is wet", " Yes"),
+        ("rte", "It rains? {mask}, it is wet.", " Yes"),
+        ("cb", "It rains? {mask}, it is wet", " Yes"),
         ("ag_news", "A war ended.\nThis news is about {mask}.", " world"),
     ],
 )

@@ -85,7 +85,7 @@ def test_an_installation_without_sources_is_named(monkeypatch):
 def test_an_unknown_task_is_named_with_its_neighbour():
     with pytest.raises(DataError) as error:
         load_task(TaskConfig(name="sst-2"), 0)
-    assert str(error.value).startswith("unknown task 'sst-2': did you mean 'sst2'? Known: ag_news, boolq, cb, custom, ")
+    assert str(error.value).startswith("unknown task 'sst-2': did you mean 'sst2'? Known: ag_news, boolq, cb, cola, ")
 
 
 def test_a_setting_that_a_task_does_not_use_is_an_error():
@@ -127,5 +127,6 @@ def test_tasks_without_data_of_their_own_ask_for_a_path():
 def test_the_known_tasks():
     assert set(KNOWN) == {
         "stdlib-topics", "stdlib-text", "rated-snippets", "sst2", "rte", "cb", "boolq", "wic", "ag_news", "squad",
-        "instruction", "prompt-completion", "plain-text", "custom",
+        "copa", "record", "multirc", "wsc", "drop", "mnli", "snli", "qnli", "qqp", "mrpc", "cola", "trec", "mr", "sst5",
+        "subj", "cr", "mpqa", "instruction", "prompt-completion", "plain-text", "custom",
     }  # fmt: skip

@@ -177,7 +177,7 @@ def _values(
 
 
 def iid_order(rank: float, num_clients: int, local_steps: int, num_rounds: int) -> float:
-    """Corollary 3.5 without its constant: r^(3/2) (N H T)^(-1/2).
+    """The rate of convergence for clients that are alike, without its constant: r^(3/2) (N H T)^(-1/2).
 
     >>> iid_order(4.0, 2, 8, 4)
     1.0
@@ -202,8 +202,8 @@ _NOTES = (
     "recipe's size: the largest of the clients measured, with sigma_g = 0; sigma_g^2 is the other end, with c_g = 1. "
     "The interval of c_g: 90 %, bootstrap over that client's mini-batches",
     "gamma is as printed; in a simulation of E[g^T H g] with directions on the sphere a +1 is missing from it",
-    "the order of the IID rate is Corollary 3.5's without its constant; Corollary 3.6, for clients that are unlike, "
-    "needs a constant whose definition this project does not know and is not evaluated",
+    "the order of the IID rate is that of Corollaries 3.5 and 3.6 for clients that are alike, without its constant; "
+    "for unlike ones they have a constant whose definition this project does not know, so that is not evaluated",
     "r is bounded from below only: the effective rank cancels negative curvature (rows without a positive rank are "
     "left out), the stable rank is at most tr|H|/|H|",
     "eta and mu 'IID' are the paper's orders of magnitude for clients that are alike, without its constants; "

@@ -41,10 +41,12 @@ class Batch:
     | choice, every answer one token | B | B | None | [C] | [B] |
     | choice, longer answers (causal) | B * C, sequence b * C + c | their tokens | [n] | None | [B] |
     | choice, classifier | B | B | None | None | [B] |
+    | choice, each example's own | their sum | their tokens | [n] | None | [B] |
     | text | B | tokens to be learned | [n] | None | None |
 
     `columns[i]` is the position in sequence `rows[i]` whose logits predict `targets[i]` (causal models: the position
     before the token; masked models: the mask; classifiers: position 0, to be ignored by models that pool).
+    `num_choices`: of each example, int64 [B], where each has its own; sequences are in the order of examples.
     `frozen`: what the model's frozen layers give for it, where that is known (`seedtune.zo.kept_activations`).
     """
 
@@ -57,6 +59,7 @@ class Batch:
     labels: torch.Tensor | None  # [B]
     num_examples: int
     frozen: FrozenOutputs | None = None
+    num_choices: torch.Tensor | None = None  # [B]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with all its tensors on `device`; those that are there are not copied."""
@@ -73,6 +76,8 @@ def batch_of(encoded: EncodedSet, indices: Sequence[int] | np.ndarray) -> Batch:
     chosen = [encoded.examples[i] for i in indices]
     if chosen and chosen[0].label is None:
         return _text_batch(encoded, chosen)
+    if chosen and chosen[0].choices:
+        return _own_choices_batch(encoded, chosen)
     if any(len(answer) > 1 for answer in encoded.answers):
         return _long_answer_batch(encoded, chosen)
     return _label_batch(encoded, chosen)
@@ -104,6 +109,13 @@ def _long_answer_batch(encoded: EncodedSet, chosen: list[Encoded]) -> Batch:
     """A sequence for each example and answer; the answer's tokens are scored."""
     pairs = [(e.prompt, answer) for e in chosen for answer in encoded.answers]
     return _scored_batch(pairs, encoded, labels=_labels(chosen), num_examples=len(chosen))
+
+
+def _own_choices_batch(encoded: EncodedSet, chosen: list[Encoded]) -> Batch:
+    """A sequence for each example and choice of its own; the choice's tokens are scored."""
+    pairs = [(e.prompt, choice) for e in chosen for choice in e.choices]
+    batch = _scored_batch(pairs, encoded, labels=_labels(chosen), num_examples=len(chosen))
+    return replace(batch, num_choices=torch.tensor([len(e.choices) for e in chosen]))
 
 
 def _text_batch(encoded: EncodedSet, chosen: list[Encoded]) -> Batch:

@@ -1,45 +1,14 @@
 """The tasks that zeroth-order methods are measured on, as data: prompts, answer words and the columns of their files.
 
-Prompts are MeZO's published templates (arXiv 2305.17333); those marked "ours" are not in the paper.
-Reading the files is in `labelled`.
+Prompts are MeZO's published templates (arXiv 2305.17333); those marked "ours" are not in the paper. Those for masked
+models are as its code fills them, which is LM-BFF's (arXiv 2012.15723): a first sentence loses its last character,
+where a full stop stands, and a second one begins in lower case. Reading the files is in `labelled`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
-from .examples import ModelKind
+from .benchmark import Benchmark, Form
 from .files import Row
-
-
-@dataclass(frozen=True)
-class Form:
-    """A template, the column of it that may be cut, and the answer word of each label."""
-
-    template: str
-    body: str
-    answers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One task as its authors and the Hugging Face hub publish it.
-
-    `hub` is data set and configuration, `aliases` maps a template's column to other names of it in files, `labels`
-    has the spellings of each label (its number, its name, others), `label_columns` the columns that may hold it with
-    the number of the first label there, `headers` the columns of files without a line of names. `prepared` makes a
-    file's row ready for the template. A task without labels is a text task.
-    """
-
-    hub: tuple[str, str | None]
-    forms: Mapping[ModelKind, Form]
-    max_tokens: int
-    labels: tuple[tuple[str, ...], ...] = ()
-    label_columns: tuple[tuple[str, int], ...] = (("label", 0),)
-    aliases: tuple[tuple[str, str], ...] = ()
-    descriptions: tuple[str, ...] = ()
-    headers: tuple[tuple[str, ...], ...] = ()
-    group: str = ""
-    prepared: Callable[[Row], Row] = dict
+from .sentences import SENTENCES, with_stems
+from .superglue import QUESTIONS
 
 
 def _asked(row: Row) -> Row:
@@ -78,12 +47,13 @@ RTE = Benchmark(
     labels=(("0", "entailment"), ("1", "not_entailment")),
     forms={
         "causal": Form('{premise}\nDoes this mean that "{hypothesis}" is true? Yes or No?\n', "premise", ("Yes", "No")),
-        "masked": Form("{premise}? {mask}, {hypothesis}", "premise", (" Yes", " No")),
+        "masked": Form("{premise_stem}? {mask}, {hypothesis_lower}", "premise_stem", (" Yes", " No")),
         "classifier": Form("{premise}\n{hypothesis}", "premise"),
     },
     aliases=(("premise", "sentence1"), ("hypothesis", "sentence2")),
     max_tokens=256,
     descriptions=_FOLLOWS,
+    prepared=with_stems("premise", "hypothesis"),
 )
 
 CB = Benchmark(
@@ -95,11 +65,14 @@ CB = Benchmark(
             "premise",
             ("Yes", "No", "Maybe"),
         ),
-        "masked": Form("{premise}? {mask}, {hypothesis}", "premise", (" Yes", " No", " Maybe")),  # ours, after RTE
+        "masked": Form(  # ours, after RTE
+            "{premise_stem}? {mask}, {hypothesis_lower}", "premise_stem", (" Yes", " No", " Maybe")
+        ),
         "classifier": Form("{premise}\n{hypothesis}", "premise"),
     },
     max_tokens=256,
     descriptions=(*_FOLLOWS, "a claim about which the text says nothing: maybe, unknown"),
+    prepared=with_stems("premise", "hypothesis"),
 )
 
 BOOLQ = Benchmark(
@@ -148,6 +121,7 @@ AG_NEWS = Benchmark(
     ),
     headers=(("text", "label"), ("class", "title", "description")),
     prepared=_titled,
+    evaluated="test",
 )
 
 SQUAD = Benchmark(
@@ -157,6 +131,7 @@ SQUAD = Benchmark(
     group="title",
 )
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, Benchmark] = {
     "sst2": SST2, "rte": RTE, "cb": CB, "boolq": BOOLQ, "wic": WIC, "ag_news": AG_NEWS, "squad": SQUAD,
+    **QUESTIONS, **SENTENCES,
 }  # fmt: skip

@@ -8,6 +8,8 @@ its end and loses its end-of-text token. Where a text task's head and tail do no
 end, then the tail its start. A text example that is evaluated reserves a fixed number of tokens in place of its own
 answer's, so that its prompt says nothing of the answer.
 
+With `task.cut = "left"` a prompt that is too long loses its start instead, head or not, as in MeZO's published code.
+
 The tokenizer is a fast tokenizer of `transformers`, handed in: this module imports none and changes none.
 Padding and batches are in `batches`.
 """
@@ -35,6 +37,8 @@ ANSWER_RESERVE = 50
 class Encoded:
     """One example as tokens (int64 arrays). `answer` is empty in choice tasks.
 
+    `choices` are the answers of an example that has its own, `accepted` those that are right beside `label`.
+
     `answer_at` is the index in `prompt` where the mask token stands (masked models), else `len(prompt)`.
     """
 
@@ -42,6 +46,8 @@ class Encoded:
     answer: np.ndarray
     label: int | None
     answer_at: int
+    choices: tuple[np.ndarray, ...] = ()
+    accepted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def encode(
         raise DataError(
             f"task {task.name!r} is to write text, which a {kind} model cannot: choose model.kind = 'causal'"
         )
-    answers = answer_tokens(task, tokenizer, kind)
+    answers, choices = answer_tokens(task, tokenizer, kind), _own_choices(task, examples, tokenizer, kind)
     before, after = _special_tokens(tokenizer, kind)
     limit = min(size for size in (task.max_tokens, window, 2**62) if size)
     room = limit - len(before) - len(after) - max((len(a) - 1 for a in answers), default=0)
@@ -99,24 +105,49 @@ def encode(
     prompts = tokenise(tokenizer, [e.prompt for e in shown])
     learned = _text_answers(task, examples, tokenizer)
     budgets = [_budget(ANSWER_RESERVE if a and i in evaluated else len(a), room) for i, a in enumerate(learned)]
+    budgets = [budget - _longest(own) for budget, own in zip(budgets, choices, strict=True)]
     kept = _fitted_prompts(task, shown, prompts, budgets, tokenizer)
     answered = [answer[: max(room - len(prompt), 0)] for prompt, answer in zip(kept, learned, strict=True)]
     _check_learnable(task, examples, kept, answered, bool(before))
     encoded = tuple(
-        _encoded(e, np.array(before + prompt + after, np.int64), answer, kind, tokenizer)
-        for e, prompt, answer in zip(shown, kept, answered, strict=True)
+        _encoded(e, np.array(before + prompt + after, np.int64), answer, own, kind, tokenizer)
+        for e, prompt, answer, own in zip(shown, kept, answered, choices, strict=True)
     )
     sizes = zip(prompts, kept, learned, answered, strict=True)
     num_truncated = sum(len(k) < len(p) or len(b) < len(a) for p, k, a, b in sizes)
     return EncodedSet(encoded, answers, kind, _pad_token(tokenizer), num_truncated)
 
 
-def _encoded(example: Example, prompt: np.ndarray, answer: list[int], kind: ModelKind, tokenizer) -> Encoded:
+def _encoded(
+    example: Example, prompt: np.ndarray, answer: list[int], choices: list[list[int]], kind: ModelKind, tokenizer
+) -> Encoded:
     answer_at = len(prompt)
     if kind == "masked":
         masks = np.flatnonzero(prompt == tokenizer.mask_token_id)
         answer_at = int(masks[0 if tokenizer.mask_token in example.head else -1])
-    return Encoded(prompt, np.array(answer, np.int64), example.label, answer_at)
+    own = tuple(np.array(choice, np.int64) for choice in choices)
+    return Encoded(prompt, np.array(answer, np.int64), example.label, answer_at, own, example.accepted)
+
+
+def _own_choices(task: Task, examples: Sequence[Example], tokenizer, kind: ModelKind) -> list[list[list[int]]]:
+    """Tokens of each example's own choices; none where the task has answers for all."""
+    texts = [choice for example in examples for choice in example.choices]
+    if texts and kind != "causal":
+        raise DataError(
+            f"task {task.name!r} has choices of each example's own, which a {kind} model cannot score: choose "
+            f"model.kind = 'causal'"
+        )
+    tokens = iter(continuations(tokenizer, texts))
+    found = [[next(tokens) for _ in example.choices] for example in examples]
+    for i, own in enumerate(found):
+        if not all(own):
+            raise DataError(f"example {i} of task {task.name!r} has a choice without tokens: mend it or leave it out")
+    return found
+
+
+def _longest(choices: list[list[int]]) -> int:
+    """Tokens that an example's choices need beside its prompt: all but the last one of the longest."""
+    return max((len(choice) - 1 for choice in choices), default=0)
 
 
 def _budget(num_answer: int, room: int) -> int:
@@ -129,11 +160,16 @@ def _fitted_prompts(task: Task, examples: Sequence[Example], prompts: list[list[
     too_long = [i for i, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)) if len(prompt) > budget]
     if not too_long:
         return prompts
-    spans = _spans(tokenizer, [examples[i].prompt for i in too_long])
     kept = list(prompts)
+    if task.cut == "left":
+        for i in too_long:
+            _check_left(task, i, examples[i], budgets[i], tokenizer)
+            kept[i] = prompts[i][-budgets[i] :]
+        return kept
+    spans = _spans(tokenizer, [examples[i].prompt for i in too_long])
     for i, span in zip(too_long, spans, strict=True):
         num_head, num_tail = _fixed(examples[i], span)
-        if task.kind == "choice" and num_head + num_tail > budgets[i]:
+        if task.kind == "choice" and max(num_head + num_tail, 1) > budgets[i]:
             raise DataError(
                 f"example {i} of task {task.name!r}: its prompt without the part that may be cut takes "
                 f"{num_head + num_tail} tokens, but the window leaves {budgets[i]}: raise task.max_tokens or shorten "
@@ -142,6 +178,18 @@ def _fitted_prompts(task: Task, examples: Sequence[Example], prompts: list[list[
         last = max(len(prompts[i]) - num_tail, len(prompts[i]) - budgets[i])
         kept[i] = prompts[i][: budgets[i] - (len(prompts[i]) - last)] + prompts[i][last:]
     return kept
+
+
+def _check_left(task: Task, i: int, example: Example, budget: int, tokenizer) -> None:
+    if budget < 1:
+        raise DataError(
+            f"example {i} of task {task.name!r}: its answers alone fill the window: raise task.max_tokens or leave it "
+            f"out"
+        )
+    if tokenizer.mask_token and tokenizer.mask_token in example.head:
+        raise DataError(
+            f"task.cut = 'left' would take the mask of task {task.name!r}, which stands first: use task.cut = 'body'"
+        )
 
 
 def _spans(tokenizer, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
@@ -187,7 +235,7 @@ def answer_tokens(task: Task, tokenizer, kind: ModelKind) -> tuple[np.ndarray, .
         DataError: two answers begin with the same token (a token of mere white space apart); or, for a masked model,
             an answer is not one token; or an answer has no tokens or unknown ones.
     """
-    if task.kind == "text" or kind == "classifier":
+    if task.kind == "text" or kind == "classifier" or not task.answers:
         return ()
     tokens = continuations(tokenizer, task.answers)
     first: dict[int, str] = {}

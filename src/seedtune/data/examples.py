@@ -16,7 +16,8 @@ class Example:
 
     `answer` is the text to be learned (choice tasks: `Task.answers[label]`), `label` an index into `Task.label_names`
     (None in text tasks), `group` the natural client ("" where the data has none), `references` all accepted answers
-    where a generated text is judged (default: none).
+    where a generated text is judged (default: none). `choices` are the answers of an example that has its own, in
+    place of the task's; `label` is then an index into them, and `accepted` has others that are right too.
     """
 
     head: str
@@ -26,6 +27,8 @@ class Example:
     label: int | None
     group: str = ""
     references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    accepted: tuple[int, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -46,9 +49,11 @@ class Task:
 
     `kind` is "choice" (pick one of `answers`) or "text" (write `Example.answer`). `answers`, `label_names` and
     `label_descriptions` have one text a label and are empty for text tasks; `answers` is empty for classifiers, and
-    `label_descriptions` where nobody wrote any. `max_tokens` is the window of an example. `ends` says whether a text
-    answer is followed by the tokenizer's end-of-text token, `is_balanced` whether limits on the number of examples
-    keep equally many of each group. `left_out` are the rows of its files that are no examples.
+    `label_descriptions` where nobody wrote any. Where examples have choices of their own, all three are empty.
+    `max_tokens` is the window of an example. `ends` says whether a text answer is followed by the tokenizer's end-of-
+    text token, `is_balanced` whether limits on the number of examples keep equally many of each group. `cut` says what
+    a prompt that is too long loses: the end of its body or its start. `left_out` are the rows of its files that are no
+    examples.
     """
 
     name: str
@@ -62,3 +67,4 @@ class Task:
     ends: bool = True
     is_balanced: bool = False
     left_out: tuple[LeftOut, ...] = ()
+    cut: Literal["body", "left"] = "body"

@@ -96,12 +96,15 @@ def _read_saved(path: Path) -> list[Row]:
         raise DataError(f"{path}: cannot be read as a folder of save_to_disk: {reason}") from None
 
 
-def split_files(path: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[Path]]:
+def split_files(
+    path: Path, suffixes: Sequence[str] = SUFFIXES, passed_over: Sequence[str] = ()
+) -> dict[str, list[Path]]:
     """The files of each split below `path`: "train", "validation", "test", or "all" where names do not say.
 
     A folder's files are told apart by the word that their names begin or end with: train; validation, valid, val or
-    dev; test. Where no name says, or `path` is a file, everything is "all". Sorted by name; a
-    README, LICENSE or SOURCE is passed over. Of a folder that `save_to_disk` wrote, each split is a folder.
+    dev; test. Where no name says, or `path` is a file, everything is "all". Sorted by name; a README, LICENSE or SOURCE
+    is passed over, and whatever has one of `passed_over` in its name. Of a folder that `save_to_disk` wrote, each split
+    is a folder.
 
     Raises:
         DataError: nothing there, no file with one of `suffixes`, or some names that say and some that do not.
@@ -110,7 +113,8 @@ def split_files(path: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, lis
         return {"all": [path]}
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; set task.path to the task's data")
-    files = sorted(f for f in path.iterdir() if _is_data(f, suffixes))
+    found = sorted(f for f in path.iterdir() if _is_data(f, suffixes))
+    files = [file for file in found if not any(word in _stem(file) for word in passed_over)]
     if not files:
         raise DataError(f"{path}: has no file that ends in {', '.join(suffixes)}")
     named = [(_split_of(file), file) for file in files]

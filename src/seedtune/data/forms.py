@@ -5,7 +5,7 @@ A form is kept beside an exported model, in `seedtune.json`, so that the folder 
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from ..errors import DataError
 from ..sections import TaskConfig
 from . import snippets, stdlib
-from .benchmarks import BENCHMARKS, Benchmark
+from .benchmark import Benchmark
+from .benchmarks import BENCHMARKS
 from .examples import Example, ModelKind, Task
 from .files import Row, check_texts
 from .labelled import CUSTOM_TOKENS, prepare_row, read_labels
 from .prompts import MASK_SLOT, columns_of, fill
+from .row_choices import continue_prompt, read_choices
 from .texts import instruction_columns, instruction_prompt, middle_as_body
 
 FORM_FILE = "seedtune.json"
@@ -34,7 +36,7 @@ class TaskForm:
     """How rows become prompts, and what may be answered.
 
     `columns` are those that a row must have, `prompt` makes (head, body, tail) of a row. `answers` and `label_names`
-    are as in `examples.Task`.
+    are as in `examples.Task`. `choices` makes the answers of a row that has its own.
     """
 
     name: str
@@ -45,6 +47,8 @@ class TaskForm:
     columns: tuple[str, ...]
     prompt: Callable[[Row], Prompt]
     ends: bool = True
+    choices: Callable[[Row], tuple[str, ...]] | None = None
+    cut: Literal["body", "left"] = "body"
 
     def as_task(self, rows: Sequence[Row], where: str) -> Task:
         """The rows as test examples whose labels are not known (label 0, or a text that stands for any).
@@ -55,8 +59,12 @@ class TaskForm:
         for number, row in enumerate(rows, 1):
             check_texts(row, self.columns, f"{where} row {number}")
         label, answer = (0, "") if self.kind == "choice" else (None, _UNKNOWN_ANSWER)
-        examples = tuple(Example(*self.prompt(row), answer, label) for row in rows)
-        return Task(self.name, self.kind, self.answers, self.label_names, (), examples, self.max_tokens, ends=self.ends)
+        own = self.choices or (lambda row: ())
+        examples = tuple(Example(*self.prompt(row), answer, label, choices=own(row)) for row in rows)
+        return Task(
+            self.name, self.kind, self.answers, self.label_names, (), examples, self.max_tokens, ends=self.ends,
+            cut=self.cut,
+        )  # fmt: skip
 
 
 def find_form(config: TaskConfig, kind: ModelKind) -> TaskForm:
@@ -73,9 +81,9 @@ def find_form(config: TaskConfig, kind: ModelKind) -> TaskForm:
         "rated-snippets": _snippets,
     }
     if config.name in special:
-        return special[config.name](config, kind)
+        return replace(special[config.name](config, kind), cut=config.cut)
     if config.name in BENCHMARKS:
-        return _benchmark(config, kind, BENCHMARKS[config.name])
+        return replace(_benchmark(config, kind, BENCHMARKS[config.name]), cut=config.cut)
     raise DataError(
         f"task {config.name!r} has no prompts to put new rows into: use 'seedtune generate' to write on from a text"
     )
@@ -87,8 +95,12 @@ def _custom(config: TaskConfig, kind: ModelKind) -> TaskForm:
     answers = tuple(config.answers[label] for label in labels) if kind != "classifier" else ()
     return TaskForm(
         config.name, config.kind, answers, labels, config.max_tokens or CUSTOM_TOKENS, columns_of(template),
-        lambda row: fill(template, row),
+        lambda row: fill(template, row), choices=_custom_choices(config) if config.choices_column else None,
     )  # fmt: skip
+
+
+def _custom_choices(config: TaskConfig) -> Callable[[Row], tuple[str, ...]]:
+    return lambda row: continue_prompt(config, row, read_choices(config, row, "a row for task 'custom'")[0])
 
 
 def _benchmark(config: TaskConfig, kind: ModelKind, benchmark: Benchmark) -> TaskForm:
@@ -102,8 +114,9 @@ def _benchmark(config: TaskConfig, kind: ModelKind, benchmark: Benchmark) -> Tas
         return fill(form.template, made, form.body)
 
     return TaskForm(
-        config.name, "choice" if names else "text", form.answers, names, config.max_tokens or benchmark.max_tokens,
-        (), prompt, ends=False,
+        config.name, "choice" if benchmark.is_choice else "text", form.answers, names,
+        config.max_tokens or benchmark.max_tokens, (), prompt, ends=False,
+        choices=(lambda row: own(prepare_row(row, benchmark))) if (own := benchmark.choices) else None,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ _HALF = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 
 
 def parse_json(path: Path, text: str) -> list[Row]:
-    """The rows of a .json: a list of objects, an object with one under "data", or JSON lines.
+    """The rows of a .json: a list of objects, an object with one under "data", DROP's passages by name, or JSON lines.
 
     Raises:
         DataError: it is not JSON, something else, or a name or a text inside a value is none.
@@ -37,13 +37,21 @@ def _rows_of_json(path: Path, text: str) -> list[Row]:
         if rows is None:
             raise DataError(f"{path}: is not JSON: {_reason(error)}") from None
         return rows
-    rows = found.get("data") if isinstance(found, dict) else found
+    rows = found.get("data", _values(found)) if isinstance(found, dict) else found
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(
             f'{path}: must be a JSON list of objects, or an object with such a list under "data" (pandas: '
             f"to_json(orient='records'))"
         )
     return _squad_rows(path, rows) if rows and "paragraphs" in rows[0] else rows
+
+
+def _values(found: dict[str, Any]) -> list[Any] | None:
+    """The objects of an object of nothing else, as DROP's passages stand under their names; None for any other."""
+    values = list(found.values())
+    return (
+        values if len(values) > 0 and all(isinstance(value, dict) and "qa_pairs" in value for value in values) else None
+    )
 
 
 def parse_lines(path: Path, text: str) -> list[Row]:

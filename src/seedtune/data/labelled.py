@@ -9,16 +9,22 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..sections import TaskConfig
-from .benchmarks import BENCHMARKS, Benchmark, Form
+from .benchmark import Benchmark, Form
+from .benchmarks import BENCHMARKS
 from .examples import Example, LeftOut, ModelKind, Task
 from .files import Row, as_text, check_texts, read_rows, split_files, text_of
 from .prompts import MASK_SLOT, check_columns, columns_of, fill
+from .row_choices import continue_prompt, find_choice, read_choices
 from .splits import train_and_test
 
 CUSTOM_TOKENS = 256
 NO_LABEL = ("", "-1")
 """Labels of rows that have none, as empty cells and as the hub's data sets have them."""
 WITHOUT_LABEL = "without a label"
+_NO_GOLD = "-"
+"""SNLI's label of rows on which its annotators did not agree."""
+_PASSED_OVER = ("mismatched", "dev32", "unlabeled")
+"""Files beside a benchmark's own: MNLI's other genres, FewGLUE's 32 development rows and rows without labels."""
 
 Built = Example | LeftOut
 """What becomes of a row."""
@@ -63,7 +69,7 @@ def load_benchmark(config: TaskConfig, kind: ModelKind) -> Task:
     splits, left_out = parted({s: _built(_place(config, s), rows, benchmark, form, group) for s, rows in found})
     names = tuple(spellings[1] for spellings in benchmark.labels)
     return Task(
-        config.name, "choice" if names else "text", form.answers, names, *train_and_test(splits),
+        config.name, "choice" if benchmark.is_choice else "text", form.answers, names, *train_and_test(splits),
         benchmark.max_tokens, benchmark.descriptions, ends=False, left_out=left_out,
     )  # fmt: skip
 
@@ -73,10 +79,17 @@ def _place(config: TaskConfig, split: str) -> str:
 
 
 def _from_files(path: str, benchmark: Benchmark) -> list[tuple[str, list[Row]]]:
-    files = split_files(Path(path))
-    if "validation" in files and "train" in files:
-        files.pop("test", None)  # GLUE and SuperGLUE publish no labels for their test rows
-    return [(split, [row for p in paths for row in _rows_of(p, benchmark)]) for split, paths in files.items()]
+    files = split_files(Path(path), passed_over=_PASSED_OVER)
+    found = {split: [row for p in paths for row in _rows_of(p, benchmark)] for split, paths in files.items()}
+    if found.keys() >= {"train", "validation", "test"}:  # GLUE and SuperGLUE publish no labels for their test rows
+        found.pop("validation" if _has_labels(found["test"], benchmark) else "test")
+    return list(found.items())
+
+
+def _has_labels(rows: list[Row], benchmark: Benchmark) -> bool:
+    first = rows[0] if rows else {}
+    given = [label_text(str(first[name])) for name, _ in benchmark.label_columns if name in first]
+    return any(label not in NO_LABEL for label in given)
 
 
 def _rows_of(path: Path, benchmark: Benchmark) -> list[Row]:
@@ -84,24 +97,48 @@ def _rows_of(path: Path, benchmark: Benchmark) -> list[Row]:
     rows = read_rows(path)
     is_named = not rows or any(name in rows[0] for name, _ in benchmark.label_columns)
     headers = [h for h in benchmark.headers if rows and len(h) == len(rows[0])]
-    return rows if is_named or not headers else read_rows(path, headers[0])
+    rows = rows if is_named or not headers else read_rows(path, headers[0])
+    return _expand(str(path), rows, benchmark)
+
+
+def _expand(where: str, rows: list[Row], benchmark: Benchmark) -> list[Row]:
+    """A row for each of what a nested row holds.
+
+    Raises:
+        DataError: something of a nested row is missing or of the wrong type.
+    """
+    if benchmark.expanded is None:
+        return rows
+    found: list[Row] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            found += map(as_text, benchmark.expanded(row))
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DataError(
+                f"{where} row {number}: is nested as the benchmark's own files are, but {error} is missing or of the "
+                f"wrong type: mend it or leave it out"
+            ) from None
+    return found
 
 
 def _from_hub(name: str, benchmark: Benchmark) -> list[tuple[str, list[Row]]]:
     """Train and evaluation rows through the Hugging Face `datasets` package, from its cache or the network."""
-    data_set, configuration = benchmark.hub
-    evaluated = "test" if name == "ag_news" else "validation"
+    if benchmark.hub is None:
+        raise DataError(f"task {name!r} has no data set on the hub: set task.path to a folder with its files")
+    (data_set, configuration), evaluated = benchmark.hub, benchmark.evaluated
     try:
         import datasets
 
         loaded = {s: datasets.load_dataset(data_set, configuration, split=s) for s in ("train", evaluated)}
-        return [(split, [as_text(row) for row in rows]) for split, rows in loaded.items()]
+        found = {split: [as_text(row) for row in rows] for split, rows in loaded.items()}
     except Exception as error:  # the hub's clients have no common class of errors
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
             f"task {name!r} could not be loaded from the hub as {data_set!r}: {reason}; set task.path to a folder "
             f"with its files (csv, tsv, json, jsonl or parquet)"
         ) from None
+    splits = {"train": "train", evaluated: evaluated.partition("_")[0]}
+    return [(splits[split], _expand(f"{data_set} {split}", rows, benchmark)) for split, rows in found.items()]
 
 
 def _built(where: str, rows: list[Row], benchmark: Benchmark, form: Form, group: str) -> Iterable[Built]:
@@ -114,11 +151,14 @@ def _built(where: str, rows: list[Row], benchmark: Benchmark, form: Form, group:
 
 def prepare_row(given: Row, benchmark: Benchmark) -> Row:
     """A file's row with the columns that the benchmark's templates name."""
-    row = benchmark.prepared({k: v.strip() if isinstance(v, str) else v for k, v in given.items()})
-    return row | {ours: row[theirs] for ours, theirs in benchmark.aliases if theirs in row and ours not in row}
+    row = {k: v.strip() if isinstance(v, str) else v for k, v in given.items()}
+    renamed = {ours: row[theirs] for ours, theirs in benchmark.aliases if theirs in row and ours not in row}
+    return benchmark.prepared(row | renamed)
 
 
 def _example(row: Row, benchmark: Benchmark, form: Form, group: str, place: str) -> Built:
+    if benchmark.choices:
+        return _own_choices(row, benchmark, form, group, place)
     label = _label_of(row, benchmark, place) if benchmark.labels else None
     references = () if benchmark.labels else _references(row, place)
     if benchmark.labels and label is None:
@@ -130,6 +170,21 @@ def _example(row: Row, benchmark: Benchmark, form: Form, group: str, place: str)
     return Example(*fill(form.template, row, form.body), answer, label, row[group] if group else "", references)
 
 
+def _own_choices(row: Row, benchmark: Benchmark, form: Form, group: str, place: str) -> Built:
+    """An example with answers of its own."""
+    choices = benchmark.choices(row) if benchmark.choices else ()
+    right = benchmark.right(row) if benchmark.right else ()
+    if not all(choice.strip() for choice in choices) or len(choices) < 2:
+        return LeftOut("without two choices", place)
+    if not right:
+        return LeftOut(WITHOUT_LABEL, place)
+    label = right[0]
+    return Example(
+        *fill(form.template, row, form.body), choices[label], label, row[group] if group else "",
+        choices=choices, accepted=right[1:],
+    )  # fmt: skip
+
+
 def _label_of(row: Row, benchmark: Benchmark, place: str) -> int | None:
     """The row's label, an index into the benchmark's; None where it says that it has none."""
     columns = [(name, first) for name, first in benchmark.label_columns if name in row]
@@ -138,7 +193,7 @@ def _label_of(row: Row, benchmark: Benchmark, place: str) -> int | None:
         raise DataError(f"{place}: has no column {wanted}, only {', '.join(row)}")
     name, first = columns[0]
     value = label_text(row[name])
-    if value in NO_LABEL:
+    if value in (*NO_LABEL, _NO_GOLD):
         return None
     if first and value.isdigit():
         value = str(int(value) - first)
@@ -161,8 +216,9 @@ def _references(row: Row, place: str) -> tuple[str, ...]:
 def load_custom(config: TaskConfig, kind: ModelKind) -> Task:
     """The user's own table: `template` over its columns, and answer words for labels or an answer template.
 
-    A causal or masked model needs an answer word for every label; a classifier takes the labels as they are, in
-    the order of `answers`, or else sorted. Cut is the longest value of each row.
+    A causal or masked model needs an answer word for every label; a classifier takes the labels as they are, in the
+    order of `answers`, or else sorted. With `choices_column` each row has choices of its own instead. Cut is the
+    longest value of each row.
 
     Raises:
         DataError: a setting that is missing, a column that does not exist, a label without an answer word.
@@ -188,14 +244,27 @@ def load_custom(config: TaskConfig, kind: ModelKind) -> Task:
 
 def _check_custom(config: TaskConfig, kind: ModelKind) -> None:
     needed = ["path", "template", *(["label_column"] if config.kind == "choice" else ["answer"])]
-    if config.kind == "choice" and kind != "classifier":
+    if config.kind == "choice" and kind != "classifier" and not config.choices_column:
         needed.append("answers")
+    if config.choices_column:
+        _check_own_choices(config, kind)
     for name in needed:
         if not getattr(config, name):
             raise DataError(f"a 'custom' task of kind {config.kind!r} for a {kind} model needs task.{name}: set it")
     if (MASK_SLOT in (config.template or "")) != (kind == "masked"):
         raise DataError(
             f"task.template {config.template!r} must have {MASK_SLOT} for a masked model and only there, but "
+            f"model.kind is {kind!r}"
+        )
+
+
+def _check_own_choices(config: TaskConfig, kind: ModelKind) -> None:
+    if config.kind == "text" or config.answers:
+        other = "task.kind = 'text'" if config.kind == "text" else "task.answers"
+        raise DataError(f"task.choices_column = {config.choices_column!r} cannot stand beside {other}: leave one out")
+    if kind != "causal":
+        raise DataError(
+            f"task.choices_column = {config.choices_column!r} needs a causal model, which scores whole texts, but "
             f"model.kind is {kind!r}"
         )
 
@@ -229,7 +298,7 @@ def read_labels(config: TaskConfig, kind: ModelKind) -> tuple[str, ...]:
     Raises:
         DataError: the files cannot be read, or have no two labels.
     """
-    if config.answers:
+    if config.answers or config.choices_column:
         return tuple(config.answers)
     paths = [path for paths in split_files(Path(config.path or "")).values() for path in paths]
     return _custom_labels(config, kind, [row for path in paths for row in read_rows(path)])
@@ -237,7 +306,7 @@ def read_labels(config: TaskConfig, kind: ModelKind) -> tuple[str, ...]:
 
 def _custom_labels(config: TaskConfig, kind: ModelKind, rows: Sequence[Row]) -> tuple[str, ...]:
     """The labels in the order of `answers`; for a classifier without answer words, as found, sorted."""
-    if config.kind == "text":
+    if config.kind == "text" or config.choices_column:
         return ()
     column = config.label_column or ""
     found = sorted({label_text(row[column]) for row in rows} - {""})
@@ -270,6 +339,8 @@ def _custom_example(
     if config.kind == "text":
         return Example(*prompt, "".join(fill(config.answer or "", row)), None, group)
     given = row[config.label_column or ""]
+    if config.choices_column:
+        return _custom_own_choices(config, row, prompt, label_text(given), group, place)
     name = next((text for text in (given, label_text(given)) if text in labels), None)
     if name is not None:
         label = labels.index(name)
@@ -280,3 +351,13 @@ def _custom_example(
         f"{place}: its {config.label_column} is {given!r}, which has no answer word: task.answers has words for "
         f"{', '.join(labels)}; add one for each label, or mend the row"
     )
+
+
+def _custom_own_choices(
+    config: TaskConfig, row: Row, prompt: tuple[str, str, str], label: str, group: str, place: str
+) -> Built:
+    if label in NO_LABEL:
+        return LeftOut(WITHOUT_LABEL, place)
+    texts, names = read_choices(config, row, place)
+    right, choices = find_choice(label, texts, names, place), continue_prompt(config, row, texts)
+    return Example(*prompt, choices[right], right, group, choices=choices)

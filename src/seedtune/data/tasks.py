@@ -68,6 +68,7 @@ def load_task(config: TaskConfig, seed_key: int, kind: ModelKind = "causal", is_
         train=_limited(task, task.train, config.max_train, sub_key(seed_key, "train")),
         test=_limited(task, task.test, config.max_eval, sub_key(seed_key, "test")),
         max_tokens=config.max_tokens or task.max_tokens,
+        cut=config.cut,
     )
 
 
@@ -132,7 +133,7 @@ def _stdlib_text(config: TaskConfig, kind: ModelKind) -> Task:
     return Task(config.name, "text", (), (), *split_by_hash(examples), 128)
 
 
-_CUSTOM = ("test_path", "template", "answer", "label_column", "answers")
+_CUSTOM = ("test_path", "template", "answer", "label_column", "answers", "choices_column")
 
 KNOWN: dict[str, tuple[Callable[[TaskConfig, ModelKind], Task], tuple[str, ...]]] = {
     "stdlib-topics": (_stdlib_topics, ()),

@@ -24,7 +24,8 @@ class Evaluation:
     """loss: mean over examples (choices) or tokens (texts), in nats; accuracy in [0, 1], None for texts.
 
     predictions: for choices, the label that each example was given, in the order of the examples.
-    confusion: for choices, how many examples of each label (row) were given which (column), int [C, C].
+    confusion: for choices, how many examples of each label (row) were given which (column), int [C, C]; None where
+    each example has choices of its own.
     """
 
     loss: float
@@ -64,7 +65,17 @@ def evaluate(
     predictions = np.empty(len(encoded), np.int64)
     predictions[eval_order(encoded)] = np.concatenate(given)
     truth = np.array([example.label for example in encoded.examples])
+    if encoded.examples[0].choices:
+        predictions = _accepted(encoded, predictions)
+        right = float((truth == predictions).mean())
+        return Evaluation(loss / len(encoded), right, len(encoded), tuple(predictions.tolist()))
     return _choice_evaluation(loss / len(encoded), truth, predictions, num_choices)
+
+
+def _accepted(encoded: EncodedSet, predictions: np.ndarray) -> np.ndarray:
+    """The predictions, the label where another choice that is right too was given."""
+    pairs = zip(encoded.examples, predictions, strict=True)
+    return np.array([example.label if given in example.accepted else given for example, given in pairs], np.int64)
 
 
 def _choice_evaluation(loss: float, labels: np.ndarray, predictions: np.ndarray, num_choices: int) -> Evaluation:
@@ -99,10 +110,18 @@ def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterat
 def predict_probabilities(model: Tuned, encoded: EncodedSet, batch_size: int = 64) -> np.ndarray:
     """The probability of each choice for each example of a choice task, float32 [N, C], in the examples' order.
 
+    Where each has choices of its own, C is the largest number of them, and the rest have probability 0.
+
     They are the softmax that training lowers the cross-entropy of; labels are not looked at. Cost: one forward a batch.
     """
     batches = (batch.to(model.device) for batch in eval_batches(encoded, batch_size))
-    values = np.concatenate([scores(model, batch).softmax(1).cpu().numpy() for batch in batches])
+    values = _stacked([scores(model, batch).softmax(1).cpu().numpy() for batch in batches])
     found = np.empty_like(values)
     found[eval_order(encoded)] = values
     return found
+
+
+def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of several arrays, those with fewer columns filled up with zeros."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts])

@@ -49,11 +49,13 @@ def example_losses(model: Tuned, batch: Batch) -> torch.Tensor:
     means = own.sum(1) / belongs.sum(1)
     if batch.labels is None:
         return means
-    return cross_entropy(-means.view(batch.num_examples, -1), batch.labels, reduction="none")
+    return cross_entropy(_by_example(-means, batch), batch.labels, reduction="none")
 
 
 def scores(model: Tuned, batch: Batch) -> torch.Tensor:
     """One score for each choice of each example: float32 [B, C]; the argmax is the prediction.
+
+    Where examples have choices of their own, C is the largest number of them, and the others' scores are -inf.
 
     Raises:
         ModelError: the batch is of a text task, or holds multi-token answers for a masked LM.
@@ -119,4 +121,15 @@ def _length_normalised(log_likelihoods: torch.Tensor, batch: Batch) -> torch.Ten
     """Mean log-likelihood of each sequence's targets, [B, C]; a product, as scattered sums vary on CUDA."""
     sequences = torch.arange(len(batch.input_ids), device=batch.rows.device)
     belongs = (sequences[:, None] == batch.rows[None, :]).float()
-    return (belongs @ log_likelihoods / belongs.sum(1)).view(batch.num_examples, -1)
+    return _by_example(belongs @ log_likelihoods / belongs.sum(1), batch)
+
+
+def _by_example(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Values of sequences, [S], by example and choice, [B, C]; -inf where an example has fewer choices than others."""
+    counts = batch.num_choices
+    if counts is None:
+        return values.view(batch.num_examples, -1)
+    places = torch.arange(int(counts.max()), device=counts.device).expand(len(counts), -1)
+    first = (counts.cumsum(0) - counts)[:, None]
+    is_choice = places < counts[:, None]
+    return torch.where(is_choice, values[torch.where(is_choice, first + places, 0)], -torch.inf)
