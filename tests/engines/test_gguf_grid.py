@@ -41,7 +41,10 @@ def test_a_node_with_another_file_is_refused_and_the_others_go_on(tiny_recipe, b
     recipe = tiny_recipe(model={"name": str(base), **LORA}, federation={"min_replies": 1})
     other = tiny_gguf.save(tmp_path / "other.gguf", tiny_gguf.module(), "F16")
     folder = tiny_gguf.save_folder(tmp_path / "folder", base, tiny_gguf.module())
-    for name, model, reason in (("file", other, "has sha256"), ("folder", folder, "its base file is None, the run's")):
+    for name, model, reason in (
+        ("with-file", other, "has sha256"),
+        ("with-folder", folder, "its base file is None, the run's"),
+    ):
         (tmp_path / name).mkdir()
         summary = on_grid(recipe, tmp_path / name / "run", FakeGrid(nodes_with(tmp_path / name, model)))
         assert reason in summary["nodes_refused"]["site-2"] and summary["nodes_at_the_end"] == 1
