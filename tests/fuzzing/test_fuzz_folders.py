@@ -21,7 +21,7 @@ from rich.console import Console
 from small_federation import recipe, without_a_model
 from tiny_runs import MACHINE, NOTHING, StopAfter
 
-from seedtune import experiment, inspection, run_store, terminal, watching
+from seedtune import experiment, inspection, results, run_store, tables, watching
 from seedtune.errors import SeedtuneError
 from seedtune.metrics import History, result_of
 from seedtune.report import page, reading
@@ -112,12 +112,12 @@ def recovered(folder: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "inspect": lambda at: printed(terminal.pairs(inspection.described(at))),
-    "compare": lambda at: printed(terminal.side_by_side(inspection.compared([at]))),
-    "compare to a target": lambda at: printed(terminal.at_target(inspection.compared_at([at], loss=1.0))),
+    "inspect": lambda at: printed(*tables.describe(at, inspection.described(at))),
+    "compare": lambda at: printed(*tables.compare(inspection.compared([at]))),
+    "compare to a target": lambda at: printed(*tables.at_target(inspection.compared_at([at], loss=1.0))),
     "watch": lambda at: printed(watching.picture(watching.sight(at))),
     "watch line by line": lambda at: [watching.line(row, 9) for row in watching.sight(at).rows],
-    "results": lambda at: printed(*terminal.results(run_store.summary_of(at) or inspection.compared([at]), at)),
+    "results": lambda at: printed(*results.results(run_store.summary_of(at) or inspection.compared([at]), at)),
     "resume's rows": resumed_rows,
     "resume's folder": recovered,
     "snapshot": lambda at: run_store.snapshot_of(at, 2),

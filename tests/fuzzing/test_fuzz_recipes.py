@@ -35,7 +35,8 @@ def keeps_its_rules(recipe: Recipe) -> None:
     cohort = recipe.federation.cohort_size or recipe.partition.num_clients
     assert recipe.federation.min_replies <= cohort <= recipe.partition.num_clients
     assert recipe.federation.aggregation == "mean" or recipe.federation.keys == "shared"
-    assert recipe.num_scalars >= 1 and 0 < recipe.local.learning_rate < float("inf")
+    rate = recipe.local.learning_rate
+    assert recipe.num_scalars >= 1 and (rate == "auto" or 0 < rate < float("inf"))
 
 
 @fuzzed(200)

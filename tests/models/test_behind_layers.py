@@ -21,7 +21,7 @@ BEHIND = {
 
 def chosen(module: torch.nn.Module, config: ModelConfig = ASKED) -> tuple[list[str], str]:
     resolved, line = behind_layers.resolve(module, config)
-    return sorted(_trainable(module, resolved)), line
+    return sorted(_trainable(module, resolved, "none")), line
 
 
 @pytest.mark.parametrize("family", BEHIND)

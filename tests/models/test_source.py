@@ -12,6 +12,7 @@ from transformers.utils import logging
 from seedtune.errors import ModelError
 from seedtune.models import load_failure, source
 from seedtune.models.load import load
+from seedtune.models.source import find
 from seedtune.sections import ModelConfig
 
 
@@ -222,7 +223,9 @@ def test_a_folder_that_looks_whole(copied):
 
 
 def test_a_name_that_cannot_be_one():
-    assert message("x" * 100_000) == (
+    with pytest.raises(ModelError) as caught:
+        find("x" * 100_000)
+    assert str(caught.value) == (
         f"model {'x' * 80!r}: cannot be a name or a path: give a folder, a GGUF file or a hub id"
     )
 

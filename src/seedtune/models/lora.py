@@ -27,6 +27,9 @@ from .source import Network, Source
 Gaussian = Callable[[str, tuple[int, ...]], torch.Tensor]
 """Draws a tensor's start: (canonical name, shape) to float32 standard normal values, always the same for a name."""
 
+_KEPT_WHOLE = ("classifier", "score")
+"""A checkpoint's own head, which PEFT keeps trainable beside the adapters and so does not adapt."""
+
 
 def attach(module: torch.nn.Module, config: ModelConfig, task_type: str | None) -> PeftModel:
     """`module` (changed in place) with adapters of `config.lora_rank` on the modules of `config.lora_targets`.
@@ -55,7 +58,9 @@ def attach(module: torch.nn.Module, config: ModelConfig, task_type: str | None) 
         else:
             given = f"= {list(config.lora_targets)}" if config.lora_targets else "is empty"
             reason = f"{given}, and PEFT cannot adapt {type(module).__name__} so: {describe(error)}"
-        possible = [name for name in linear if repr(name.rpartition(".")[2]) not in str(error)]  # PEFT names the others
+        kept = _KEPT_WHOLE if task_type == "SEQ_CLS" else ()
+        endings = ((name, name.rpartition(".")[2]) for name in linear)
+        possible = [name for name, last in endings if repr(last) not in str(error) and last not in kept]  # PEFT's words
         raise ModelError(f"model.lora_targets {reason}: name modules to adapt, such as {_endings(possible)}") from error
 
 
