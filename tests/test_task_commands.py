@@ -31,7 +31,7 @@ def test_every_known_task_is_listed_with_its_classes(seedtune, monkeypatch, tmp_
     rows = {row["name"]: row for row in json.loads(seedtune("tasks", "--json").out)}
     assert set(rows) == set(KNOWN)
     assert {name for name in rows if rows[name]["here"]} == {
-        "stdlib-topics", "stdlib-text", "rated-snippets", "sst2", "rte",
+        "stdlib-topics", "stdlib-text", "rated-snippets", "sst2", "rte", "mnli", "qnli", "qqp", "mrpc", "cola",
     }  # fmt: skip
     assert (rows["ag_news"]["classes"], rows["squad"]["classes"], rows["stdlib-topics"]["classes"]) == (4, 0, 8)
     shown = seedtune("tasks").out

@@ -18,7 +18,8 @@ FILES = {
         "train.jsonl": [
             {"premise": "It rained.", "choice1": "The street got wet.", "choice2": "I left.", "question": "effect",
              "idx": 0, "label": 0},
-            {"premise": "Ann ran.", "choice1": "She was late.", "choice2": "She slept.", "question": "cause", "label": 1},
+            {"premise": "Ann ran.", "choice1": "She was late.", "choice2": "She slept.", "question": "cause",
+             "label": 1},
         ],
     },
     "record": {
@@ -75,7 +76,8 @@ CAUSAL = {
     "record": ("Ann met Bob.\n- Ann is tall\n-", " Bob smiled.", 1),
     "multirc": ('Ann came.\nQuestion: Who came?\nI found this answer "Ann". Is that correct? Yes or No?\n', "Yes", 1),
     "wsc": (
-        'Ann came late. She ran.\nIn the previous sentence, does the pronoun "she" refer to Ann? Yes or No?\n', "Yes", 1,
+        'Ann came late. She ran.\nIn the previous sentence, does the pronoun "she" refer to Ann? Yes or No?\n',
+        "Yes", 1,
     ),
     "drop": ("Passage: Two teams met.\nQuestion: How many?\nAnswer:", " 2\n", None),
     "mnli": ('Suppose It rains. Can we infer that "It is wet."? Yes, No, or Maybe?\n', "Yes", 0),
@@ -134,12 +136,16 @@ def test_a_masked_model_reads_it_as_lm_bffs_code_fills_it(tmp_path, name):
 
 def test_the_hubs_flat_rows_give_the_same_as_the_nested_ones(tmp_path):
     flat = {
-        "record": [{"passage": PASSAGE, "query": "@placeholder smiled.", "entities": ["Ann", "Bob"], "answers": ["Bob"]}],
+        "record": [
+            {"passage": PASSAGE, "query": "@placeholder smiled.", "entities": ["Ann", "Bob"], "answers": ["Bob"]}
+        ],
         "multirc": [{"paragraph": "Ann came.", "question": "Who came?", "answer": answer, "label": label}
                     for answer, label in (("Ann", 1), ("Bob", 0))],
         "wsc": [{"text": "Ann came late. She ran.", "span1_text": "Ann", "span2_text": "She", "label": 1}],
-        "drop": [{"passage": "Two teams met.", "question": "How many?", "answers_spans": {"spans": ["2", "two", "teams"]}},
-                 {"passage": "Two teams met.", "question": "When?", "answers_spans": {"spans": ["4 May"]}}],
+        "drop": [
+            {"passage": "Two teams met.", "question": question, "answers_spans": {"spans": spans}}
+            for question, spans in (("How many?", ["2", "two", "teams"]), ("When?", ["4 May"]))
+        ],
     }  # fmt: skip
     for name, rows in flat.items():
         for folder in ("flat", "nested"):
@@ -221,8 +227,8 @@ def test_a_task_without_a_hub_asks_for_files():
     "name, row, message",
     [
         ("record", {"passage": {"text": "A"}, "qas": []},
-         "row 1: is nested as the benchmark's own files are, but 'entities' is missing or of the wrong type: mend it or "
-         "leave it out"),
+         "row 1: is nested as the benchmark's own files are, but 'entities' is missing or of the wrong type: mend it "
+         "or leave it out"),
         ("copa", {"premise": "It rained.", "choice1": "a", "choice2": "b", "question": "why", "label": 0},
          "COPA asks for a cause or an effect, but a row has the question 'why': mend it"),
     ],

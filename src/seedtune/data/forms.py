@@ -116,8 +116,13 @@ def _benchmark(config: TaskConfig, kind: ModelKind, benchmark: Benchmark) -> Tas
     return TaskForm(
         config.name, "choice" if benchmark.is_choice else "text", form.answers, names,
         config.max_tokens or benchmark.max_tokens, (), prompt, ends=False,
-        choices=(lambda row: own(prepare_row(row, benchmark))) if (own := benchmark.choices) else None,
+        choices=_benchmark_choices(benchmark),
     )  # fmt: skip
+
+
+def _benchmark_choices(benchmark: Benchmark) -> Callable[[Row], tuple[str, ...]] | None:
+    own = benchmark.choices
+    return None if own is None else lambda row: own(prepare_row(row, benchmark))
 
 
 def _snippets(config: TaskConfig, kind: ModelKind) -> TaskForm:
