@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client: tests ask no network
 
+import hypothesis
 import small_federation
 import tiny_runs
 import torch
@@ -19,6 +20,8 @@ from seedtune import assembly, cli, experiment, terminal
 from seedtune.config import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
+hypothesis.settings.register_profile("untimed", deadline=None)  # no test times anything
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
