@@ -8,7 +8,7 @@ import whole_files
 from rich.text import Text
 from small_federation import Answers, protocol, recipe, reply, server, site
 
-from seedtune import console, inspection, terminal, watching
+from seedtune import console, inspection, results, tables, watching
 from seedtune.deploy.news import Standing, Told
 from seedtune.errors import ConfigError, EngineError, SeedtuneError, TrajectoryError, unknown
 from seedtune.fed.hello import differences
@@ -104,14 +104,15 @@ def test_a_trajectory_does_not_echo_what_it_holds(tmp_path):
         assert len(str(error.value)) < 600 and str(error.value).isprintable()
 
 
-def test_tables_and_lines_on_the_screen_cannot_steer_the_terminal():
+def test_tables_and_lines_on_the_screen_cannot_steer_the_terminal(monkeypatch):
+    monkeypatch.setattr(tables, "differing_tasks", lambda folders: [EVIL])
     row = whole_files.row(1, failed={"2": EVIL}, surge=EVIL)
     assert is_safe(watching.line(row, 9))
     compared = [{"run": EVIL, **{name: None for name in inspection.COMPARED}}]
     compared[0] |= whole_files.summary(method=EVIL)
-    listed = shown(console.pairs({EVIL: EVIL}), terminal.side_by_side(compared), EVIL, Text("fine"))
+    listed = shown(console.pairs({EVIL: EVIL}), *tables.compare(compared), EVIL, Text("fine"))
     assert is_safe(listed) and "\\x1b[2J" in listed
-    assert is_safe("".join(terminal.events(whole_files.summary(surges={EVIL: EVIL}))))
+    assert is_safe("".join(results.events(whole_files.summary(surges={EVIL: EVIL}))))
 
 
 def test_a_generated_text_keeps_its_lines():

@@ -318,11 +318,15 @@ def test_every_method_runs_on_a_model_and_is_replayed_to_the_bit(method, tiny, t
 
 
 def is_as_sent(num_bytes, settings, num_parameters):
-    """A reply's bytes: the weights', or 4 or an eighth a scalar and some 45 that say whose it is and what it cost."""
+    """A reply's bytes: the weights', or 4 or an eighth a scalar and some 45 that say whose it is and what it cost.
+
+    Where the learning rate is measured, as of a method that tunes other tensors than its recipe, also three slopes.
+    """
     if settings.federation.upload == "weights":
         return num_bytes > 4 * num_parameters
     bits = 1 if settings.federation.aggregation == "sign-vote" else 32
-    return num_bytes <= 50 + settings.federation.local_steps * settings.num_scalars * bits / 8
+    slopes = 1 + 3 * 9 if settings.local.learning_rate == "auto" else 0
+    return num_bytes <= 50 + slopes + settings.federation.local_steps * settings.num_scalars * bits / 8
 
 
 def test_a_run_is_not_continued_with_another_pool(tiny, tmp_path):

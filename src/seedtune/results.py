@@ -8,6 +8,7 @@ from rich.table import Table
 
 from . import verdict
 from .console import table
+from .foreign_text import sanitize
 from .quantities import amount
 
 MOST_SAMPLES, MOST_DOMAINS, MOST_LETTERS = 6, 12, 70
@@ -129,7 +130,9 @@ def tuned_by(method: str) -> str:
 
 def events(summary: dict[str, Any]) -> list[str]:
     """What a reader of the results must know of the way there: surges, an early end, a better round before the last."""
-    found = [f"loss surge in round {rounds}: {reason}" for rounds, reason in summary["surges"].items()]
+    found = [
+        f"loss surge in round {sanitize(rounds)}: {sanitize(reason)}" for rounds, reason in summary["surges"].items()
+    ]
     if summary["stopped_by"]:
         reasons = {
             "patience": "no better evaluation for run.patience of them", "surge": "the loss surged",

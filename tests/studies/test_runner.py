@@ -229,5 +229,5 @@ def test_a_folder_in_use_is_refused(request_of, tmp_path):
 
 def test_missing_libraries_are_named_before_any_run(request_of, monkeypatch):
     monkeypatch.setattr("seedtune.report.figure.find_spec", lambda name: None)
-    with pytest.raises(SeedtuneError, match=r"pip install 'seedtune\[report\]'$"):
+    with pytest.raises(SeedtuneError, match=r"pip install '\.\[report\]'$"):
         prepared(request_of())

@@ -92,7 +92,7 @@ def _spared(run: Run) -> Iterator[Fact]:
     kept = mapping(run.summary.get("kept_activations"))
     spent, without = (known(kept.get(name)) for name in ("flops", "flops_without"))
     layers, sequences = (known(kept.get(name)) for name in ("layers", "sequences"))
-    if None not in (spent, without, layers, sequences) and without:
+    if spent is not None and without and layers is not None and sequences is not None:
         note = f"of {layers:.0f} frozen layers' operations, each of {sequences:.0f} texts computed once"
         yield Fact("spared", f"{max(0.0, 1 - spent / without):.1%}", note)
 
