@@ -122,9 +122,11 @@ def way(method: str, order: str) -> str:
 
     >>> way("fedmezo", "zeroth"), way("custom", "zeroth"), way("fedavg", "first")
     ('forward passes only (method fedmezo)', 'forward passes only', 'backpropagation (method fedavg)')
+    >>> way("forward passes only", "zeroth")  # as the recipe 'demo' calls its own
+    'forward passes only'
     """
     passes = "backpropagation" if order == "first" else "forward passes only"
-    return passes if method == "custom" else f"{passes} (method {method})"
+    return passes if method in ("custom", passes) else f"{passes} (method {method})"
 
 
 def changes(values: Mapping[str, Any]) -> str:

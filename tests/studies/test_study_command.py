@@ -72,8 +72,7 @@ ARGUMENTS = {
     "batch --seeds 0": "Invalid value for '--seeds': 0 is not in the range x>=1.",
     "batch --task sst-2": "unknown task 'sst-2': did you mean 'sst2'? Known: ",
     "batch --model ./gone": "model './gone': there is no such folder or file; give a folder, a GGUF file, a hub id or "
-    "one "
-    "of 'starter', 'smollm2-135m-instruct'",
+    "one of 'starter', 'smollm2-135m-instruct'",
 }
 
 
