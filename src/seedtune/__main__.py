@@ -1,6 +1,6 @@
 """`python -m seedtune`: the command `seedtune`, without a script on the path."""
 
-from .cli import main
+from .entry import main
 
 if __name__ == "__main__":
     main()
