@@ -36,11 +36,3 @@ def is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except (ImportError, ValueError):
         return False
-
-
-def hint(extra: str) -> str:
-    """
-    >>> hint("report")
-    "pip install '.[report]'"
-    """
-    return f"pip install '.[{extra}]'"

@@ -10,8 +10,9 @@ from rich.table import Table
 from . import run_store, verdict
 from .config import Recipe
 from .console import pairs, table
+from .errors import install_hint
 from .inspection import differing_tasks
-from .installation import MODEL, SNIPPETS, hint
+from .installation import MODEL, SNIPPETS
 from .quantities import amount, duration, operations
 from .results import sent
 
@@ -195,7 +196,7 @@ def health(found: Mapping[str, Any]) -> Iterator[Part]:
     extras = table("", "", "")
     extras.show_header = False
     for name, extra in found["extras"].items():
-        missing = f"missing: {hint(name)}" if extra["missing"] else "installed"
+        missing = f"missing: {install_hint(name)}" if extra["missing"] else "installed"
         extras.add_row(name, missing, extra["for"])
     yield extras
     yield "\nPackaged model and data:"

@@ -54,14 +54,6 @@ def _file_digest(path: str, size: int, time: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_gguf(path: Path) -> bool:
-    """Return True for a file that is named .gguf or begins as GGUF does."""
-    if path.suffix.lower() == ".gguf":
-        return True
-    with open(path, "rb") as file:
-        return file.read(4) == MAGIC
-
-
 def check(path: Path) -> None:
     """Refuse a file that cannot be a base, from its first bytes, its metadata and its size.
 

@@ -66,6 +66,11 @@ class GroupShape:
     num_tokens: int
     is_full: bool
 
+    @property
+    def metered(self) -> Shape:
+        """The shape by which operations of a group are counted."""
+        return Shape((self.num_rows, self.num_tokens), None, None, 0)
+
 
 _Pool = defaultdict[GroupShape, dict[bytes, Sequence]]
 """Sequences expected together, by the shape of their group."""
@@ -236,16 +241,14 @@ class KeptActivations:
             mask[row, : len(tokens)] = 1
         device = self.model.device
         call = partial(self.model.module, input_ids=ids.to(device), attention_mask=mask.to(device))
-        size = Shape((shape.num_rows, shape.num_tokens), None, None, 0)
-        (values, _), flops = self._meter.counted(size, (FROZEN, cut.k), partial(compute_frozen, cut, call))
+        (values, _), flops = self._meter.counted(shape.metered, (FROZEN, cut.k), partial(compute_frozen, cut, call))
         self.savings.flops_spent += flops
         return values
 
     def _flops_each(self, sequence: Sequence) -> int:
         """Operations of a sequence, as its group spends them."""
         shape = self._shape(sequence)
-        size = Shape((shape.num_rows, shape.num_tokens), None, None, 0)
-        return (self._meter.known(size, (FROZEN, self.num_layers)) or 0) // shape.num_rows
+        return (self._meter.known(shape.metered, (FROZEN, self.num_layers)) or 0) // shape.num_rows
 
     # Shapes
 
